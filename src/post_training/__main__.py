@@ -1,0 +1,60 @@
+"""`python -m post_training <command>`: the bodies of the rules, and the tools that a person calls by hand.
+
+Each command's module is imported when it is called, so that a download loads no torch.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from post_training.errors import UserError
+from post_training.task import Task
+
+# Rule -> where its body `run(task)` stands.
+STAGES = {
+    "download": "post_training.data.download",
+    "download_model": "post_training.model.download",
+    "build_model": "post_training.model.build",
+    "transform": "post_training.data.transform",
+    "tokenize": "post_training.data.tokenize",
+    "mix": "post_training.data.mix",
+    "launch": "post_training.launch",
+    "export": "post_training.export",
+    "evaluate": "post_training.evaluate",
+    "report": "post_training.report",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; what a person did wrong is one line and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m post_training", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in STAGES.items():
+        stage = commands.add_parser(name, help=f"body of the rule (see {module})")
+        stage.add_argument("--spec", required=True, help="what to make, as JSON")
+        stage.add_argument("--runtime", default="{}", help="how to run it, as JSON")
+        stage.add_argument("--inputs", nargs="*", default=[], help="manifests of the inputs, in the spec's order")
+        stage.add_argument("--output", required=True, help="the manifest to write")
+    train = commands.add_parser("train", help="train one stage; by hand with --config, also below accelerate launch")
+    train.add_argument("--config", required=True, help="the YAML of the pipeline")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "train":
+            from post_training.training.by_hand import train_from_config
+
+            return train_from_config(options.config, options.overrides)
+        # A rank's own imports and downloads are the launcher's business; see training/__main__.py.
+        task = Task.parse(options.spec, options.runtime, options.inputs, options.output)
+        return importlib.import_module(STAGES[options.command]).run(task) or 0
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Layers of configuration -> one checked, flat view a stage.
+
+Precedence, later wins: schema, file shared, file stage, command line shared, command line stage.
+Everything that can be wrong is a `ConfigError` that names the key.  Light: OmegaConf only.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from post_training import methods
+from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
+from post_training.errors import ConfigError, UserError, did_you_mean
+
+Tree = dict[str, Any]
+RESERVED = ("set",)
+_INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
+
+
+@dataclass
+class Pipeline:
+    """A checked configuration: the stages in order and the flat view of each."""
+
+    views: dict[str, Tree]
+    """Stage name (its method) -> every section, resolved for that stage."""
+    stages: list[str] = field(default_factory=list)
+    """From first to last."""
+
+    @property
+    def last(self) -> Tree:
+        """The view of the last stage."""
+        return self.views[self.stages[-1]]
+
+    def frozen(self, stage: str) -> Tree:
+        """A complete configuration that makes the same pipeline up to `stage`, defaults written out."""
+        upto = self.stages[: self.stages.index(stage) + 1]
+        view = self.views[stage]
+        tree = {key: view[key] for key in GLOBAL} | {"method": stage}
+        for name in upto:
+            tree[name] = dict(self.views[name][name])
+            for section in SHARED:
+                tree[name][section] = self.views[name][section]
+        return tree
+
+
+def load_file(path: str | Path) -> Tree:
+    """Read one YAML file into plain containers."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config error: {path}: cannot be read ({error}); give the path of a YAML file") from None
+    try:
+        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        tree = OmegaConf.to_container(loaded, resolve=False)
+    except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
+        raise UserError(f"config error: {path}: not a YAML mapping: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"config error: {path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> Pipeline:
+    """Check and merge the layers.
+
+    Args:
+        file: the configuration file(s), merged.
+        command_line: nested overrides (`--config training={...}`), with dotted ones under `set`: a
+            string of `key=value` words, or a list of them for values with spaces.
+    """
+    file = _plain(file)
+    command_line = _plain(command_line or {})
+    # Snakemake has merged the command line into `file` already; the reserved key is no section.
+    dotted = command_line.pop("set", file.get("set", []))
+    file.pop("set", None)
+    indexed, override = _split_dotted(dotted, file)
+    file = indexed
+    _merge_into(command_line, override)
+    _check_top_level(file)
+    _check_top_level(command_line)
+    chosen = command_line.get("method", file.get("method", "sft"))
+    if chosen not in methods.names():
+        raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), methods.names())}")
+    given = {name for name in methods.names() if name in file or name in command_line}
+    views: dict[str, Tree] = {}
+    stage = chosen
+    while stage != "base":
+        if stage in views:
+            raise ConfigError(f"{stage}.init_from", f"{stage} cannot start from itself; use base or another stage")
+        if stage not in methods.names():
+            child = next(iter(views))
+            offered = did_you_mean(stage, ["auto", "base", *methods.names()])
+            raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
+        view = _stage_view(stage, file, command_line)
+        view["method"] = stage
+        parent = view[stage]["init_from"]
+        if parent == "auto":
+            parent = "sft" if "sft" in given and stage != "sft" else "base"
+            view[stage]["init_from"] = parent
+        views = {stage: view, **views}
+        stage = parent
+    return Pipeline(views=views, stages=list(views))
+
+
+def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
+    """`["training.max_steps=3"]` -> `[("training.max_steps", 3)]`, typed as YAML types it."""
+    pairs = []
+    for word in words:
+        key, separator, value = str(word).partition("=")
+        if not separator or not re.fullmatch(r"[A-Za-z_][\w.\[\]]*", key):
+            raise ConfigError(
+                "set", f"expected key=value, found {word!r}; for values with spaces use a list: set='[\"key=a b\"]'"
+            )
+        if "$" in value:
+            # Under Slurm the submitting shell would expand it and the job would run with another value.
+            raise ConfigError(key, f"'$' in {value!r} would be expanded by the submitting shell; set it in the file")
+        try:
+            pairs.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]))  # type: ignore[index,call-overload]
+        except Exception as error:
+            raise ConfigError(key, f"cannot read the value {value!r}: {error}") from None
+    return pairs
+
+
+def _split_dotted(dotted: Any, file: Tree) -> tuple[Tree, Tree]:
+    """Dotted overrides -> (file with list entries edited in place, tree of the others).
+
+    An index edits the list where it stands: `data.datasets[0].weight` the shared list, which a stage
+    with a list of its own does not use; `dpo.data.datasets[0].weight` DPO's.
+    """
+    words = dotted.split() if isinstance(dotted, str) else list(dotted or [])
+    override: Tree = {}
+    for key, value in parse_dotted(words):
+        match = _INDEX.match(key)
+        if not match:
+            _put(override, key, value)
+            continue
+        path, index, rest = match["list"].split("."), int(match["index"]), match["rest"].lstrip(".")
+        entries = _get(file, path)
+        if entries is None and path[0] in methods.names():
+            # The stage shares the list: it gets a copy of its own before that is edited.
+            entries = _plain(_get(file, path[1:]))
+            if entries is not None:
+                _put(file, match["list"], entries)
+        if not isinstance(entries, list) or index >= len(entries):
+            size = len(entries) if isinstance(entries, list) else 0
+            raise ConfigError(key, f"the list {match['list']} has {size} entries, so index {index} does not exist")
+        if not rest:
+            entries[index] = value
+        elif isinstance(entries[index], dict):
+            _put(entries[index], rest, value)
+        else:
+            raise ConfigError(key, f"entry {index} is {entries[index]!r}, not a mapping")
+    return file, override
+
+
+def _check_top_level(tree: Tree) -> None:
+    offered = [*GLOBAL, *SHARED, *methods.names()]
+    for key, value in tree.items():
+        if key not in offered:
+            raise ConfigError(str(key), f"unknown key. {did_you_mean(str(key), offered)}")
+        if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
+            raise ConfigError(key, f"expected a mapping of keys, found {value!r}")
+
+
+def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
+    config_class = methods.load(stage).Config
+    own = {f.name for f in fields(config_class)}
+    # One class a stage: OmegaConf has no tagged unions.
+    view_class = make_dataclass(
+        "View",
+        [(stage, config_class, field(default_factory=config_class))],
+        bases=(GlobalSections, SharedSections),
+    )
+    for layer in (file, command_line):
+        section = layer.get(stage, {})
+        unknown = [key for key in section if key not in own and key not in SHARED]
+        if unknown:
+            raise ConfigError(f"{stage}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
+    # In order: file shared, file stage, command line shared, command line stage.
+    typed = OmegaConf.structured(view_class)
+    for layer in (file, command_line):
+        typed = _merge(typed, {k: v for k, v in layer.items() if k not in methods.names()}, shown=lambda key: key)
+        section = layer.get(stage, {})
+        typed = _merge(typed, {stage: {k: v for k, v in section.items() if k in own}}, shown=lambda key: key)
+        shared = {k: v for k, v in section.items() if k in SHARED}
+        typed = _merge(typed, shared, shown=lambda key: f"{stage}.{key}")
+    try:
+        return OmegaConf.to_container(typed, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
+
+
+def _merge(typed: Any, layer: Tree, shown: Callable[[str], str]) -> Any:
+    """OmegaConf's typed merge with its errors in one line."""
+    try:
+        return OmegaConf.merge(typed, OmegaConf.create(layer))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key)
+        if "not in" in str(error):
+            parent, _, word = key.rpartition(".")
+            node = OmegaConf.select(typed, re.sub(r"\[\d+\]", "", parent)) if parent else typed
+            offered = [f.name for f in fields(error.object_type)] if _is_dataclass(error.object_type) else list(node)
+            raise ConfigError(shown(key), f"unknown key. {did_you_mean(word, offered)}") from None
+        raise ConfigError(shown(key), _first_line(error)) from None
+    except Exception as error:
+        raise ConfigError(shown(next(iter(layer), "config")), _first_line(error)) from None
+
+
+def _is_dataclass(kind: Any) -> bool:
+    return hasattr(kind, "__dataclass_fields__")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _plain(tree: Any) -> Any:
+    """A deep copy in plain containers; `'null'` from Snakemake's string-typed `--config` becomes None."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return None if tree == "null" else tree
+
+
+def _merge_into(tree: Tree, other: Tree) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge_into(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _get(tree: Any, path: list[str]) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _put(tree: Tree, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        child = tree.get(part)
+        if child is None:
+            child = tree[part] = {}
+        elif not isinstance(child, dict):
+            raise ConfigError(dotted, f"{part} is {child!r}, not a mapping")
+        tree = child
+    tree[last] = value

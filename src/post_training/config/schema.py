@@ -1,0 +1,285 @@
+"""Every configuration key: its type, its only default, and what it means.
+
+Light: dataclasses and nothing else, because the Snakefile imports it. The text under a field is
+its documentation; `config/README.md` and `config/schema.json` are generated from it. A method's own
+keys stand in `methods/<method>.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class FromScratchConfig:
+    """A small model with random weights and a tokenizer trained on your files."""
+
+    model_type: str = "llama"
+    """Architecture, a `model_type` of Transformers (`llama`, `qwen3`, `olmo2`, ...)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that architecture's configuration (`hidden_size`, `num_hidden_layers`, ...)."""
+    vocab_size: int = 2000
+    """Entries of the byte-level BPE tokenizer, control tokens included."""
+    corpus: list[str] = field(default_factory=list)
+    """JSON Lines files whose strings the tokenizer is trained on."""
+    seed: int = 0
+    """Seed of the weights."""
+
+
+@dataclass
+class ModelConfig:
+    """The model that the first stage starts from."""
+
+    name_or_path: str | None = None
+    """Hugging Face model id or local folder. Null only together with `from_scratch`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model; recorded as a commit. Null = `main`."""
+    from_scratch: FromScratchConfig | None = None
+    """Build the model instead of loading one."""
+    attn_implementation: str = "sdpa"
+    """Attention backend: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3`, ... Never makes a stage stale."""
+    dtype: str = "bfloat16"
+    """Type of weights and activations in training: `float32`, `bfloat16`, `float16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read it."""
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batch and optimiser. Exactly one of the four lengths is given."""
+
+    max_steps: int | None = None
+    """Length in optimizer steps."""
+    num_training_samples: int | None = None
+    """Length in rows (packed rows with packing): ceil(samples / effective_batch_size) steps."""
+    num_training_tokens: int | None = None
+    """Length in tokens: ceil(tokens / (effective_batch_size * max_seq_length)) steps. SFT with packing only."""
+    num_train_epochs: float | None = None
+    """Length in passes over the mixed data."""
+    effective_batch_size: int = 32
+    """Rows (pairs for DPO) an optimizer step over all devices; gradient accumulation follows from it."""
+    per_device_train_batch_size: int = 1
+    """Rows that one device holds at a time. Never makes a stage stale."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more compute. Never makes stale."""
+    use_liger_kernel: bool = False
+    """Liger's fused layer kernels (GPU, extra `cuda`). Never makes a stage stale."""
+    learning_rate: float = 2.0e-5
+    """Peak learning rate."""
+    warmup_ratio: float = 0.03
+    """Share of the steps in which the learning rate rises from 0, in [0, 1)."""
+    lr_scheduler_type: str = "cosine_with_min_lr"
+    """A scheduler of Transformers: `linear`, `cosine`, `cosine_with_min_lr`, `constant_with_warmup`, ..."""
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=lambda: {"min_lr_rate": 0.1})
+    """Arguments of the scheduler; `min_lr_rate` (share of the peak) belongs to `cosine_with_min_lr`."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    seed: int = 42
+    """Seed of row order and dropout."""
+    trainer_args: dict[str, Any] = field(default_factory=dict)
+    """Any further argument of TRL's SFTConfig or DPOConfig, verbatim (`{adam_beta2: 0.95}`)."""
+
+
+@dataclass
+class DatasetConfig:
+    """One source of rows."""
+
+    name: str = ""
+    """Your name for it, used in paths: letters, digits, `.`, `_`, `-`. Empty = from `path`."""
+    path: str = ""
+    """Local file, list by glob, folder of `save_to_disk`, or Hugging Face dataset id."""
+    subset: str | None = None
+    """Configuration name of a Hub dataset."""
+    split: str = "train"
+    """Split of a Hub dataset, slices allowed (`train[:1%]`). Local files are one split."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; recorded as a commit."""
+    weight: float = 1.0
+    """Copies of the dataset in the mix: 1 = each row once, 0.5 = half the rows, 2 = each row twice, 0 = left out."""
+    transform: Any = "messages"
+    """Name of a transform, or `{name: ..., argument: value}`."""
+
+
+@dataclass
+class DataConfig:
+    """Sources, how they become conversations, and how those become tokens."""
+
+    datasets: list[DatasetConfig] = field(default_factory=list)
+    """The sources of the mix."""
+    chat_template: str = "chatml"
+    """Name of a shipped template, or the path of a `.jinja` file with generation markers."""
+    transform_modules: list[str] = field(default_factory=list)
+    """Your own transforms: `.py` files or importable modules that call `register_transform`."""
+    max_reject_fraction: float = 0.05
+    """Share of a dataset's rows that may be rejected before its job fails."""
+    strict: bool = False
+    """Fail at the first rejected row instead."""
+    seed: int = 42
+    """Seed of row selection and order."""
+    num_proc: int | None = None
+    """Worker processes of a data job, capped by the cores. Null = all cores of the job. Never makes stale."""
+
+
+@dataclass
+class CheckpointingConfig:
+    """What is saved while training. Never makes a stage stale."""
+
+    save_steps: int = 500
+    """Steps between full checkpoints (`checkpoints/checkpoint-*`), from which a run resumes."""
+    save_total_limit: int | None = 2
+    """Full checkpoints kept, 2 or more, so that one whole one always remains. Null = all."""
+    inference_checkpoint_steps: int | None = None
+    """Steps between model-only saves (`inference_checkpoints/step-*`). Null, zero or less = off."""
+    inference_checkpoint_path: str | None = None
+    """Another folder for them; each run gets its own below it. Null = in the run directory."""
+
+
+@dataclass
+class DeepSpeedConfig:
+    """DeepSpeed ZeRO. Never makes a stage stale."""
+
+    config_path: str | None = None
+    """A DeepSpeed YAML, such as `config/deepspeed/zero3.yaml`. Null = off unless `config` is given."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed keys that go over the file's."""
+
+
+@dataclass
+class AccelerateConfig:
+    """How ranks are started. Never makes a stage stale."""
+
+    num_processes: int | None = None
+    """Ranks on this machine without Slurm. Null = one a GPU, or one on the CPU."""
+    mixed_precision: str | None = None
+    """`no`, `bf16` or `fp16`; must match `model.dtype`. Null = what matches it."""
+    dynamo_backend: str = "no"
+    """torch.compile backend (`no`, `inductor`, ...)."""
+    use_deepspeed: bool | None = None
+    """Null = on when `deepspeed.config_path` or `deepspeed.config` is given; false = off in any case."""
+    deepspeed_multinode_launcher: str = "standard"
+    """Ranks are started by srun, so only `standard` exists."""
+    same_network: bool = True
+    """All nodes reach the first one by its name; only true is possible."""
+    rdzv_backend: str = "static"
+    """Ranks meet at a fixed address and port; only `static` is possible."""
+
+
+@dataclass
+class LoggingConfig:
+    """What is reported while training. Never makes a stage stale."""
+
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """`tensorboard`, `wandb`, or `none`."""
+    wandb_project: str | None = None
+    """W&B project; the API key comes from the environment only."""
+    logging_steps: int = 10
+    """Steps between two lines of `logs/metrics.jsonl`."""
+    include_num_input_tokens_seen: bool = True
+    """Log the tokens seen so far, padding not counted."""
+
+
+@dataclass
+class SlurmConfig:
+    """Where GPU rules run under `--executor slurm`. Never makes a stage stale."""
+
+    partition: str | None = None
+    """Partition of the GPU rules."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Node features."""
+    num_nodes: int = 1
+    """Nodes of an allocation."""
+    gpus_per_node: int = 1
+    """GPUs a node, one rank each. 0 = one CPU rank a node."""
+    cpus_per_gpu: int = 8
+    """Cores a rank."""
+    mem: str | None = None
+    """Memory a node, such as `200G`. Null = the partition's default."""
+    wall_time: str = "24:00:00"
+    """Time limit, `HH:MM:SS` or `D-HH:MM:SS`."""
+    signal_time_seconds: int = 300
+    """Slurm warns the ranks this many seconds before the limit; they save and stop."""
+    max_failures: int = 3
+    """Failures after which a job is not submitted again."""
+    extra: str = ""
+    """Further `sbatch` options."""
+
+
+@dataclass
+class PathsConfig:
+    """Where results go. Never makes a stage stale."""
+
+    output_base: str = "outputs"
+    """Folder of all results."""
+    debug_base: str = "outputs/debug"
+    """Folder of all results when `debug.enabled`."""
+
+
+@dataclass
+class DebugConfig:
+    """Throw-away runs."""
+
+    enabled: bool = False
+    """Write below `paths.debug_base`."""
+    override_existing: bool = False
+    """Wipe the run directory of a debug run and train again. Needs `enabled`."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out rows that every exported model, and the starting model, is measured on."""
+
+    datasets: list[DatasetConfig] = field(default_factory=list)
+    """Conversations give exact match of the greedy last answer; preferences give accuracy. `weight` is not used."""
+    max_samples: int | None = None
+    """Rows of each dataset that are used. Null = all."""
+    max_new_tokens: int = 128
+    """Longest answer that is generated."""
+    batch_size: int = 64
+    """Rows at a time. Never makes a stage stale."""
+
+
+@dataclass
+class ExportConfig:
+    """The final inference checkpoint."""
+
+    max_shard_size: str = "5GB"
+    """Largest safetensors file of an export that is yet to be made."""
+
+
+@dataclass
+class SharedSections:
+    """Sections that are defaults for every stage and may be overridden in a method's section."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    accelerate: AccelerateConfig = field(default_factory=AccelerateConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
+@dataclass
+class GlobalSections:
+    """Keys of the pipeline as a whole."""
+
+    method: str = "sft"
+    """The last stage: `sft`, or `dpo` on its output."""
+    run_name: str | None = None
+    """Name of the links to the results. Null = made from model and data."""
+    offline: bool = False
+    """No network call at all; set it where compute nodes have no internet."""
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+SHARED = tuple(SharedSections.__dataclass_fields__)
+GLOBAL = tuple(GlobalSections.__dataclass_fields__)

@@ -1,0 +1,1 @@
+"""From raw files to the rows that a trainer memory-maps."""

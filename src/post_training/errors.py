@@ -1,0 +1,28 @@
+"""What a person did wrong, in one line: key or file, what was found, what was expected, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; shown as one line without a traceback, exit code 1."""
+
+
+class ConfigError(UserError):
+    """A configuration key that cannot work. The message begins with the key."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"config error: {key}: {' '.join(problem.split())}")
+        self.key = key
+
+
+class DataError(UserError):
+    """A file or row that cannot be read or used. The message names both."""
+
+
+def did_you_mean(word: str, offered: Iterable[str]) -> str:
+    """`"Did you mean 'a'? "` or nothing, then what is on offer."""
+    offered = sorted(offered)
+    close = difflib.get_close_matches(word, offered, n=1)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}On offer: {', '.join(offered)}"

@@ -1,0 +1,54 @@
+"""Supervised fine-tuning on packed, labelled rows."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+ROWS = "messages"
+
+
+@dataclass
+class Config:
+    """Supervised fine-tuning. Any shared section may be given here again for this stage alone."""
+
+    init_from: str = "base"
+    """What the stage starts from: `base` (`model`)."""
+    max_seq_length: int = 2048
+    """Tokens of a row; longer conversations are dropped and counted."""
+    packing: bool = True
+    """Put several conversations into a row, without attention across them."""
+
+
+def packs(config: dict[str, Any]) -> bool:
+    """Whether the mix packs several conversations into a row."""
+    return bool(config["packing"])
+
+
+def check(view: dict[str, Any]) -> None:
+    """Nothing beyond the shared checks."""
+
+
+def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of TRL's SFTConfig that this method adds to the shared ones.
+
+    With `packing` and ready rows that carry `seq_lengths`, TRL's collator flattens a micro-batch to
+    one row with restarting positions and no attention mask: the only combination in which attention
+    never crosses documents. Without the skip flag TRL packs packed rows again and drops the lengths.
+    """
+    config = view["sft"]
+    return {
+        "packing": config["packing"],
+        "packing_strategy": "bfd",
+        "max_length": config["max_seq_length"],
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "assistant_only_loss": False,
+    }
+
+
+def build_trainer(view: dict[str, Any], model: Any, args: dict[str, Any], **kwargs: Any) -> "SFTTrainer":
+    """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(model=model, args=SFTConfig(**args), **kwargs)

@@ -1,0 +1,114 @@
+"""Transforms and chat templates by name, found by reading files, not by importing them. Light.
+
+A transform's identity is its source: the function and whatever else its module says at top level
+(helpers, constants, imports), but not the module's other transforms. Comments and formatting do
+not count.
+"""
+
+import ast
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from post_training.errors import ConfigError, did_you_mean
+
+PACKAGE = Path(__file__).parent
+TRANSFORMS = PACKAGE / "data" / "transforms"
+CHAT_TEMPLATES = PACKAGE / "chat_templates"
+
+
+@dataclass(frozen=True)
+class TransformSource:
+    """Where a transform is defined, and the digest of what decides its results."""
+
+    name: str
+    file: Path
+    digest: str
+
+
+def transform_names(modules: list[str]) -> dict[str, TransformSource]:
+    """Every transform on offer: the shipped ones and those of the user's modules."""
+    found: dict[str, TransformSource] = {}
+    for file in sorted(TRANSFORMS.glob("[!_]*.py")):
+        found |= _registered(file)
+    for module in modules:
+        found |= _registered(_module_file(module))
+    return found
+
+
+def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
+    """The transform of that name; `key` is the configuration key to blame."""
+    known = transform_names(modules)
+    if name not in known:
+        raise ConfigError(
+            key, f"no transform named {name!r}. {did_you_mean(name, known)} (or name your module in data.transform_modules)"
+        )
+    return known[name]
+
+
+def chat_template_text(name: str) -> str:
+    """The text of a shipped template, or of a `.jinja` file given by path."""
+    path = Path(name) if name.endswith(".jinja") else CHAT_TEMPLATES / f"{name}.jinja"
+    known = sorted(p.stem for p in CHAT_TEMPLATES.glob("*.jinja"))
+    if path.parent == CHAT_TEMPLATES and name not in known:
+        raise ConfigError(
+            "data.chat_template", f"no template named {name!r}. {did_you_mean(name, known)} (or the path of a .jinja file)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("data.chat_template", f"{name}: cannot be read ({error})") from None
+    if "{% generation %}" not in text and "{%- generation" not in text:
+        raise ConfigError(
+            "data.chat_template",
+            f"{name}: has no generation markers, so nothing could be trained on; put {{% generation %}} ... "
+            "{% endgeneration %} around what the assistant says, stop token included",
+        )
+    return text
+
+
+def _module_file(module: str) -> Path:
+    """The source file of a `.py` path or an importable name, without importing it."""
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise ConfigError("data.transform_modules", f"{module}: no such file")
+        return Path(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise ConfigError("data.transform_modules", f"{module!r}: neither a .py file nor an importable module")
+    return Path(spec.origin)
+
+
+def _registered(file: Path) -> dict[str, TransformSource]:
+    """Functions below `@register_transform("name")` in one file."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError("data.transform_modules", f"{file}: cannot be read as Python ({error})") from None
+    named = {node: name for node in tree.body if (name := _registered_name(node))}
+    shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
+    found = {}
+    for node, name in named.items():
+        text = "\n".join([ast.dump(node), *shared])
+        found[name] = TransformSource(name, file, hashlib.sha256(text.encode()).hexdigest())
+    return found
+
+
+def _registered_name(node: ast.stmt) -> str | None:
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and decorator.args and isinstance(decorator.args[0], ast.Constant):
+            function = decorator.func
+            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
+            if called == "register_transform":
+                return str(decorator.args[0].value)
+    return None
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
