@@ -101,12 +101,16 @@ def check_length(view: dict[str, Any], method: str) -> None:
         raise ConfigError(f"training.{key}", f"found {training[key]}, expected a number above 0")
     if key == "num_training_tokens" and not methods.load(method).packs(view[method]):
         remedy = "set sft.packing=true or give another length" if method == "sft" else "give another length"
-        raise ConfigError("training.num_training_tokens", f"found {training[key]}; works for SFT with packing only; {remedy}")
+        raise ConfigError(
+            "training.num_training_tokens", f"found {training[key]}; works for SFT with packing only; {remedy}"
+        )
     for name in ("effective_batch_size", "per_device_train_batch_size"):
         if training[name] < 1:
             raise ConfigError(f"training.{name}", f"found {training[name]}, expected 1 or more")
     if not 0 <= training["warmup_ratio"] < 1:
-        raise ConfigError("training.warmup_ratio", f"found {training['warmup_ratio']}, expected a share from 0 to below 1")
+        raise ConfigError(
+            "training.warmup_ratio", f"found {training['warmup_ratio']}, expected a share from 0 to below 1"
+        )
 
 
 def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPlan:

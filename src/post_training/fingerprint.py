@@ -54,6 +54,7 @@ class FileHashes:
         self._known: dict[str, list[Any]] | None = None
 
     def __call__(self, path: Path) -> str:
+        """sha256 (hex) of a file, read only when it may have changed."""
         stat = path.stat()
         if stat.st_size < CACHED_ABOVE_BYTES:
             return file_sha256(path)

@@ -84,7 +84,15 @@ def model_files(folder: Path) -> list[Path]:
     """The files of a local model that decide what it computes: everything but other weight formats and notes."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.parts)]
     safetensors = any(p.suffix == ".safetensors" for p in files)
-    unwanted = {".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx", *({".bin", ".pt", ".pth"} if safetensors else set())}
+    unwanted = {
+        ".md",
+        ".txt",
+        ".gguf",
+        ".msgpack",
+        ".h5",
+        ".onnx",
+        *({".bin", ".pt", ".pth"} if safetensors else set()),
+    }
     return [p for p in files if p.suffix not in unwanted or p.name in TOKENIZER_FILES]
 
 

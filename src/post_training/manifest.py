@@ -13,7 +13,17 @@ from typing import Any
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
 
-_VERSIONS = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "deepspeed", "pyarrow", "snakemake")
+_VERSIONS = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "deepspeed",
+    "pyarrow",
+    "snakemake",
+)
 
 
 def read(path: Path) -> dict[str, Any]:

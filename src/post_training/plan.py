@@ -53,13 +53,20 @@ class Stage:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that decides the content."""
-        inputs = {name: stage.fingerprint for name, stage in self.inputs.items()} if self.identity is None else self.identity
+        inputs = (
+            {name: stage.fingerprint for name, stage in self.inputs.items()} if self.identity is None else self.identity
+        )
         return digest([self.kind, VERSIONS[self.kind], self.config, inputs])
 
     @cached_property
     def name(self) -> str:
         """The directory's own name."""
         return f"{self.label}{self.separator}{self.fingerprint[:8]}"
+
+    @property
+    def wildcard(self) -> str:
+        """What its rule's wildcard matches."""
+        return self.name
 
     @property
     def directory(self) -> str:
@@ -88,7 +95,7 @@ class Plan:
     base: Path
     run_name: str
     stages: dict[str, dict[str, Stage]] = field(default_factory=dict)
-    """Kind -> directory name -> stage."""
+    """Kind -> the rule's wildcard -> stage."""
     trained: dict[str, Stage] = field(default_factory=dict)
     """Method -> its training stage, first to last."""
     exported: dict[str, Stage] = field(default_factory=dict)
@@ -99,7 +106,7 @@ class Plan:
 
     def add(self, stage: Stage) -> Stage:
         """Register a stage; equal stages of two branches are one."""
-        return self.stages.setdefault(stage.kind, {}).setdefault(stage.name, stage)
+        return self.stages.setdefault(stage.kind, {}).setdefault(stage.wildcard, stage)
 
     def links(self) -> dict[str, str]:
         """Name of each link below the base -> the run directory that it leads to."""
@@ -152,7 +159,9 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     _require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
     length = view[name]["max_seq_length"]
     _require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
-    _require(bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own")
+    _require(
+        bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own"
+    )
 
 
 def _check_types(view: dict[str, Any]) -> None:
@@ -167,7 +176,9 @@ def _check_types(view: dict[str, Any]) -> None:
     )
     for key, only in (("deepspeed_multinode_launcher", "standard"), ("same_network", True), ("rdzv_backend", "static")):
         found = view["accelerate"][key]
-        _require(found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible")
+        _require(
+            found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible"
+        )
     path = view["deepspeed"]["config_path"]
     _require(path is None or Path(path).is_file(), "deepspeed.config_path", f"{path}: no such file")
     _require(
@@ -344,9 +355,14 @@ class _Planner:
             raise ConfigError("model.name_or_path", f"give either it or model.from_scratch; {both}")
         runtime: dict[str, Any] = {"offline": offline, "trust_remote_code": model["trust_remote_code"]}
         if scratch is not None:
-            corpus = [file for path in scratch["corpus"] for file in data_files(path, "model.from_scratch.corpus") or []]
+            corpus = [
+                file for path in scratch["corpus"] for file in data_files(path, "model.from_scratch.corpus") or []
+            ]
             _require(bool(corpus), "model.from_scratch.corpus", "no file; the tokenizer needs text to be trained on")
-            trained_on = {"vocab_size": scratch["vocab_size"], "corpus": [s for _, s in digest_files(corpus, self.hashes)]}
+            trained_on = {
+                "vocab_size": scratch["vocab_size"],
+                "corpus": [s for _, s in digest_files(corpus, self.hashes)],
+            }
             weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
             config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
             runtime["corpus"] = [str(file) for file in corpus]
@@ -355,7 +371,9 @@ class _Planner:
         if folder is None:
             self._check_offline("model", path, offline, f"{key}.name_or_path" if key == "model" else key)
             hub = {"name_or_path": path, "revision": model["revision"] or "main"}
-            return self.plan.add(_model_stage("download_model", slug(path), {"hub": hub, "tokenizer": digest(hub)}, runtime))
+            return self.plan.add(
+                _model_stage("download_model", slug(path), {"hub": hub, "tokenizer": digest(hub)}, runtime)
+            )
         files = digest_files(model_files(folder), self.hashes, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
@@ -409,7 +427,9 @@ class _Planner:
     def auto_name(self, view: dict[str, Any]) -> str:
         """Run name from the model and the first stage's data mix."""
         first = self.views[self.plan.pipeline.stages[0]]
-        names = [self.dataset_name(entry, "data.datasets") for entry in first["data"]["datasets"] if entry["weight"] > 0]
+        names = [
+            self.dataset_name(entry, "data.datasets") for entry in first["data"]["datasets"] if entry["weight"] > 0
+        ]
         more = f"-and-{len(names) - 2}-more" if len(names) > 2 else ""
         return f"{self._model_label(view['model'])}-{'-'.join(names[:2])}{more}"[:90].rstrip("-._")
 
@@ -419,7 +439,13 @@ class _InRunDirectory(Stage):
 
     @cached_property
     def name(self) -> str:
+        """A fixed name, which people and scripts rely on."""
         return "model"
+
+    @property
+    def wildcard(self) -> str:
+        """The run directory."""
+        return self.folder
 
 
 def _model_stage(kind: str, label: str, config: dict[str, Any], runtime: dict[str, Any]) -> Stage:

@@ -42,7 +42,8 @@ def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
     known = transform_names(modules)
     if name not in known:
         raise ConfigError(
-            key, f"no transform named {name!r}. {did_you_mean(name, known)} (or name your module in data.transform_modules)"
+            key,
+            f"no transform named {name!r}. {did_you_mean(name, known)} (or name your module in data.transform_modules)",
         )
     return known[name]
 
@@ -53,7 +54,8 @@ def chat_template_text(name: str) -> str:
     known = sorted(p.stem for p in CHAT_TEMPLATES.glob("*.jinja"))
     if path.parent == CHAT_TEMPLATES and name not in known:
         raise ConfigError(
-            "data.chat_template", f"no template named {name!r}. {did_you_mean(name, known)} (or the path of a .jinja file)"
+            "data.chat_template",
+            f"no template named {name!r}. {did_you_mean(name, known)} (or the path of a .jinja file)",
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -5,20 +5,19 @@ Everything that can be wrong is a `ConfigError` that names the key.  Light: Omeg
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from post_training import methods
-from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
+from post_training.config.schema import GLOBAL, SHARED, DatasetConfig, GlobalSections, SharedSections
 from post_training.errors import ConfigError, UserError, did_you_mean
 
 Tree = dict[str, Any]
-RESERVED = ("set",)
 _INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
 
 
@@ -61,7 +60,7 @@ def load_file(path: str | Path) -> Tree:
         raise UserError(f"config error: {path}: not a YAML mapping: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"config error: {path}: expected a mapping of sections, found {type(tree).__name__}")
-    return tree
+    return {str(key): value for key, value in tree.items()}
 
 
 def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> Pipeline:
@@ -72,20 +71,18 @@ def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = No
         command_line: nested overrides (`--config training={...}`), with dotted ones under `set`: a
             string of `key=value` words, or a list of them for values with spaces.
     """
-    file = _plain(file)
-    command_line = _plain(command_line or {})
+    base: Tree = _plain(file)
+    override: Tree = _plain(command_line or {})
     # Snakemake has merged the command line into `file` already; the reserved key is no section.
-    dotted = command_line.pop("set", file.get("set", []))
-    file.pop("set", None)
-    indexed, override = _split_dotted(dotted, file)
-    file = indexed
-    _merge_into(command_line, override)
-    _check_top_level(file)
-    _check_top_level(command_line)
-    chosen = command_line.get("method", file.get("method", "sft"))
+    dotted = override.pop("set", base.get("set", []))
+    base.pop("set", None)
+    _merge_into(override, _apply_dotted(dotted, base))
+    for layer in (base, override):
+        _check_layer(layer)
+    chosen = override.get("method", base.get("method", "sft"))
     if chosen not in methods.names():
         raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), methods.names())}")
-    given = {name for name in methods.names() if name in file or name in command_line}
+    given = {name for name in methods.names() if name in base or name in override}
     views: dict[str, Tree] = {}
     stage = chosen
     while stage != "base":
@@ -95,7 +92,7 @@ def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = No
             child = next(iter(views))
             offered = did_you_mean(stage, ["auto", "base", *methods.names()])
             raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
-        view = _stage_view(stage, file, command_line)
+        view = _stage_view(stage, base, override)
         view["method"] = stage
         parent = view[stage]["init_from"]
         if parent == "auto":
@@ -125,8 +122,8 @@ def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _split_dotted(dotted: Any, file: Tree) -> tuple[Tree, Tree]:
-    """Dotted overrides -> (file with list entries edited in place, tree of the others).
+def _apply_dotted(dotted: Any, file: Tree) -> Tree:
+    """Edit list entries of the file layer in place; return the other overrides as a tree.
 
     An index edits the list where it stands: `data.datasets[0].weight` the shared list, which a stage
     with a list of its own does not use; `dpo.data.datasets[0].weight` DPO's.
@@ -154,19 +151,41 @@ def _split_dotted(dotted: Any, file: Tree) -> tuple[Tree, Tree]:
             _put(entries[index], rest, value)
         else:
             raise ConfigError(key, f"entry {index} is {entries[index]!r}, not a mapping")
-    return file, override
+    return override
 
 
-def _check_top_level(tree: Tree) -> None:
+def _check_layer(layer: Tree) -> None:
+    """Unknown sections, and list entries one by one: OmegaConf's own error for those has no path."""
     offered = [*GLOBAL, *SHARED, *methods.names()]
-    for key, value in tree.items():
+    for key, value in layer.items():
         if key not in offered:
-            raise ConfigError(str(key), f"unknown key. {did_you_mean(str(key), offered)}")
+            raise ConfigError(key, f"unknown key. {did_you_mean(key, offered)}")
         if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
-            raise ConfigError(key, f"expected a mapping of keys, found {value!r}")
+            raise ConfigError(key, f"found {value!r}, expected a mapping of keys")
+        if key in methods.names():
+            own = [f.name for f in fields(methods.load(key).Config)]
+            unknown = [name for name in value if name not in own and name not in SHARED]
+            if unknown:
+                raise ConfigError(f"{key}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
+    for prefix in ("", *(f"{name}." for name in methods.names())):
+        scratch = _get(layer, f"{prefix}model.from_scratch".split("."))
+        if scratch is not None and not isinstance(scratch, dict):
+            raise ConfigError(f"{prefix}model.from_scratch", f"found {scratch!r}, expected a mapping")
+        for section in ("data", "evaluation"):
+            path = f"{prefix}{section}.datasets"
+            entries = _get(layer, path.split("."))
+            if entries is not None and not isinstance(entries, list):
+                raise ConfigError(path, f"found {entries!r}, expected a list of datasets")
+            for index, entry in enumerate(entries or []):
+                if not isinstance(entry, dict):
+                    raise ConfigError(
+                        f"{path}[{index}]", f"found {entry!r}, expected a mapping with path and transform"
+                    )
+                _merge(OmegaConf.structured(DatasetConfig), entry, shown=f"{path}[{index}]." + "{}")
 
 
 def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
+    """Merge the layers for one stage into a view of plain values."""
     config_class = methods.load(stage).Config
     own = {f.name for f in fields(config_class)}
     # One class a stage: OmegaConf has no tagged unions.
@@ -175,43 +194,48 @@ def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
         [(stage, config_class, field(default_factory=config_class))],
         bases=(GlobalSections, SharedSections),
     )
-    for layer in (file, command_line):
-        section = layer.get(stage, {})
-        unknown = [key for key in section if key not in own and key not in SHARED]
-        if unknown:
-            raise ConfigError(f"{stage}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
-    # In order: file shared, file stage, command line shared, command line stage.
     typed = OmegaConf.structured(view_class)
     for layer in (file, command_line):
-        typed = _merge(typed, {k: v for k, v in layer.items() if k not in methods.names()}, shown=lambda key: key)
+        typed = _merge(typed, {k: v for k, v in layer.items() if k not in methods.names()}, shown="{}")
         section = layer.get(stage, {})
-        typed = _merge(typed, {stage: {k: v for k, v in section.items() if k in own}}, shown=lambda key: key)
-        shared = {k: v for k, v in section.items() if k in SHARED}
-        typed = _merge(typed, shared, shown=lambda key: f"{stage}.{key}")
+        typed = _merge(typed, {stage: {k: v for k, v in section.items() if k in own}}, shown="{}")
+        typed = _merge(typed, {k: v for k, v in section.items() if k in SHARED}, shown=f"{stage}." + "{}")
     try:
-        return OmegaConf.to_container(typed, resolve=True)  # type: ignore[return-value]
+        return dict(OmegaConf.to_container(typed, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
 
 
-def _merge(typed: Any, layer: Tree, shown: Callable[[str], str]) -> Any:
-    """OmegaConf's typed merge with its errors in one line."""
+def _merge(typed: Any, layer: Tree, shown: str) -> Any:
+    """OmegaConf's typed merge with its errors in one line; `shown` formats the key that is blamed."""
     try:
         return OmegaConf.merge(typed, OmegaConf.create(layer))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key)
-        if "not in" in str(error):
-            parent, _, word = key.rpartition(".")
-            node = OmegaConf.select(typed, re.sub(r"\[\d+\]", "", parent)) if parent else typed
-            offered = [f.name for f in fields(error.object_type)] if _is_dataclass(error.object_type) else list(node)
-            raise ConfigError(shown(key), f"unknown key. {did_you_mean(word, offered)}") from None
-        raise ConfigError(shown(key), _first_line(error)) from None
-    except Exception as error:
-        raise ConfigError(shown(next(iter(layer), "config")), _first_line(error)) from None
+        found = _get(layer, key.split("."))
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
+            offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
+            problem = f"unknown key. {did_you_mean(key.rpartition('.')[2], offered)}"
+        else:
+            problem = f"found {found!r}, expected {_expected(_first_line(error))}"
+        raise ConfigError(shown.format(key), problem) from None
 
 
-def _is_dataclass(kind: Any) -> bool:
-    return hasattr(kind, "__dataclass_fields__")
+def _expected(omegaconf_says: str) -> str:
+    """OmegaConf's words for a wrong type in a user's words."""
+    for said, expected in (
+        ("not a valid bool", "true or false"),
+        ("is not a ListConfig", "a list, such as [value]"),
+        ("to Dict[", "a mapping"),
+        ("is not a subclass", "a mapping"),
+    ):
+        if said in omegaconf_says:
+            return expected
+    return (
+        omegaconf_says.rpartition(" to ")[2].lower()
+        if "could not be converted to" in omegaconf_says
+        else omegaconf_says
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make demo`, `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# `cpu` or `cuda`: which lock and which extra are installed.
+BUILD ?= cpu
+N ?= 2
+
+.PHONY: demo test test-fast bench lint docs lock clean
+
+# The environment is whole when its stamp exists; a changed lock makes it stale.
+$(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --requirement envs/lock-$(BUILD).txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/.$(BUILD)  ## the embedded default: data -> SFT -> DPO -> export, on this machine
+	$(BIN)/snakemake --config method=dpo
+
+test: $(VENV)/.$(BUILD) lint  ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.$(BUILD)  ## ratios against peers, with spread
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/.$(BUILD)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+docs: $(VENV)/.$(BUILD)  ## write config/README.md and config/schema.json from the schema
+	$(BIN)/python -m post_training.config.document
+
+lock:  ## resolve the newest versions that pyproject.toml allows; names and versions only
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/pip install --quiet --upgrade pip setuptools wheel
+	DS_BUILD_OPS=0 .lock/bin/pip install --quiet torch==2.13.0
+	DS_BUILD_OPS=0 .lock/bin/pip install --quiet ".[cpu,slurm,dev]"
+	.lock/bin/pip freeze --exclude post-training | sed 's/+cpu$$//' | grep -v ' @ ' > envs/lock-cpu.txt
+	rm -rf .lock build
+
+clean:  ## remove the environment and the demo's results
+	rm -rf $(VENV) outputs .snakemake

@@ -1,0 +1,64 @@
+"""One rule for every method, and the inference checkpoint of its result.
+
+REQUIRED INPUTS: the mixed rows, and the base model or the export of the stage before
+OUTPUTS:         <outputs>/<method>-<model>-<fingerprint>/manifest.json and model/manifest.json
+"""
+
+
+rule train:
+    """Train a stage to its last step, resuming from its newest whole checkpoint.
+
+    Checkpoints are not outputs: Snakemake deletes outputs before a job starts, and an interrupted
+    run would lose what it came to continue (snakemake#509).
+    """
+    input:
+        WORKFLOW.train_inputs,
+    output:
+        "<outputs>/{run}/manifest.json",
+    log:
+        "<outputs>/logs/train/{run}.log",
+    wildcard_constraints:
+        run=WORKFLOW.names("train"),
+    # Every core: two runs of one plan must not share this machine's devices.
+    threads: WORKFLOW.train_threads
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        spec=WORKFLOW.spec("train", "run"),
+        runtime=WORKFLOW.runtime("train", "run"),
+    shell:
+        r"""
+        python -m post_training launch \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee -a {log:q}
+        """
+
+
+rule export:
+    """Write the model that inference loads, then reload it, compare logits, and let it answer."""
+    input:
+        WORKFLOW.inputs("export", "run"),
+    output:
+        "<outputs>/{run}/model/manifest.json",
+    log:
+        "<outputs>/logs/export/{run}.log",
+    wildcard_constraints:
+        run=WORKFLOW.names("train"),
+    threads: WORKFLOW.train_threads
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        spec=WORKFLOW.spec("export", "run"),
+        runtime=WORKFLOW.runtime("export", "run"),
+    shell:
+        r"""
+        python -m post_training export \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
