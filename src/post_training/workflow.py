@@ -66,9 +66,17 @@ class WorkflowPlan:
 
     def inputs(self, kind: str, wildcard: str = "stage") -> Inputs:
         """Input function of a rule. Ancient: whether an input is newer says nothing, its path says everything."""
-        return lambda wildcards: [
-            ancient(path) for path in self.manifests(*self._stage(kind, wildcard, wildcards).inputs.values())
-        ]
+
+        def function(wildcards: Any) -> list[Any]:
+            stage = self._stage(kind, wildcard, wildcards)
+            # Sorted, as in the spec, whose JSON names them in that order.
+            paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs)))
+            if (self.plan.base / stage.manifest).exists():
+                # A whole stage needs nothing: tokens stay although the weights beside their tokenizer are yet to come.
+                paths = [path for path in paths if Path(path).exists()]
+            return [ancient(path) for path in paths]
+
+        return function
 
     def train_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `train`, where the devices are known for the first time: the batch must divide over them."""
@@ -123,7 +131,8 @@ class WorkflowPlan:
         view = self.plan.pipeline.last
         if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
             return
-        for stage in (*self.plan.evaluated.values(), *self.plan.exported.values(), *self.plan.trained.values()):
+        evaluated = [stage for name, stage in self.plan.evaluated.items() if name != "base"]
+        for stage in (*evaluated, *self.plan.exported.values(), *self.plan.trained.values()):
             (self.plan.base / stage.manifest).unlink(missing_ok=True)
 
 

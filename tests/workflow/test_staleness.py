@@ -1,0 +1,226 @@
+"""What a change reruns, and what it does not: asked of Snakemake on a finished pipeline."""
+
+import copy
+import itertools
+import os
+import shutil
+import time
+
+import pytest
+
+FOLLOWS_SFT = {"train": ["dpo", "sft"], "export": ["dpo", "sft"], "evaluate": ["dpo", "sft"]}
+
+
+def kinds(jobs: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Wildcards without fingerprints."""
+    return {rule: sorted(name.partition("-")[0] for name in names) for rule, names in jobs.items()}
+
+
+@pytest.fixture
+def finished(project):
+    project.complete()
+    assert project.jobs() == {}
+    return project
+
+
+def changed(project, edit) -> dict[str, list[str]]:
+    """Jobs after an edit of the config; afterwards, changing back reruns nothing."""
+    before = copy.deepcopy(project.config)
+    edit(project.config)
+    project.write()
+    jobs = project.jobs()
+    project.config = before
+    project.write()
+    assert project.jobs() == {}, "changing back"
+    return kinds(jobs)
+
+
+def test_beta_reruns_dpo_and_what_follows(finished):
+    def edit(config):
+        config["dpo"]["beta"] = 0.3
+
+    assert changed(finished, edit) == {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
+
+
+def test_weight_reruns_the_mix_and_what_follows(finished):
+    def edit(config):
+        config["data"]["datasets"][1]["weight"] = 0.25
+
+    assert changed(finished, edit) == {"mix": ["sft"], **FOLLOWS_SFT}
+
+
+def test_another_transform_reruns_that_dataset_and_what_follows(finished):
+    def edit(config):
+        config["data"]["datasets"][1]["transform"] = "first"
+
+    assert changed(finished, edit) == {"transform": ["b"], "tokenize": ["b"], "mix": ["sft"], **FOLLOWS_SFT}
+
+
+def test_arguments_of_a_transform_count(finished):
+    def edit(config):
+        config["data"]["datasets"][1]["transform"] = {"name": "second", "column": "x"}
+
+    assert changed(finished, edit)["transform"] == ["b"]
+
+
+def test_source_of_a_transform_reruns_its_datasets_only(finished):
+    path = finished.path / "transforms.py"
+    text = path.read_text()
+    path.write_text(
+        text.replace('def second(row):\n    return {"messages": row["messages"]}', "def second(row):\n    return row")
+    )
+    assert kinds(finished.jobs()) == {"transform": ["b"], "tokenize": ["b"], "mix": ["sft"], **FOLLOWS_SFT}
+    path.write_text("# a comment\n" + text)
+    assert finished.jobs() == {}
+
+
+def test_template_text_reruns_tokenize_and_what_follows(finished):
+    path = finished.path / "template.jinja"
+    path.write_text(path.read_text() + "{# another text #}")
+    assert kinds(finished.jobs()) == {
+        "tokenize": ["a", "b", "p"],
+        "mix": ["dpo", "sft"],
+        **FOLLOWS_SFT,
+        "evaluate": ["base", "dpo", "sft"],
+    }
+
+
+def test_learning_rate_reruns_training_and_what_follows(finished):
+    def edit(config):
+        config["training"]["learning_rate"] = 1e-3
+
+    assert changed(finished, edit) == FOLLOWS_SFT
+
+
+def test_learning_rate_of_one_stage(finished):
+    def edit(config):
+        config["dpo"]["training"] = {"learning_rate": 1e-3}
+
+    assert changed(finished, edit) == {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
+
+
+def test_content_of_a_source_reruns_from_download(finished):
+    (finished.path / "b.jsonl").write_text('{"messages": []}\n')
+    jobs = kinds(finished.jobs())
+    assert (jobs["download"], jobs["transform"], jobs["tokenize"]) == (["b"], ["b"], ["b"])
+
+
+def test_size_of_a_scratch_model_leaves_the_tokens(finished):
+    def edit(config):
+        config["model"]["from_scratch"]["config"]["hidden_size"] = 32
+
+    assert changed(finished, edit) == {
+        "build_model": ["scratch"],
+        **FOLLOWS_SFT,
+        "evaluate": ["base", "dpo", "sft"],
+    }
+
+
+@pytest.mark.parametrize(
+    "section,values",
+    [
+        ("logging", {"logging_steps": 1, "report_to": ["none"], "wandb_project": "x"}),
+        ("slurm", {"partition": "gpu", "num_nodes": 4, "wall_time": "01:00:00"}),
+        ("accelerate", {"num_processes": 2}),
+        ("checkpointing", {"save_steps": 7, "inference_checkpoint_steps": 3}),
+        ("data", {"num_proc": 1, "max_reject_fraction": 0.5}),
+        ("training", {"per_device_train_batch_size": 2, "gradient_checkpointing": False}),
+        ("model", {"attn_implementation": "eager"}),
+        ("evaluation", {"batch_size": 3}),
+    ],
+)
+def test_where_and_how_fast_is_never_stale(finished, section, values):
+    def edit(config):
+        config.setdefault(section, {}).update(values)
+
+    assert changed(finished, edit) == {}
+
+
+def test_run_name_shares_every_stage(finished):
+    assert finished.jobs(run_name="another") == {}
+
+
+def test_comments_and_key_order_do_not_count(finished):
+    path = finished.path / "config" / "config.yaml"
+    sections = path.read_text().split("\n")
+    tops = [i for i, line in enumerate(sections) if line and not line.startswith((" ", "-"))] + [len(sections)]
+    blocks = ["\n".join(sections[a:b]) for a, b in itertools.pairwise(tops)]
+    path.write_text("# a comment\n" + "\n".join(reversed(blocks)))
+    assert finished.jobs() == {}
+
+
+def test_spelling_of_a_number_does_not_count(finished):
+    assert finished.jobs(set="training.learning_rate=2e-5 training.max_steps=10") == {}
+    assert finished.jobs(training={"learning_rate": "0.00002", "max_steps": "10"}) == {}
+
+
+def test_order_of_datasets_does_not_count(finished):
+    def edit(config):
+        config["data"]["datasets"].reverse()
+
+    assert changed(finished, edit) == {}
+
+
+def test_lost_metadata_and_touched_files(finished):
+    shutil.rmtree(finished.path / ".snakemake", ignore_errors=True)
+    for offset, path in enumerate(sorted(finished.path.rglob("*"))):
+        if path.is_file():
+            os.utime(path, (time.time() + offset, time.time() + offset))
+    assert finished.jobs() == {}
+
+
+def test_method_sft_plans_no_dpo(project):
+    jobs = kinds(project.jobs(method="sft"))
+    assert jobs["train"] == ["sft"]
+    assert jobs["transform"] == ["a", "b", "held"]
+
+
+def test_dpo_shares_everything_with_sft(project):
+    sft, dpo = project.jobs(method="sft"), project.jobs()
+    for rule, names in sft.items():
+        assert set(names) <= set(dpo[rule]), rule
+
+
+def test_dpo_from_the_base_model(project):
+    jobs = kinds(project.jobs(set="dpo.init_from=base"))
+    assert jobs["train"] == ["dpo"]
+    assert jobs["transform"] == ["held", "p"]
+
+
+def test_a_file_with_one_method_is_one_stage(project):
+    del project.config["sft"]
+    project.write()
+    assert kinds(project.jobs())["train"] == ["dpo"]
+
+
+def test_targets(project):
+    assert set(project.jobs("data")) == {"download", "build_model", "transform", "tokenize", "mix"}
+    assert "report_page" in project.jobs("report")
+
+
+def test_workflow_snakefile_plans_the_same(project):
+    assert project.jobs(snakefile="workflow/Snakefile") == project.jobs()
+
+
+def test_override_existing_trains_a_debug_run_again(finished):
+    finished.config["debug"] = {"enabled": True}
+    finished.write()
+    finished.complete()
+    assert finished.jobs() == {}
+    finished.config["debug"]["override_existing"] = True
+    finished.write()
+    assert kinds(finished.jobs()) == {**FOLLOWS_SFT}
+
+
+def test_links_lead_to_the_configured_run(finished):
+    finished.jobs(run_name="mine")
+    link = finished.path / "outputs" / "mine"
+    first = os.readlink(link)
+    assert first.startswith("dpo-") and os.readlink(f"{link}-sft").startswith("sft-")
+    finished.config["dpo"]["beta"] = 0.5
+    finished.complete()
+    finished.config["dpo"]["beta"] = 0.1
+    finished.jobs(run_name="mine", set="dpo.beta=0.5")
+    assert os.readlink(link) != first
+    finished.jobs(run_name="mine")
+    assert os.readlink(link) == first
