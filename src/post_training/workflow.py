@@ -33,7 +33,7 @@ class WorkflowPlan:
         except UserError as error:
             raise SystemExit(str(error)) from None
         self._announced: set[str] = set()
-        if self._starts_here():
+        if self._is_main() and not getattr(workflow.output_settings, "dryrun", False):
             self._discard_debug_runs()
             point_links(self.plan)
 
@@ -83,7 +83,7 @@ class WorkflowPlan:
         stage = self._stage("train", "run", wildcards)
         method = stage.config["method"]
         view = self.plan.pipeline.views[method]
-        if method not in self._announced and self._starts_here():
+        if method not in self._announced and self._is_main():
             self._announced.add(method)
             topology = batch.slurm_topology(view) if self._on_slurm() else batch.local_topology(view)
             try:
@@ -119,9 +119,9 @@ class WorkflowPlan:
     def _stage(self, kind: str, wildcard: str, wildcards: Any) -> Stage:
         return self.plan.stages[kind][getattr(wildcards, wildcard)]
 
-    def _starts_here(self) -> bool:
-        """Whether this is the invocation that a person made, not a job's own, and not a dry run."""
-        return self.workflow.exec_mode.name == "DEFAULT" and not getattr(self.workflow.output_settings, "dryrun", False)
+    def _is_main(self) -> bool:
+        """Whether this is the invocation that a person made, not a job's own."""
+        return bool(self.workflow.exec_mode.name == "DEFAULT")
 
     def _on_slurm(self) -> bool:
         return bool(self.workflow.remote_exec or (self.workflow.executor_plugin and not self.workflow.local_exec))

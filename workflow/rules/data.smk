@@ -65,9 +65,9 @@ rule tokenize:
         "<outputs>/logs/tokenize/{stage}.log",
     wildcard_constraints:
         stage=WORKFLOW.names("tokenize"),
-    threads: WORKFLOW.data_threads
     conda:
         "../../envs/cpu.yaml"
+    threads: WORKFLOW.data_threads
     params:
         spec=WORKFLOW.spec("tokenize"),
         runtime=WORKFLOW.runtime("tokenize"),

@@ -19,10 +19,10 @@ rule train:
         "<outputs>/logs/train/{run}.log",
     wildcard_constraints:
         run=WORKFLOW.names("train"),
-    # Every core: two runs of one plan must not share this machine's devices.
-    threads: WORKFLOW.train_threads
     conda:
         "../../envs/cpu.yaml"
+    # Every core: two runs of one plan must not share this machine's devices.
+    threads: WORKFLOW.train_threads
     params:
         spec=WORKFLOW.spec("train", "run"),
         runtime=WORKFLOW.runtime("train", "run"),
@@ -47,9 +47,9 @@ rule export:
         "<outputs>/logs/export/{run}.log",
     wildcard_constraints:
         run=WORKFLOW.names("train"),
-    threads: WORKFLOW.train_threads
     conda:
         "../../envs/cpu.yaml"
+    threads: WORKFLOW.train_threads
     params:
         spec=WORKFLOW.spec("export", "run"),
         runtime=WORKFLOW.runtime("export", "run"),
