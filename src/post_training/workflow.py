@@ -83,7 +83,8 @@ class WorkflowPlan:
         stage = self._stage("train", "run", wildcards)
         method = stage.config["method"]
         view = self.plan.pipeline.views[method]
-        if method not in self._announced and self._is_main():
+        whole = (self.plan.base / stage.manifest).exists()
+        if not whole and method not in self._announced and self._is_main():
             self._announced.add(method)
             topology = batch.slurm_topology(view) if self._on_slurm() else batch.local_topology(view)
             try:
