@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from post_training.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from trl import DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
 ROWS = "preference"
 # TRL 1.16 accepts any name and fails at the first step; tests/unit/test_methods.py holds this list against TRL.
@@ -55,9 +56,19 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
     return {"beta": config["beta"], "loss_type": losses, "max_length": config["max_seq_length"]}
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: dict[str, Any], **kwargs: Any) -> "DPOTrainer":
-    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    from trl import DPOConfig, DPOTrainer
+def config_class() -> "type[DPOConfig]":
+    """TRL's class for the arguments."""
+    from trl.trainer.dpo_config import DPOConfig
+
+    return DPOConfig
+
+
+def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "DPOTrainer":
+    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    Without `ref_model` TRL loads the folder that `model` came from a second time.
+    """
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     class TokenizedDPOTrainer(DPOTrainer):
         """TRL has no switch for tokenised pairs: its preparation would look for text columns."""
@@ -65,4 +76,4 @@ def build_trainer(view: dict[str, Any], model: Any, args: dict[str, Any], **kwar
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    return TokenizedDPOTrainer(model=model, args=DPOConfig(**args), **kwargs)
+    return TokenizedDPOTrainer(model=model, args=args, **kwargs)

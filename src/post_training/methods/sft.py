@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl import SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
 ROWS = "messages"
 
@@ -47,8 +48,15 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: dict[str, Any], **kwargs: Any) -> "SFTTrainer":
-    """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
-    from trl import SFTConfig, SFTTrainer
+def config_class() -> "type[SFTConfig]":
+    """TRL's class for the arguments."""
+    from trl.trainer.sft_config import SFTConfig
 
-    return SFTTrainer(model=model, args=SFTConfig(**args), **kwargs)
+    return SFTConfig
+
+
+def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "SFTTrainer":
+    """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    return SFTTrainer(model=model, args=args, **kwargs)

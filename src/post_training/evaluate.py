@@ -1,0 +1,197 @@
+"""One model on held-out rows: exact match and loss of answers, accuracy and margin of preferences.
+
+Conversations: the last assistant turn is generated greedily and compared with the one in the data.
+Preferences: right when the chosen answer has the higher log-probability, summed over its tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training import manifest
+from post_training.errors import UserError
+from post_training.model import folder as model_folder
+from post_training.model.files import stop_tokens
+from post_training.model.loading import generate, load_for_inference, load_tokenizer
+from post_training.task import Task
+
+# Logits of a batch stay below this many bytes, whatever the vocabulary.
+_LOGIT_BYTES = 1 << 30
+Messages = list[dict[str, Any]]
+
+
+def run(task: Task) -> None:
+    """Write `samples.jsonl`, one line a row, and the manifest with `results` for each dataset."""
+    folder = model_folder(task.inputs["model"])
+    trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
+    judge = Judge(
+        load_for_inference(folder, trust_remote_code=trust),
+        load_tokenizer(folder, trust),
+        task.config["chat_template"],
+        task.config["max_new_tokens"],
+        task.runtime["batch_size"],
+    )
+    results: dict[str, dict[str, Any]] = {}
+    samples: list[dict[str, Any]] = []
+    rows_in = 0
+    dropped = 0
+    for name in (name for name in task.inputs if name != "model"):
+        rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
+        rows_in += len(rows)
+        kept = [row for row in rows if judge.fits(row)]
+        dropped += len(rows) - len(kept)
+        if not kept:
+            raise UserError(f"{task.inputs[name]}: no row of {len(rows)} is short enough for the model")
+        results[name], found = judge.preferences(kept) if "chosen" in kept[0] else judge.answers(kept)
+        samples += [{"dataset": name, **sample} for sample in found]
+        print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
+    with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    task.finish(results=results, rows_in=rows_in, rows_out=len(samples), dropped={"too long for the model": dropped})
+
+
+def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    """The first `limit` transformed rows."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(limit or 1 << 62), lines, strict=False)]
+    if not rows:
+        raise UserError(f"{path}: has no rows to evaluate on")
+    return rows
+
+
+class Judge:
+    """A model with the template and the limits that it is asked under."""
+
+    def __init__(self, model: Any, tokenizer: Any, template: str, max_new_tokens: int, batch_size: int) -> None:
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.stop = stop_tokens(tokenizer, template)
+        self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
+
+    def fits(self, row: dict[str, Any]) -> bool:
+        """Whether the row and a full answer stay within the model's positions."""
+        if "chosen" in row:
+            lengths = [len(self._encode(row["prompt"] + row[side])[0]) for side in ("chosen", "rejected")]
+            return max(lengths) <= self.longest
+        prompt = len(self._prompt(row["messages"][:-1])) + self.max_new_tokens
+        return max(prompt, len(self._encode(row["messages"])[0])) <= self.longest
+
+    def answers(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Exact match of the generated last turn, and the mean loss a token of the given one."""
+        conversations = [row["messages"] for row in rows]
+        prompts = [self._prompt(messages[:-1]) for messages in conversations]
+        generated: list[list[int]] = [[] for _ in rows]
+        # Like lengths together: less padding.
+        order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+        for batch in _batches(order, self.batch_size):
+            ids = generate(
+                self.model, [prompts[i] for i in batch], self.stop, self.tokenizer.pad_token_id, self.max_new_tokens
+            )
+            for index, answer in zip(batch, ids, strict=True):
+                generated[index] = answer
+        scored = self._log_probabilities([self._encode(messages) for messages in conversations])
+        samples = []
+        for messages, tokens in zip(conversations, generated, strict=True):
+            answer = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            expected = messages[-1]["content"].strip()
+            stopped = tokens[-1] in self.stop
+            # An answer that had to be cut off is not the expected one, even if it began like it.
+            samples.append(
+                {
+                    "prompt": messages[:-1],
+                    "expected": expected,
+                    "answer": answer,
+                    "correct": stopped and answer == expected,
+                    "stopped": stopped,
+                }
+            )
+        counted = sum(count for _, count in scored)
+        result = {
+            "kind": "exact_match",
+            "rows": len(rows),
+            "exact_match": _share(samples, "correct"),
+            "loss": -sum(total for total, _ in scored) / max(counted, 1),
+            "stopped": _share(samples, "stopped"),
+        }
+        return result, samples
+
+    def preferences(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Share of pairs whose chosen answer is the likelier one, and the mean difference in nats."""
+        encoded = [
+            self._encode(row["prompt"] + row[side], skip=_turns(row["prompt"]))
+            for row in rows
+            for side in ("chosen", "rejected")
+        ]
+        totals = [total for total, _ in self._log_probabilities(encoded)]
+        samples = []
+        for index, row in enumerate(rows):
+            chosen, rejected = totals[2 * index], totals[2 * index + 1]
+            sides = {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]}
+            samples.append({**sides, "chosen_logp": chosen, "rejected_logp": rejected, "correct": chosen > rejected})
+        margin = sum(sample["chosen_logp"] - sample["rejected_logp"] for sample in samples) / len(samples)
+        return {
+            "kind": "preference",
+            "rows": len(rows),
+            "accuracy": _share(samples, "correct"),
+            "margin": margin,
+        }, samples
+
+    def _prompt(self, messages: Messages) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode(self, messages: Messages, skip: int | None = None) -> tuple[list[int], list[int]]:
+        """Ids of a conversation and the places of its answer: assistant turns after the first `skip`, or the last."""
+        encoded = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
+        runs: list[list[int]] = []
+        for place, inside in enumerate(mask):
+            if inside and place and not mask[place - 1]:
+                runs.append([])
+            if inside and runs:
+                runs[-1].append(place)
+        chosen = runs[_turns(messages) - 1 if skip is None else skip :]
+        return ids, [place for run in chosen for place in run]
+
+    def _log_probabilities(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+        """Summed log-probability (nats) of the answer's tokens, and their number, for each row."""
+        import torch
+
+        results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+        width = max(len(ids) for ids, _ in rows)
+        fitting = _LOGIT_BYTES // (4 * width * self.model.config.get_text_config().vocab_size)
+        for batch in _batches(order, max(1, min(self.batch_size, fitting))):
+            longest = max(len(rows[index][0]) for index in batch)
+            pad = self.tokenizer.pad_token_id
+            ids = torch.tensor(
+                [rows[i][0] + [pad] * (longest - len(rows[i][0])) for i in batch], device=self.model.device
+            )
+            mask = torch.tensor(
+                [[1] * len(rows[i][0]) + [0] * (longest - len(rows[i][0])) for i in batch], device=ids.device
+            )
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for line, index in enumerate(batch):
+                places = torch.tensor(rows[index][1], device=ids.device)
+                # Place p is predicted from p - 1.
+                chosen = torch.log_softmax(logits[line, places - 1].float(), dim=-1)
+                total = chosen.gather(1, ids[line, places][:, None]).sum()
+                results[index] = (float(total), len(places))
+        return results
+
+
+def _turns(messages: Messages) -> int:
+    return sum(message["role"] == "assistant" for message in messages)
+
+
+def _batches(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _share(samples: list[dict[str, Any]], key: str) -> float:
+    return sum(bool(sample[key]) for sample in samples) / len(samples)

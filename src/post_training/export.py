@@ -1,0 +1,184 @@
+"""The final inference checkpoint of a run: written, reloaded, compared, and asked a question.
+
+It is put together in a hidden folder beside `model/` and moved there once every check has passed.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from post_training import manifest
+from post_training.errors import UserError
+from post_training.model.files import polish, stop_tokens
+from post_training.model.loading import generate, load_for_inference, load_tokenizer
+from post_training.task import Task
+from post_training.training.resume import why_incomplete
+
+# Logits of the same weights through the same code are equal bit for bit; this leaves room for kernels
+# that are not deterministic.
+TOLERANCE = 1e-5
+_ROW_TOKENS = 512
+_SAMPLES = 16
+
+
+def run(task: Task) -> None:
+    """Export the last checkpoint. A failed check raises UserError and leaves no manifest."""
+    trained = task.input_manifest("train")
+    checkpoint = task.inputs["train"].parent / trained["final_checkpoint"]
+    why = why_incomplete(checkpoint)
+    if why:
+        raise UserError(
+            f"{checkpoint}: is not whole ({why}); delete {task.inputs['train']} to train on from the one before"
+        )
+    settings = trained["config"]["model"]
+    unfinished = task.directory.with_name(f".{task.directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+
+    row = sample_row(task.inputs["data"])
+    logits = write_model(checkpoint, unfinished, settings, task.runtime["max_shard_size"], row)
+    lineage = {str(task.inputs["train"]): trained} | ancestors(trained)
+    provenance = {"stages": lineage, "versions": manifest.versions(), "git": manifest.git_state(), "written": _now()}
+    (unfinished / "provenance.json").write_text(
+        json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    polish(unfinished)
+    checks = verify(unfinished, logits, row, task.inputs["data"], settings)
+
+    # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
+    shutil.rmtree(task.directory, ignore_errors=True)
+    unfinished.rename(task.directory)
+    weights = sorted(path.name for path in task.directory.glob("*.safetensors"))
+    task.finish(folder=".", checkpoint=trained["final_checkpoint"], weights=weights, checks=checks, **settings)
+    print(f"export: {task.directory} ({len(weights)} file(s) of weights, {settings['dtype']})", flush=True)
+
+
+def write_model(checkpoint: Path, folder: Path, settings: dict[str, Any], max_shard_size: str, row: list[int]) -> Any:
+    """Write weights, configuration and tokenizer; returns the checkpoint's logits `[tokens, vocabulary]` on `row`."""
+    if not any(checkpoint.glob("*.safetensors*")):
+        raise UserError(
+            f"{checkpoint}: holds shards of weights only; set "
+            "deepspeed.config.zero_optimization.stage3_gather_16bit_weights_on_model_save=true and train the last steps again"
+        )
+    trust = settings["trust_remote_code"]
+    tokenizer = load_tokenizer(checkpoint, trust)
+    stop = stop_tokens(tokenizer, tokenizer.chat_template)
+    model = load_for_inference(checkpoint, settings["dtype"], trust)
+    model.generation_config._from_model_config = False  # it is ours from here on, and is not derived again at load
+    model.generation_config.eos_token_id = stop
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+    return logits_of(model, row)
+
+
+def verify(folder: Path, expected: Any, row: list[int], data: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Reload what was written; compare logits; let it answer one prompt, which must stop by itself.
+
+    Returns what was found, for the manifest. Raises UserError.
+    """
+    model = load_for_inference(folder, "auto", settings["trust_remote_code"])
+    tokenizer = load_tokenizer(folder, settings["trust_remote_code"])
+    found = logits_of(model, row)
+    if not bool(found.isfinite().all()):
+        raise UserError(f"{folder}: the exported model computes NaN or infinity; look at the run's losses")
+    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{folder}: logits differ by {difference:.3g} from the checkpoint's, expected {TOLERANCE} or less"
+        )
+    prompt, answer = short_prompt(data)
+    stop = model.generation_config.eos_token_id
+    answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, budget=max(64, 4 * len(answer)))
+    return {
+        "max_logit_difference": difference,
+        "prompt": tokenizer.decode(prompt),
+        "answer": tokenizer.decode(answered),
+        "stopped": how,
+    }
+
+
+def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int) -> tuple[list[int], str]:
+    """An answer that ends with a stop token, greedy or sampled. Raises UserError when none does.
+
+    A model that has trained too little may repeat itself for ever when it is greedy; sampled, it
+    stops now and then. One whose stop token was never in the loss does so in no sample.
+    """
+    import torch
+
+    answer = generate(model, [prompt], stop, pad, budget)[0]
+    if answer[-1] in stop:
+        return answer, "greedy"
+    torch.manual_seed(0)
+    sampled = generate(
+        model, [prompt] * _SAMPLES, stop, pad, budget, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    )
+    ended = [ids for ids in sampled if ids[-1] in stop]
+    if not ended:
+        raise UserError(
+            f"the exported model never stops: {1 + _SAMPLES} answers of {budget} tokens without a stop token {stop}; "
+            "is it inside the chat template's generation markers, and is the model trained long enough?"
+        )
+    return ended[0], f"sampled, {len(ended)} of {_SAMPLES}"
+
+
+def logits_of(model: Any, row: list[int]) -> Any:
+    """Float32 logits `[tokens, vocabulary]` on the CPU."""
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([row], device=model.device)).logits[0].float().cpu()
+
+
+def sample_row(data: Path) -> list[int]:
+    """A real row of the training data, at most 512 tokens."""
+    row = _rows(data)[0]
+    ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"]
+    return list(ids[:_ROW_TOKENS])
+
+
+def short_prompt(data: Path) -> tuple[list[int], list[int]]:
+    """Prompt and answer, as tokens, of the shortest exchange among the first rows."""
+    rows = _rows(data)
+    exchanges = [exchange for index in range(min(len(rows), 100)) for exchange in _exchanges(rows[index])]
+    if not exchanges:
+        raise UserError(f"{data}: no answer in the first rows to ask the model for")
+    return min(exchanges, key=lambda exchange: len(exchange[0]) + len(exchange[1]))
+
+
+def _exchanges(row: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
+    """The first prompt and answer of each document in a row."""
+    if "prompt_ids" in row:
+        return [(row["prompt_ids"], row["chosen_ids"])]
+    found, start = [], 0
+    for length in row.get("seq_lengths", [len(row["input_ids"])]):
+        ids, labels = row["input_ids"][start : start + length], row["labels"][start : start + length]
+        start += length
+        begin = next((place for place, label in enumerate(labels) if label != -100), 0)
+        end = next((place for place in range(begin, length) if labels[place] == -100), length)
+        if begin:
+            found.append((ids[:begin], ids[begin:end]))
+    return found
+
+
+def _rows(data: Path) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_file(str(data.parent / "rows.arrow"))
+
+
+def ancestors(told: dict[str, Any]) -> dict[str, Any]:
+    """Path -> manifest of everything that a stage was made from; None for one that is gone."""
+    found: dict[str, Any] = {}
+    for entry in told.get("inputs", {}).values():
+        path = Path(entry["path"])
+        found[str(path)] = manifest.read(path) if path.is_file() else None
+        if found[str(path)]:
+            found |= ancestors(found[str(path)])
+    return found
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

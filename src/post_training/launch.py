@@ -1,0 +1,300 @@
+"""Body of the rule `train`: start one rank a device, watch them, and write the manifest when all have ended well.
+
+What the ranks get (environment, command line, srun's options) is made by pure functions at the top.
+Light: the ranks import torch, the launcher never does.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from post_training import batch, manifest
+from post_training.batch import Topology
+from post_training.config import resolve
+from post_training.errors import UserError
+from post_training.fingerprint import write_atomically
+from post_training.task import Task
+from post_training.training.arguments import deepspeed_config
+from post_training.training.finish import finish_if_complete
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# After the first failure the other ranks are asked to end, then killed: they may hang in a collective.
+GRACE_SECONDS = 5.0
+
+
+def library_environment(view: dict[str, Any], directory: Path, device: str) -> dict[str, str]:
+    """Variables that our libraries read, the same on every rank.
+
+    Args:
+        view: the stage's flat configuration.
+        directory: the run directory.
+        device: `GPU` or `CPU`.
+    """
+    logs = directory / "logs"
+    variables = {
+        "TENSORBOARD_LOGGING_DIR": str(logs),
+        "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports each start otherwise
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if "wandb" in view["logging"]["report_to"]:
+        # One run in W&B however often it is resumed.
+        variables |= {"WANDB_DIR": str(logs), "WANDB_RUN_ID": directory.name, "WANDB_RESUME": "allow"}
+        if view["logging"]["wandb_project"]:
+            variables["WANDB_PROJECT"] = view["logging"]["wandb_project"]
+        if view["offline"]:
+            variables["WANDB_MODE"] = "offline"
+    if view["offline"]:
+        variables |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    if device == "CPU":
+        variables |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return variables
+
+
+def rank_environment(
+    topology: Topology,
+    rank: int,
+    master_address: str,
+    master_port: int,
+    base_env: Mapping[str, str],
+    *,
+    libraries: Mapping[str, str],
+    cores: int,
+    group: bool = True,
+) -> dict[str, str]:
+    """The whole environment of one local rank.
+
+    Args:
+        topology: where ranks run; `rank` counts through its nodes.
+        rank: 0 to `topology.world_size - 1`.
+        master_address: host of rank 0.
+        master_port: free port there.
+        base_env: what is inherited.
+        libraries: `library_environment(...)`.
+        cores: cores of a node that its ranks share.
+        group: whether a single rank forms a process group too, which only DeepSpeed needs.
+    """
+    per_node = topology.devices_per_node
+    environment = {
+        **base_env,
+        **libraries,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(topology.world_size),
+        "LOCAL_RANK": str(rank % per_node),
+        "LOCAL_WORLD_SIZE": str(per_node),
+        "MASTER_ADDR": master_address,
+        "MASTER_PORT": str(master_port),
+        "OMP_NUM_THREADS": str(max(1, cores // per_node)),
+    }
+    if topology.world_size == 1 and not group:
+        # LOCAL_RANK alone makes Accelerate wrap the model for several ranks, which costs a copy of each gradient.
+        del environment["LOCAL_RANK"]
+        if topology.device == "GPU":
+            # Without it Transformers would use every GPU that it sees, in one process.
+            environment["CUDA_VISIBLE_DEVICES"] = base_env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return environment
+
+
+def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
+    """Command line of a rank; everything else it needs stands in the file and the environment."""
+    return [python, "-u", "-m", "post_training.training", "--task", str(task_file)]
+
+
+def srun_command(topology: Topology, view: dict[str, Any], task_file: Path, python: str = sys.executable) -> list[str]:
+    """`srun` that starts every rank of an allocation, one task a rank.
+
+    All three counts are given: with one missing srun takes it from the job, and can start a second
+    set of ranks that waits for ever. USR1 stays ignored until Python has its handler; without that
+    Slurm's warning kills a rank that is still importing. One dead rank ends the step.
+    """
+    # Each task sees all GPUs of its node; the rank's own follows from LOCAL_RANK.
+    words = shlex.join(rank_command(task_file, python))
+    ranks = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID"
+    return [
+        "srun",
+        f"--nodes={topology.num_nodes}",
+        f"--ntasks={topology.world_size}",
+        f"--ntasks-per-node={topology.devices_per_node}",
+        f"--cpus-per-task={view['slurm']['cpus_per_gpu']}",
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        "bash",
+        "-c",
+        f"trap '' USR1; {ranks}; exec {words}",
+    ]
+
+
+def run(task: Task) -> int:
+    """Train to the last step, or say why not. Returns the exit code of the first rank that failed."""
+    method = task.config["method"]
+    view = resolve(task.runtime["pipeline"]).views[method]
+    on_slurm = bool(task.runtime.get("slurm"))
+    topology = batch.slurm_topology(view) if on_slurm else batch.local_topology(view)
+    plan = batch.batch_plan(view, method, topology)
+    steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
+    assert steps is not None
+    print(f"{method}: {plan.describe(steps)}", flush=True)
+    prepare_directory(task, view)
+    # A kill between the last checkpoint and the manifest must not cost the training again.
+    if finish_if_complete(task, steps):
+        return 0
+    task_file = write_task(task)
+    libraries = library_environment(view, task.directory, topology.device)
+    code = (
+        _run_srun(topology, view, task_file, libraries)
+        if on_slurm
+        else _run_local(topology, view, task_file, libraries)
+    )
+    if code == 0 and not finish_if_complete(task, steps):
+        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
+    return code
+
+
+def prepare_directory(task: Task, view: dict[str, Any]) -> None:
+    """The run directory with `logs/`, and `config.yaml`: a configuration that makes this run again."""
+    from omegaconf import OmegaConf
+
+    directory = task.directory
+    if view["debug"]["enabled"] and view["debug"]["override_existing"] and directory.is_dir():
+        print(f"{directory}: wiped (debug.override_existing)", flush=True)
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(task.runtime["pipeline"])))
+
+
+def write_task(task: Task) -> Path:
+    """`logs/task.json`, from which each rank reads what the launcher was told."""
+    told = {
+        "spec": task.spec,
+        "runtime": task.runtime,
+        "inputs": {name: str(path) for name, path in task.inputs.items()},
+        "output": str(task.output),
+    }
+    path = task.directory / "logs" / "task.json"
+    write_atomically(path, json.dumps(told, indent=1))
+    return path
+
+
+def read_task(path: Path) -> Task:
+    """The inverse of `write_task`."""
+    told = json.loads(Path(path).read_text(encoding="utf-8"))
+    inputs = {name: Path(manifest_path) for name, manifest_path in told["inputs"].items()}
+    spec = told["spec"]
+    return Task(spec["stage"], spec["config"], told["runtime"], inputs, Path(told["output"]), spec)
+
+
+def _run_local(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
+    cores, group = len(os.sched_getaffinity(0)), deepspeed_config(view) is not None
+    port = free_port()
+    environments = [
+        rank_environment(topology, rank, "127.0.0.1", port, os.environ, libraries=libraries, cores=cores, group=group)
+        for rank in range(topology.world_size)
+    ]
+    # The ranks die with the launcher (see training/__main__.py): orphans would go on writing.
+    return _run([rank_command(task_file)] * topology.world_size, environments)
+
+
+def _run_srun(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
+    job = os.environ["SLURM_JOB_ID"]
+    # The variables with the node list are not passed on to rules; the scheduler knows.
+    nodes = subprocess.run(
+        ["squeue", "-h", "-j", job, "-o", "%N"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    port = 20000 + int(job) % 20000
+    cores = view["slurm"]["cpus_per_gpu"] * topology.devices_per_node
+    environment = rank_environment(topology, 0, hosts.split()[0], port, os.environ, libraries=libraries, cores=cores)
+    return _run([srun_command(topology, view, task_file)], [environment])
+
+
+def _run(commands: list[list[str]], environments: list[dict[str, str]]) -> int:
+    """Start all, wait for all; the exit code of the first that failed, or 0."""
+    several = len(commands) > 1
+    pipe = subprocess.PIPE if several else None
+    # Own sessions: a Ctrl-C reaches the ranks once, through us, and not twice.
+    processes = [
+        subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        for command, env in zip(commands, environments, strict=True)
+    ]
+    relays = []
+    for rank, process in enumerate(processes if several else []):
+        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            relay = threading.Thread(target=_relay, args=(source, sink, f"[rank {rank}] "), daemon=True)
+            relay.start()
+            relays.append(relay)
+    failure = _watch(processes)
+    for relay in relays:
+        relay.join(timeout=2)
+    return _report(*failure, several) if failure else 0
+
+
+def _relay(source: TextIO, sink: TextIO, prefix: str) -> None:
+    for line in source:
+        sink.write(prefix + line)
+        sink.flush()
+
+
+def _watch(processes: list[subprocess.Popen[str]]) -> tuple[int, int] | None:
+    """Wait for all and forward signals; when one fails, end the others and say which it was, with its code."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = next((rank for rank, code in enumerate(codes) if code), None)
+            if failed is not None:
+                return failed, codes[failed] or 1
+            if all(code == 0 for code in codes):
+                return None
+            time.sleep(0.1)
+    finally:
+        _end(processes)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _report(rank: int, code: int, several: bool) -> int:
+    """One line for a death that explains itself nowhere else; a rank's own error has been shown already."""
+    if code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        print(f"rank {rank} was killed by {signal.Signals(-code).name}{hint}", file=sys.stderr, flush=True)
+        return 128 - code
+    if several:
+        print(f"rank {rank} failed first, with exit code {code}; its error is above", file=sys.stderr, flush=True)
+    return code
+
+
+def _end(processes: list[subprocess.Popen[str]]) -> None:
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in alive:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,73 @@
+"""The files of a model folder as other programs expect them. No torch at import."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+# What Transformers 5 leaks into tokenizer_config.json about how this machine loaded the tokenizer.
+_LEAKS = ("is_local", "local_files_only", "name_or_path")
+_GENERIC_CLASS = "PreTrainedTokenizerFast"
+
+
+def polish(folder: Path) -> None:
+    """Make saved files loadable everywhere and readable by the group.
+
+    Transformers 5 names a generic tokenizer `TokenizersBackend`, which version 4 and what is built
+    on it cannot load; training switches `use_cache` off, and inference wants it on.
+    """
+    edit_json(folder / "tokenizer_config.json", _portable_tokenizer)
+    edit_json(folder / "config.json", lambda config: {**config, "use_cache": True})
+    edit_json(folder / "generation_config.json", lambda config: {k: v for k, v in config.items() if k[0] != "_"})
+    make_readable(folder)
+
+
+def _portable_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _LEAKS}
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = _GENERIC_CLASS
+    return kept
+
+
+def make_readable(folder: Path) -> None:
+    """0644 for files and 0755 for directories, less the umask: safetensors writes 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o755 if path.is_dir() else 0o644) & ~mask)
+
+
+def edit_json(path: Path, change: Any) -> None:
+    """Rewrite one JSON file in place; nothing where there is none."""
+    if path.is_file():
+        content = change(json.loads(path.read_text(encoding="utf-8")))
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cast_weights(folder: Path, dtype: str) -> None:
+    """Store a folder's floating-point safetensors as `dtype` (`bfloat16`, ...), and say so in config.json."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    target = getattr(torch, dtype)
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        if any(tensor.is_floating_point() and tensor.dtype != target for tensor in tensors.values()):
+            cast = {name: t.to(target) if t.is_floating_point() else t for name, t in tensors.items()}
+            save_file(cast, path, metadata={"format": "pt"})
+    edit_json(folder / "config.json", lambda config: {**config, "dtype": dtype})
+
+
+def stop_tokens(tokenizer: Any, template_text: str) -> list[int]:
+    """Ids that end an answer: the tokenizer's end token, and the one with which the template ends the assistant's turn.
+
+    The latter is found by rendering, because a template is free text: the first control token after the answer.
+    """
+    answer = "stop-token-probe"
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(messages, chat_template=template_text, tokenize=False)
+    after = tokenizer(text.rsplit(answer, 1)[1], add_special_tokens=False)["input_ids"]
+    control = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    found = [tokenizer.eos_token_id, next((token for token in after if token in control), None)]
+    return list(dict.fromkeys(token for token in found if token is not None))

@@ -1,0 +1,76 @@
+"""What a finished pipeline reached, on the terminal: measures, two answers before and after, places. Light."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training import manifest
+from post_training.plan import Plan
+
+_ANSWERS = 2
+_LONGEST = 160
+
+
+def print_summary(plan: Plan) -> None:
+    """Print to stderr what exists of the evaluations, and where the results are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    found = {name: plan.base / stage.manifest for name, stage in plan.evaluated.items()}
+    results = {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
+    if results:
+        table = Table(title="held-out rows", title_justify="left")
+        for heading in ("dataset", "measure", *results):
+            table.add_column(heading, justify="left" if heading in ("dataset", "measure") else "right")
+        for row in measures(results):
+            table.add_row(*row)
+        console.print(table)
+        samples = {name: read_samples(found[name].parent / "samples.jsonl") for name in results}
+        for line in before_and_after(samples):
+            console.print(line, markup=False)
+    for name, directory in plan.links().items():
+        if (plan.base / directory).is_dir():
+            console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
+    model = plan.base / plan.run_name / "model"
+    if (model / "manifest.json").is_file():
+        console.print(f"model: {model}", markup=False, soft_wrap=True)
+
+
+def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
+    """Rows of the table: dataset, measure, one value a model. `results`: model -> dataset -> result."""
+    datasets = list(dict.fromkeys(name for result in results.values() for name in result))
+    rows = []
+    for dataset in datasets:
+        kind = next(result[dataset]["kind"] for result in results.values() if dataset in result)
+        key, shown = ("exact_match", "exact match") if kind == "exact_match" else ("accuracy", "preference accuracy")
+        values = [f"{result[dataset][key]:.3f}" if dataset in result else "-" for result in results.values()]
+        rows.append([dataset, shown, *values])
+    return rows
+
+
+def before_and_after(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Lines with the first prompts that every model has answered, and each model's answer."""
+    answered = {name: {json.dumps(s["prompt"]): s for s in rows if "answer" in s} for name, rows in samples.items()}
+    if not answered:
+        return []
+    first = next(iter(answered.values()))
+    shared = [prompt for prompt in first if all(prompt in rows for rows in answered.values())]
+    lines = []
+    for prompt in shared[:_ANSWERS]:
+        lines += ["", f"prompt: {_short(first[prompt]['prompt'][-1]['content'])}"]
+        lines += [f"  expected: {_short(first[prompt]['expected'])}"]
+        lines += [f"  {name}: {_short(rows[prompt]['answer'])}" for name, rows in answered.items()]
+    return [*lines, ""] if lines else []
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """`samples.jsonl` of one evaluation; empty where there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."

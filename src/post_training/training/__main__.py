@@ -1,0 +1,50 @@
+"""`python -m post_training.training --task FILE`: one rank, started by `post_training.launch`."""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from post_training.errors import UserError
+from post_training.launch import read_task
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this rank when its launcher dies: an orphan would train beside the next attempt."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return  # not Linux
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main() -> int:
+    """Train as one rank; a person's mistake is one line and exit code 1."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m post_training.training", description="One training rank.")
+    parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
+    task = read_task(parser.parse_args().task)
+    # Signal handlers belong here, before the slow imports: the default action of USR1 kills.
+    try:
+        from post_training.training.run import train_rank
+
+        train_rank(task)
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    else:
+        return 0
+    # No orderly exit: it would wait for the other ranks, which are in a collective that never ends.
+    sys.stdout.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Our configuration -> the arguments of TRL's SFTConfig, DPOConfig, ...
+
+Number formats. `bfloat16` and `float16` mean mixed precision: matrix products in that type, and a
+float32 master copy of the weights that the optimizer updates, because at usual learning rates an
+update is smaller than bfloat16's rounding step. DeepSpeed keeps that copy itself, so there the weights
+are loaded in `model.dtype`; without it they are loaded in float32 and autocast. So switching DeepSpeed
+on, which makes nothing stale, does not change what is computed either. Exports are in `model.dtype`.
+"""
+
+import importlib.util
+import re
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from post_training import methods
+from post_training.batch import BatchPlan
+from post_training.config.load import load_file
+from post_training.errors import ConfigError, did_you_mean
+
+# Arguments of TRL that a key of ours decides.
+_OURS = {
+    "output_dir": "paths.output_base",
+    "max_steps": "training.max_steps",
+    "num_train_epochs": "training.num_train_epochs",
+    "per_device_train_batch_size": "training.per_device_train_batch_size",
+    "gradient_accumulation_steps": "training.effective_batch_size",
+    "learning_rate": "training.learning_rate",
+    "warmup_ratio": "training.warmup_ratio",
+    "warmup_steps": "training.warmup_ratio",
+    "lr_scheduler_type": "training.lr_scheduler_type",
+    "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm",
+    "seed": "training.seed",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing": "training.gradient_checkpointing",
+    "use_liger_kernel": "training.use_liger_kernel",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "torch_compile": "accelerate.dynamo_backend",
+    "deepspeed": "deepspeed.config",
+    "save_steps": "checkpointing.save_steps",
+    "save_strategy": "checkpointing.save_steps",
+    "save_total_limit": "checkpointing.save_total_limit",
+    "save_only_model": "checkpointing.inference_checkpoint_steps",
+    "logging_steps": "logging.logging_steps",
+    "report_to": "logging.report_to",
+    "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
+}
+_MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+
+
+def trainer_arguments(
+    view: dict[str, Any], method: str, directory: Path, plan: BatchPlan, steps: int, config_class: type
+) -> dict[str, Any]:
+    """Everything that the method's TRL configuration is made with.
+
+    Args:
+        view: the stage's flat configuration.
+        method: the stage's name.
+        directory: the run directory.
+        plan: devices and batch.
+        steps: length in optimizer steps; always given, so that TRL computes none itself.
+        config_class: TRL's class, against whose fields `training.trainer_args` is checked.
+
+    Raises:
+        ConfigError: for values that this machine or TRL cannot work with.
+    """
+    training, logging = view["training"], view["logging"]
+    on_cpu = plan.topology.device == "CPU"
+    if on_cpu and view["model"]["dtype"] == "float16":
+        raise ConfigError("model.dtype", "float16 needs a GPU; use float32 or bfloat16 on the CPU")
+    if training["use_liger_kernel"]:
+        _check_liger(on_cpu)
+    backend = view["accelerate"]["dynamo_backend"].lower()
+    shared = {
+        "output_dir": str(directory / "checkpoints"),
+        "run_name": directory.name,
+        "max_steps": steps,
+        "per_device_train_batch_size": plan.per_device,
+        "gradient_accumulation_steps": plan.accumulation,
+        "learning_rate": training["learning_rate"],
+        # A float in [0, 1) is a share of the steps; `warmup_ratio` is gone from Transformers 5.
+        "warmup_steps": float(training["warmup_ratio"]),
+        "lr_scheduler_type": _scheduler(training["lr_scheduler_type"]),
+        "lr_scheduler_kwargs": _scheduler_kwargs(training),
+        "weight_decay": training["weight_decay"],
+        "max_grad_norm": training["max_grad_norm"],
+        "seed": training["seed"],
+        "data_seed": training["seed"],
+        # Both names: TRL's default for the old one is true, and it would win over a false.
+        "activation_checkpointing": training["gradient_checkpointing"],
+        "gradient_checkpointing": training["gradient_checkpointing"],
+        "use_liger_kernel": training["use_liger_kernel"],
+        "bf16": view["model"]["dtype"] == "bfloat16",
+        "fp16": view["model"]["dtype"] == "float16",
+        "use_cpu": on_cpu,
+        "ddp_find_unused_parameters": False,  # true costs a walk through the graph a step
+        "torch_compile": backend != "no",
+        "torch_compile_backend": backend if backend != "no" else None,
+        "deepspeed": deepspeed_config(view),
+        "trust_remote_code": view["model"]["trust_remote_code"],
+        "save_strategy": "steps",
+        "save_steps": view["checkpointing"]["save_steps"],
+        "save_total_limit": None,  # see training/resume.py: rotate()
+        "logging_steps": logging["logging_steps"],
+        # True would log a NaN loss as 0.
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "no",  # see training/meter.py
+        "report_to": _report_to(logging["report_to"]),
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "push_to_hub": False,
+    }
+    arguments = shared | methods.load(method).training_arguments(view)
+    return arguments | _trainer_args(training["trainer_args"], arguments, config_class)
+
+
+def load_dtype(view: dict[str, Any]) -> str:
+    """Type that the weights are loaded in; see the module's docstring."""
+    return str(view["model"]["dtype"]) if deepspeed_config(view) else "float32"
+
+
+def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
+    """The YAML file with the inline keys over it, ready for Transformers; None when DeepSpeed is off."""
+    section = view["deepspeed"]
+    if view["accelerate"]["use_deepspeed"] is False or not (section["config_path"] or section["config"]):
+        return None
+    merged = _merged(load_file(section["config_path"]) if section["config_path"] else {}, section["config"])
+    zero = merged.setdefault("zero_optimization", {})
+    if zero.get("stage") == 3:
+        # Otherwise a checkpoint has shards only, and there is nothing to export.
+        zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+    # Batch, precision and clipping have one source each, and it is not the DeepSpeed file.
+    for name in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ):
+        merged[name] = "auto"
+    for name in ("bf16", "fp16"):
+        merged[name] = {**merged.get(name, {}), "enabled": "auto"}
+    return merged
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _report_to(targets: list[str]) -> list[str]:
+    for target in targets:
+        if target in ("tensorboard", "wandb") and importlib.util.find_spec(target) is None:
+            raise ConfigError("logging.report_to", f"{target} is not installed; pip install {target}, or take it out")
+    return [target for target in targets if target != "none"] or ["none"]
+
+
+def _scheduler(name: str) -> str:
+    from transformers import SchedulerType
+
+    offered = [kind.value for kind in SchedulerType]
+    if name not in offered:
+        raise ConfigError("training.lr_scheduler_type", f"found {name!r}. {did_you_mean(name, offered)}")
+    return name
+
+
+def _scheduler_kwargs(training: dict[str, Any]) -> dict[str, Any]:
+    """The default's `min_lr_rate` is dropped for a scheduler without it, or when `min_lr` is given."""
+    kwargs = dict(training["lr_scheduler_kwargs"])
+    if training["lr_scheduler_type"] not in _MIN_LR_SCHEDULERS or "min_lr" in kwargs:
+        kwargs.pop("min_lr_rate", None)
+    return kwargs
+
+
+def _check_liger(on_cpu: bool) -> None:
+    missing = [name for name in ("liger_kernel", "triton") if importlib.util.find_spec(name) is None]
+    if on_cpu or missing:
+        why = "there is no GPU" if on_cpu else f"{' and '.join(missing)} is not installed"
+        raise ConfigError(
+            "training.use_liger_kernel", f"is true, but {why}; set it to false or install the extra `cuda`"
+        )
+
+
+def _trainer_args(given: dict[str, Any], ours: dict[str, Any], config_class: type) -> dict[str, Any]:
+    """The user's further arguments, checked by name, with numbers that YAML read as text made numbers."""
+    offered = {field.name: field for field in fields(config_class)}
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        key = f"training.trainer_args.{name}"
+        if name in _OURS:
+            raise ConfigError(key, f"is decided by {_OURS[name]}; set that")
+        if name not in offered:
+            raise ConfigError(key, f"no argument of {config_class.__name__}. {_closest(name, offered)}")
+        value = _number(value, offered[name])
+        both = isinstance(value, dict) and isinstance(ours.get(name), dict)
+        checked[name] = _merged(ours[name], value) if both else value
+    return checked
+
+
+def _number(value: Any, field: "Field[Any]") -> Any:
+    """`'1e-8'`, which YAML 1.1 reads as text, as the number that the field holds."""
+    wants = "float" in str(field.type) or "int" in str(field.type)
+    if wants and isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
+        return float(value) if re.search(r"[.eE]", value) else int(value)
+    return value
+
+
+def _closest(name: str, offered: dict[str, Any]) -> str:
+    guess = did_you_mean(name, offered).split("On offer")[0]
+    return guess or "See its documentation for the names"

@@ -1,0 +1,126 @@
+"""`python -m post_training train --config F key=value`: one stage, also below `accelerate launch`.
+
+The same stages and paths as the workflow's. What the stage is made from is made first if it is
+missing, except other training stages: those have their own devices and their own command.
+"""
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from post_training import batch, manifest
+from post_training.config import resolve
+from post_training.config.load import load_file
+from post_training.errors import ConfigError, UserError
+from post_training.fingerprint import canonical
+from post_training.launch import free_port, library_environment, prepare_directory
+from post_training.links import point_links
+from post_training.plan import Plan, Stage, make_plan
+from post_training.task import Task
+from post_training.training.arguments import deepspeed_config
+from post_training.training.finish import finish_if_complete
+
+_POLL_SECONDS = 0.5
+
+
+def train_from_config(path: str, overrides: list[str]) -> int:
+    """Train the last stage of a configuration as this process's rank. Returns the exit code."""
+    plan = make_plan(resolve(load_file(path), {"set": overrides}))
+    method = plan.pipeline.stages[-1]
+    view, stage = plan.pipeline.views[method], plan.trained[method]
+    _set_defaults(view)
+    rank = int(os.environ["RANK"])
+    from post_training.training.run import topology_from_environment
+
+    topology = topology_from_environment()
+    batches = batch.batch_plan(view, method, topology)
+    _check_upstream(plan, stage)
+    # Before torch is imported: preparing data may take long, and the other ranks only wait.
+    _make_inputs(plan, stage, first=rank == 0)
+    task = task_of(plan, stage)
+    os.environ.update(library_environment(view, task.directory, topology.device))
+    steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
+    assert steps is not None
+    if rank == 0:
+        print(f"{method}: {batches.describe(steps)}", flush=True)
+        prepare_directory(task, view)
+    if (rank == 0 or task.output.exists()) and _finished(task, steps):
+        return 0
+    from post_training.training.run import train_rank
+
+    train_rank(task)
+    if rank == 0:
+        if not finish_if_complete(task, steps):
+            raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
+        point_links(plan)
+    return 0
+
+
+def task_of(plan: Plan, stage: Stage) -> Task:
+    """The task of a planned stage, as a rule would pass it."""
+    inputs = [str(plan.base / other.manifest) for other in stage.inputs.values()]
+    return Task.parse(stage.spec, canonical(stage.runtime), inputs, str(plan.base / stage.manifest))
+
+
+def _finished(task: Task, steps: int) -> bool:
+    if task.output.exists():
+        print(f"{task.output}: nothing to do", flush=True)
+        return True
+    return finish_if_complete(task, steps)
+
+
+def _set_defaults(view: dict[str, Any]) -> None:
+    """One rank where no launcher has said otherwise."""
+    if "RANK" not in os.environ:
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
+        if deepspeed_config(view) is not None:  # it looks for MPI without a group
+            os.environ.update({"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[view["model"]["dtype"]]
+    if told not in (None, "", matching):
+        raise ConfigError("model.dtype", f"needs accelerate launch --mixed_precision {matching}, found {told}")
+
+
+def _check_upstream(plan: Plan, stage: Stage) -> None:
+    for other in _upstream(stage):
+        if other.kind == "train" and not (plan.base / other.manifest).is_file():
+            first = other.config["method"]
+            raise UserError(
+                f"{plan.base / other.manifest}: {plan.pipeline.stages[-1]} starts from {first}, which is not trained yet; "
+                f"run `snakemake`, or `python -m post_training train ... method={first}` first"
+            )
+
+
+def _make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
+    """Rank 0 runs the missing data and model stages, in order; the others wait for their manifests."""
+    for other in _upstream(stage):
+        path = plan.base / other.manifest
+        while not path.is_file():
+            if first:
+                print(f"{other.kind}: {other.name}", file=sys.stderr, flush=True)
+                _run_stage(plan, other)
+            else:
+                time.sleep(_POLL_SECONDS)
+
+
+def _run_stage(plan: Plan, stage: Stage) -> None:
+    from post_training.__main__ import STAGES
+
+    Path(plan.base / stage.directory).mkdir(parents=True, exist_ok=True)
+    importlib.import_module(STAGES[stage.kind]).run(task_of(plan, stage))
+
+
+def _upstream(stage: Stage) -> list[Stage]:
+    """Everything that a stage needs, inputs before what is made from them."""
+    ordered: dict[str, Stage] = {}
+
+    def visit(current: Stage) -> None:
+        for other in current.inputs.values():
+            visit(other)
+            ordered.setdefault(other.directory, other)
+
+    visit(stage)
+    return list(ordered.values())

@@ -1,0 +1,163 @@
+"""What happens beside the steps: metrics, progress, whole checkpoints, models for inference.
+
+Each callback does one thing. Those that write weights or add up over ranks are called on every rank.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from post_training.errors import UserError
+from post_training.model.files import cast_weights, make_readable, polish
+from post_training.training.finish import read_metrics
+from post_training.training.meter import Meter
+from post_training.training.resume import mark_complete, rotate
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class MetricsCallback(TrainerCallback):
+    """`logs/metrics.jsonl`: one JSON line a logged step, also over several attempts."""
+
+    def __init__(self, path: Path, meter: Meter) -> None:
+        self.path, self.meter = path, meter
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Append the line of this step; the summary at the end has no loss and is left out."""
+        logs = kwargs["logs"]
+        if "loss" not in logs or not state.is_world_process_zero:
+            return
+        # TRL's own token count starts at 0 again in every attempt; ours does not.
+        others = {key: value for key, value in logs.items() if key not in ("num_tokens", "epoch")}
+        line = {"step": state.global_step, "epoch": state.epoch, **others, "seconds": round(self.meter.seconds, 3)}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`: the steps that a resumed run is about to take again."""
+    if path.is_file():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+
+class ProgressCallback(TrainerCallback):
+    """A plain line now and then, which reads as well in a Slurm log as in a terminal."""
+
+    def __init__(self, name: str, meter: Meter, every_seconds: float = 5.0) -> None:
+        self.name, self.meter, self.every_seconds = name, meter, every_seconds
+        self._begun = (0, 0.0)
+        self._printed = float("-inf")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Time left is estimated from this attempt's steps."""
+        self._begun = (state.global_step, time.monotonic())
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print step, loss, speed and time left, unless the last line is younger than `every_seconds`."""
+        logs = kwargs["logs"]
+        now = time.monotonic()
+        due = now - self._printed >= self.every_seconds or state.global_step >= state.max_steps
+        if "loss" not in logs or not state.is_world_process_zero or not due:
+            return
+        self._printed = now
+        step, begun = self._begun
+        left = (now - begun) / max(state.global_step - step, 1) * (state.max_steps - state.global_step)
+        speed = f"{self.meter.tokens_per_second:,.0f} tokens/s"
+        place = f"step {state.global_step:,}/{state.max_steps:,}"
+        print(f"{self.name}: {place}, loss {logs['loss']:.4f}, {speed}, {duration(left)} left", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`0:35`, `12:05`, `3:00:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class FiniteLossCallback(TrainerCallback):
+    """Ends the run at the step whose loss is no number, before that step can be saved."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise UserError on the rank that saw it; the launcher ends the others."""
+        self.meter.check_finite(state.global_step, args.process_index)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks each checkpoint as whole, then removes the oldest ones."""
+
+    def __init__(self, directory: Path, meter: Meter, limit: int | None) -> None:
+        self.directory, self.meter, self.limit = directory, meter, limit
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A resumed state carries the intervals of the attempt that saved it; today's configuration counts."""
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All ranks have written their files when the marker is."""
+        totals = self.meter.totals()
+        barrier()
+        if state.is_world_process_zero:
+            checkpoint = self.directory / f"checkpoint-{state.global_step}"
+            try:
+                make_readable(checkpoint)
+                mark_complete(checkpoint, state.global_step, world_size=args.world_size, **totals)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise UserError(
+                        f"{checkpoint}: {error.strerror}; free some room and start again to resume"
+                    ) from None
+                raise
+            rotate(self.directory, self.limit)
+        barrier()
+
+
+class InferenceCheckpointCallback(TrainerCallback):
+    """Every `every` steps a model that inference can load, `step-<n>`, whole or not there."""
+
+    def __init__(self, trainer: Any, folder: Path, every: int, dtype: str) -> None:
+        self.trainer, self.folder, self.every, self.dtype = trainer, folder, every, dtype
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Every rank takes part: under ZeRO-3 each holds a share of the weights."""
+        if state.global_step % self.every:
+            return
+        unfinished = self.folder / f".step-{state.global_step}"
+        final = self.folder / f"step-{state.global_step}"
+        if state.is_world_process_zero:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        barrier()
+        self.trainer.save_model(str(unfinished))
+        barrier()
+        if state.is_world_process_zero:
+            (unfinished / "training_args.bin").unlink(missing_ok=True)
+            cast_weights(unfinished, self.dtype)
+            polish(unfinished)
+            replace_folder(unfinished, final)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a finished folder to its place; one that is there already (a repeated step) goes only then."""
+    old = target.with_name(f".{target.name}.old.{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""The manifest of a run whose last checkpoint is whole. Light: the launcher and a person's `train` call it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training.task import Task
+from post_training.training.resume import newest_complete
+
+
+def finish_if_complete(task: Task, steps: int) -> bool:
+    """Write the manifest if the checkpoint of the last step is whole; says whether it was."""
+    last = newest_complete(task.directory / "checkpoints").chosen
+    if last is None or last.step < steps:
+        return False
+    lines = read_metrics(task.directory / "logs" / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    rows = task.input_manifest("data")
+    final = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch")} if lines else {}
+    checkpoint = last.path.relative_to(task.directory)
+    task.finish(
+        rows_in=rows["rows_out"],
+        tokens=last.facts.get("tokens"),
+        trained_tokens=last.facts.get("trained_tokens"),
+        steps=last.step,
+        final_checkpoint=str(checkpoint),
+        world_size=last.facts.get("world_size"),
+        training_seconds=last.facts.get("seconds"),
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        metrics=final,
+    )
+    change = f", loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
+    print(f"{task.config['method']}: {last.step:,} steps done{change}; {last.path}", flush=True)
+    return True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of `logs/metrics.jsonl`; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines

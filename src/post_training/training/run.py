@@ -1,0 +1,165 @@
+"""One rank of a training run, from the task to the last whole checkpoint."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from post_training import batch, methods, registry
+from post_training.batch import Topology
+from post_training.config import resolve
+from post_training.errors import ConfigError, UserError
+from post_training.model import folder as model_folder
+from post_training.model.loading import quiet
+from post_training.task import Task
+from post_training.training.arguments import load_dtype, trainer_arguments
+from post_training.training.meter import Meter
+from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
+
+
+def train_rank(task: Task) -> None:
+    """Train to the last step, resuming from the newest whole checkpoint. The launcher writes the manifest.
+
+    Raises:
+        UserError: for what the user can mend, on the rank that saw it.
+    """
+    name = task.config["method"]
+    method = methods.load(name)
+    view = resolve(task.runtime["pipeline"]).views[name]
+    plan = batch.batch_plan(view, name, topology_from_environment())
+    rows = task.input_manifest("data")
+    steps = batch.steps(view, name, rows["rows_out"])
+    assert steps is not None
+
+    # The arguments come before the model: with ZeRO-3 they make it load in shards.
+    config_class = method.config_class()
+    arguments = trainer_arguments(view, name, task.directory, plan, steps, config_class)
+    try:
+        args = config_class(**arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{config_class.__name__} refuses these settings: {_line(error)}") from None
+    choice = agree_on_checkpoint(task.directory / "checkpoints")
+    if args.process_index == 0:
+        print(f"{name}: {choice.describe()}", flush=True)
+
+    folder = model_folder(task.inputs["model"])
+    model = load_model(folder, view)
+    reference = {}
+    if "reference_model" in task.inputs:
+        reference["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+    trainer = method.build_trainer(
+        view,
+        model,
+        args,
+        train_dataset=open_rows(task.inputs["data"]),
+        processing_class=load_tokenizer(folder, view),
+        **reference,
+    )
+    _train(trainer, task, view, choice.chosen)
+
+
+def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None) -> None:
+    """The training loop with its callbacks; ends with a whole checkpoint of the last step."""
+    import warnings
+
+    from transformers import PrinterCallback
+
+    # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from post_training.training import callbacks
+
+    directory, checkpointing = task.directory, view["checkpointing"]
+    meter = Meter(view["logging"]["include_num_input_tokens_seen"])
+    meter.restore(start.facts if start else {})
+    meter.attach(trainer)
+    metrics = directory / "logs" / "metrics.jsonl"
+    if trainer.args.process_index == 0:
+        callbacks.cut_metrics(metrics, start.step if start else 0)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callbacks.FiniteLossCallback(meter))
+    trainer.add_callback(callbacks.MetricsCallback(metrics, meter))
+    trainer.add_callback(callbacks.ProgressCallback(task.config["method"], meter))
+    every = checkpointing["inference_checkpoint_steps"]
+    if every is not None and every > 0:
+        elsewhere = checkpointing["inference_checkpoint_path"]
+        folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
+        trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, folder, every, view["model"]["dtype"]))
+    limit = checkpointing["save_total_limit"]
+    trainer.add_callback(callbacks.CheckpointCallback(directory / "checkpoints", meter, limit))
+    trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+    callbacks.barrier()
+    _leave_group()
+
+
+def agree_on_checkpoint(directory: Path) -> Choice:
+    """Rank 0 looks and all ranks get its answer; what never became whole is removed."""
+    import torch.distributed as dist
+
+    distributed = dist.is_available() and dist.is_initialized()
+    first = not distributed or dist.get_rank() == 0
+    told = [newest_complete(directory) if first else None]
+    if distributed:
+        dist.broadcast_object_list(told, src=0)
+    choice = told[0]
+    assert choice is not None
+    if first:
+        discard_incomplete(choice)
+    return choice
+
+
+def topology_from_environment() -> Topology:
+    """Ranks and nodes as the launcher, srun or `accelerate launch` has set them; one rank without them."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return Topology(world // local, local, "GPU" if batch.count_gpus() else "CPU")
+
+
+def load_model(folder: Path, view: dict[str, Any]) -> Any:
+    """The model with its attention backend; one line where that backend or the folder cannot be used."""
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    attention = view["model"]["attn_implementation"]
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=load_dtype(view),
+            attn_implementation=attention,
+            trust_remote_code=view["model"]["trust_remote_code"],
+        )
+    except (ImportError, ValueError, OSError) as error:
+        if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):
+            raise ConfigError(
+                "model.attn_implementation", f"{attention!r} cannot be used here: {_line(error)}"
+            ) from None
+        raise UserError(f"{folder}: cannot be loaded as a model: {_line(error)}") from None
+
+
+def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
+    """The model's tokenizer, with our chat template so that every save carries it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
+    tokenizer.chat_template = registry.chat_template_text(view["data"]["chat_template"])
+    return tokenizer
+
+
+def open_rows(manifest_path: Path) -> Any:
+    """The mixed rows, memory-mapped: nothing is read before it is used."""
+    from datasets import Dataset
+
+    rows = Dataset.from_file(str(manifest_path.parent / "rows.arrow"))
+    if len(rows) == 0:
+        raise UserError(f"{manifest_path}: the mix has no rows; see its `dropped` for the reasons")
+    return rows
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _line(error: BaseException) -> str:
+    """An exception of a library in one line."""
+    return " ".join(str(error).split())[:400]
