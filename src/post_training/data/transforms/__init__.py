@@ -1,0 +1,70 @@
+"""Transforms: a source's row -> a conversation or a preference.
+
+A transform is a top-level function below `@register_transform("name")`, with the signature
+`fn(row: dict, **arguments) -> dict`. It returns `{"messages": [...]}` or
+`{"prompt": [...], "chosen": [...], "rejected": [...]}` and says that a row cannot be used by raising
+KeyError (no such column), TypeError or ValueError; the row is then rejected with that reason.
+"""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from post_training.errors import DataError
+
+Row = dict[str, Any]
+Transform = Callable[..., Row]
+_Function = TypeVar("_Function", bound=Transform)
+_registered: dict[str, Transform] = {}
+
+
+def register_transform(name: str) -> Callable[[_Function], _Function]:
+    """Give a function a name by which `transform:` finds it.
+
+    The planner finds it without importing it, so the decorator stands literally above a top-level `def`.
+    """
+
+    def register(function: _Function) -> _Function:
+        known = _registered.get(name)
+        if known is not None and known.__code__.co_filename != function.__code__.co_filename:
+            raise DataError(
+                f"transform {name!r} is registered twice: in {known.__code__.co_filename} and {function.__code__.co_filename}"
+            )
+        _registered[name] = function
+        return function
+
+    return register
+
+
+def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transform:
+    """The transform of that name from its source file, ready to be called with a row alone.
+
+    Raises DataError when the file cannot be imported or does not take the arguments.
+    """
+    module_name = f"_post_training_transform_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{file}: cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    # A module may import its neighbours, as it would when run from its own folder.
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except DataError:
+        raise
+    except Exception as error:  # the user's code can fail in any way
+        raise DataError(f"{file}: importing it failed: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    function = _registered.get(name)
+    if function is None:
+        raise DataError(f"{file}: does not register a transform named {name!r}")
+    try:
+        inspect.signature(function).bind({}, **arguments)
+    except TypeError as error:
+        taken = ", ".join(list(inspect.signature(function).parameters)[1:]) or "none"
+        raise DataError(f"transform {name!r}: {error}; its arguments are: {taken}") from None
+    return lambda row: function(row, **arguments)
