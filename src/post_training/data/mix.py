@@ -91,7 +91,8 @@ def run(task: Task) -> None:
     task.directory.mkdir(parents=True, exist_ok=True)
     path = task.directory / "rows.arrow"
     unfinished = path.with_suffix(".arrow.tmp")
-    tokens, trained = write_rows(unfinished, datasets, documents, rows, shape, packing=config["packing"], table=table)
+    write_rows(unfinished, datasets, documents, rows, shape, packing=config["packing"], table=table)
+    tokens, trained = (sum(entry[key] for entry in table) for key in ("tokens", "trained_tokens"))
     unfinished.replace(path)
     efficiency = tokens / (len(rows) * capacity) if config["packing"] else None
     _print_table(table, len(rows), tokens, trained, efficiency)
@@ -140,7 +141,7 @@ def choose(datasets: list[Tokenized], seed: int, capacity: int) -> tuple[Documen
                 "weight": dataset.weight,
                 "rows_available": len(index),
                 "rows_used": used,
-                "tokens": int(sum(dataset.lengths[rows].sum() for rows, _ in parts)),
+                "tokens": 0,  # counted while the rows are written
                 "trained_tokens": 0,
                 "dropped": dropped,
             }
@@ -173,8 +174,8 @@ def write_rows(
     *,
     packing: bool,
     table: list[dict[str, Any]],
-) -> tuple[int, int]:
-    """Gather the rows' tokens from the mapped files into an Arrow stream; returns tokens and trained tokens.
+) -> None:
+    """Gather the rows' tokens from the mapped files into an Arrow stream, counting them in the table.
 
     The stream format is what `datasets.Dataset.from_file` maps into memory. `seq_lengths` keeps the
     documents of a packed row apart in the collator.
@@ -182,7 +183,6 @@ def write_rows(
     columns = ["input_ids", "labels"] if shape == "messages" else ["prompt_ids", "chosen_ids", "rejected_ids"]
     with_lengths = packing and shape == "messages"
     schema = pa.schema([(name, _IDS) for name in columns] + ([("seq_lengths", _IDS)] if with_lengths else []))
-    tokens = trained = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(rows), _BATCH_ROWS):
             batch = rows[start : start + _BATCH_ROWS]
@@ -192,18 +192,17 @@ def write_rows(
                     [datasets[documents.dataset[i]].values(name, int(documents.index[i])) for i in row] for row in batch
                 ]
                 arrays.append(_nested(parts))
-                if name != "labels":
-                    tokens += sum(len(part) for row in parts for part in row)
-                if name in ("labels", "chosen_ids", "rejected_ids"):
-                    for row, row_parts in zip(batch, parts, strict=True):
-                        for i, part in zip(row, row_parts, strict=True):
-                            count = int((part != IGNORED).sum()) if name == "labels" else len(part)
-                            table[documents.dataset[i]]["trained_tokens"] += count
-                            trained += count
+                for i, part in zip(np.concatenate(batch), (part for row in parts for part in row), strict=True):
+                    entry = table[documents.dataset[i]]
+                    if name != "labels":
+                        entry["tokens"] += len(part)
+                    if name == "labels":
+                        entry["trained_tokens"] += int((part != IGNORED).sum())
+                    elif name in ("chosen_ids", "rejected_ids"):
+                        entry["trained_tokens"] += len(part)
             if with_lengths:
                 arrays.append(_nested([[documents.lengths[row].astype(np.int32)] for row in batch]))
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return tokens, trained
 
 
 def _nested(rows: list[list[npt.NDArray[np.int32]]]) -> pa.ListArray:
