@@ -84,8 +84,8 @@ class Meter:
 
         if dist.is_initialized():
             counts = torch.zeros(2, dtype=torch.int64) if self._counts is None else self._counts
-            if torch.cuda.is_available():
-                counts = counts.cuda()  # NCCL reduces nothing else
+            if dist.get_backend() == "nccl":
+                counts = counts.cuda()  # it reduces nothing else
             dist.all_reduce(counts)
             self._counts = counts
         if self._counts is not None:

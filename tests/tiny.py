@@ -1,0 +1,123 @@
+"""Helpers of the tests: tasks, views and rows for a model of 2 layers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from post_training import methods
+from post_training.config import resolve
+from post_training.config.load import Pipeline
+from post_training.fingerprint import digest
+from post_training.task import Task
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+}
+MAX_LENGTH = 64
+
+
+def conversation(number: int) -> list[dict[str, str]]:
+    """A sum and its answer."""
+    a, b = number % 10, number // 10 % 10
+    return [{"role": "user", "content": f"{a} and {b}?"}, {"role": "assistant", "content": str(a + b)}]
+
+
+def build_task(output: Path, corpus: Path, **weights: Any) -> Task:
+    config = {
+        "vocab_size": 300,
+        "weights": {"model_type": "llama", "config": LLAMA, "seed": 0} | weights,
+    }
+    return task("build_model", config, {"corpus": [str(corpus)]}, {}, output)
+
+
+def tokenised(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+    """Ids of a whole conversation, and labels on the last answer and its stop token."""
+    ids = tokenizer(render(tokenizer, messages))["input_ids"]
+    prompt = tokenizer(render(tokenizer, messages[:-1], add_generation_prompt=True))["input_ids"]
+    assert ids[: len(prompt)] == prompt
+    stop = len(ids) - 1  # the newline after the stop token is not trained on
+    return ids, [-100] * len(prompt) + ids[len(prompt) : stop] + [-100]
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, chat_template=TEMPLATE, tokenize=False, **kwargs))
+
+
+def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> Path:
+    """`rows.arrow` and a manifest like the mix stage's."""
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in rows[0]])
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+    facts = {
+        "stage": "mix",
+        "fingerprint": digest(rows),
+        "inputs": {},
+        "config": {"packing": packing, "max_seq_length": MAX_LENGTH},
+        "rows_out": len(rows),
+        "tokens": sum(len(ids) for row in rows for ids in row.values()),
+        "trained_tokens": 0,
+    }
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def task(stage: str, config: dict[str, Any], runtime: dict[str, Any], inputs: dict[str, Path], output: Path) -> Task:
+    fingerprint = digest([stage, config])
+    spec = {"stage": stage, "fingerprint": fingerprint, "config": config, "inputs": dict.fromkeys(inputs, "0" * 64)}
+    return Task(stage, config, runtime, inputs, output, spec)
+
+
+def pipeline_of(template: Path, method: str = "sft", **changes: Any) -> Pipeline:
+    """A configuration for the tiny model; `changes` are dotted keys with `.` written as `__`."""
+    file = {
+        "method": method,
+        "model": {"name_or_path": "unused", "dtype": "float32"},
+        "training": {
+            "max_steps": 6,
+            "effective_batch_size": 4,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+        },
+        "data": {"chat_template": str(template), "datasets": [{"path": "unused.jsonl"}]},
+        "checkpointing": {"save_steps": 2},
+        "logging": {"logging_steps": 1, "report_to": ["none"]},
+        "accelerate": {"num_processes": 1},
+        "offline": True,
+        method: {"max_seq_length": MAX_LENGTH},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        tree: Any = file
+        for part in parents:
+            tree = tree.setdefault(part, {})
+        tree[last] = value
+    return resolve(file)
+
+
+def view_of(template: Path, method: str = "sft", **changes: Any) -> dict[str, Any]:
+    return pipeline_of(template, method, **changes).views[method]
+
+
+def train_task(directory: Path, model: Path, rows: Path, template: Path, method: str = "sft", **changes: Any) -> Task:
+    """The task of a training stage, as the plan would make it."""
+    pipeline = pipeline_of(template, method, **changes)
+    view = pipeline.views[method]
+    config = {"method": method, method: view[method], "training": view["training"]}
+    config["model"] = {key: view["model"][key] for key in ("dtype", "trust_remote_code")}
+    runtime = {"pipeline": pipeline.frozen(method), "slurm": False}
+    assert method in methods.names()
+    return task("train", config, runtime, {"model": model, "data": rows}, directory / "manifest.json")

@@ -1,0 +1,121 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from post_training.errors import UserError
+from post_training.training import callbacks
+from post_training.training.meter import Meter
+
+
+def state(step: int, **more) -> SimpleNamespace:
+    return SimpleNamespace(global_step=step, epoch=step / 10, max_steps=100, is_world_process_zero=True, **more)
+
+
+class FakeTrainer:
+    """What a meter attaches to."""
+
+    def __init__(self, losses):
+        self.losses = iter(losses)
+        self.logged = []
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        return torch.tensor(next(self.losses))
+
+    def log(self, logs, start_time=None):
+        self.logged.append(logs)
+
+
+def test_tokens_are_counted_without_padding():
+    meter, trainer = Meter(), FakeTrainer([1.0, 1.0, 1.0])
+    meter.restore({"tokens": 1000, "trained_tokens": 100, "seconds": 50.0})
+    meter.attach(trainer)
+    packed = {"input_ids": torch.ones(1, 8), "labels": torch.tensor([[-100, 1, 1, -100, 1, 1, 1, -100]])}
+    padded = {**packed, "attention_mask": torch.tensor([[1] * 6 + [0] * 2])}
+    pairs = {
+        "input_ids": torch.ones(2, 4),
+        "attention_mask": torch.ones(2, 4),
+        "completion_mask": torch.tensor([[0, 0, 1, 1]] * 2),
+    }
+    for inputs in (packed, padded, pairs):
+        trainer.training_step(None, inputs)
+    trainer.log({"loss": 1.0})
+    assert trainer.logged[0]["tokens"] == 1000 + 8 + 6 + 8
+    assert trainer.logged[0]["trained_tokens"] == 100 + 5 + 5 + 4
+    assert trainer.logged[0]["tokens_per_second"] > 0
+    totals = meter.totals()
+    assert totals["tokens"] == 1022
+    assert totals["seconds"] >= 50
+
+
+def test_a_switched_off_count_is_not_logged_but_known():
+    meter, trainer = Meter(report_tokens=False), FakeTrainer([1.0])
+    meter.attach(trainer)
+    trainer.training_step(None, {"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)})
+    trainer.log({"loss": 1.0})
+    assert trainer.logged == [{"loss": 1.0}]
+    assert meter.totals()["tokens"] == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step(bad):
+    meter, trainer = Meter(), FakeTrainer([1.0, bad, 1.0])
+    meter.attach(trainer)
+    callback = callbacks.FiniteLossCallback(meter)
+    inputs = {"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)}
+    args = SimpleNamespace(process_index=3)
+    trainer.training_step(None, inputs)
+    callback.on_step_end(args, state(1), None)
+    trainer.training_step(None, inputs)
+    trainer.training_step(None, inputs)  # a later good micro-batch of the step does not hide it
+    with pytest.raises(UserError, match="not a finite number at step 2 on rank 3"):
+        callback.on_step_end(args, state(2), None)
+
+
+def test_metrics_have_one_line_a_step_and_no_summary(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    callback = callbacks.MetricsCallback(path, Meter())
+    callback.on_log(None, state(1), None, logs={"loss": 2.0, "learning_rate": 0.1, "num_tokens": 7, "epoch": 0.1})
+    callback.on_log(None, state(1), None, logs={"train_runtime": 3.0})
+    other = state(1)
+    other.is_world_process_zero = False
+    callback.on_log(None, other, None, logs={"loss": 2.0})
+    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    assert line.pop("seconds") >= 0
+    assert line == {"step": 1, "epoch": 0.1, "loss": 2.0, "learning_rate": 0.1}
+
+
+def test_lines_after_the_resumed_step_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    callbacks.cut_metrics(path, 3)
+    assert not path.exists()
+    path.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
+    callbacks.cut_metrics(path, 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_progress_is_a_plain_line_now_and_then(capsys):
+    callback = callbacks.ProgressCallback("sft", Meter(), every_seconds=3600)
+    callback.on_train_begin(None, state(0), None)
+    for step in (1, 2, 50, 100):
+        callback.on_log(None, state(step), None, logs={"loss": 2.5})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["sft: step 1/100", "sft: step 100/100"]
+    assert lines[1].endswith("loss 2.5000, 0 tokens/s, 0:00 left")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (35, "0:35"), (725, "12:05"), (10810, "3:00:10")])
+def test_duration(seconds, text):
+    assert callbacks.duration(seconds) == text
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    new, target = tmp_path / ".step-2", tmp_path / "step-2"
+    for path, text in ((new, "new"), (target, "old")):
+        path.mkdir()
+        (path / "file").write_text(text)
+    callbacks.replace_folder(new, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+    assert (target / "file").read_text() == "new"

@@ -1,0 +1,212 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny import train_task, view_of
+
+from post_training import launch
+from post_training.batch import Topology
+from post_training.errors import UserError
+from post_training.training.resume import mark_complete
+
+CPU2 = Topology(1, 2, "CPU")
+
+
+def test_libraries_of_an_offline_cpu_run(template):
+    view = view_of(template, logging__report_to=["wandb"], logging__wandb_project="mine")
+    assert launch.library_environment(view, Path("out/sft-x-1"), "CPU") == {
+        "TENSORBOARD_LOGGING_DIR": "out/sft-x-1/logs",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_DIR": "out/sft-x-1/logs",
+        "WANDB_RUN_ID": "sft-x-1",
+        "WANDB_RESUME": "allow",
+        "WANDB_PROJECT": "mine",
+        "WANDB_MODE": "offline",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def test_libraries_of_an_online_gpu_run_stay_out_of_the_way(template):
+    found = launch.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
+    assert sorted(found) == ["HF_HUB_DISABLE_TELEMETRY", "TENSORBOARD_LOGGING_DIR", "TOKENIZERS_PARALLELISM"]
+
+
+def test_environment_of_the_second_rank():
+    # Snakemake sets OMP_NUM_THREADS to the rule's cores, for one process.
+    base = {"PATH": "/bin", "OMP_NUM_THREADS": "8"}
+    found = launch.rank_environment(CPU2, 1, "127.0.0.1", 29511, base, libraries={"A": "b"}, cores=8)
+    assert found == {
+        "PATH": "/bin",
+        "A": "b",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+        "OMP_NUM_THREADS": "4",
+    }
+
+
+def test_ranks_count_through_the_nodes():
+    found = launch.rank_environment(Topology(2, 4, "GPU"), 5, "node0", 20001, {}, libraries={}, cores=32)
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("5", "1", "8", "4")
+
+
+def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
+    alone = Topology(1, 1, "GPU")
+    found = launch.rank_environment(
+        alone, 0, "127.0.0.1", 1, {"CUDA_VISIBLE_DEVICES": "3,5"}, libraries={}, cores=8, group=False
+    )
+    assert "LOCAL_RANK" not in found
+    assert found["CUDA_VISIBLE_DEVICES"] == "3"
+    assert launch.rank_environment(alone, 0, "x", 1, {}, libraries={}, cores=8)["LOCAL_RANK"] == "0"
+
+
+def test_rank_command():
+    assert launch.rank_command(Path("out/logs/task.json"), "/env/python") == [
+        "/env/python", "-u", "-m", "post_training.training", "--task", "out/logs/task.json",
+    ]  # fmt: skip
+
+
+def test_srun_command(template):
+    view = view_of(template, slurm__cpus_per_gpu=12)
+    assert launch.srun_command(Topology(2, 4, "GPU"), view, Path("out/logs/task.json"), "/env/python") == [
+        "srun",
+        "--nodes=2",
+        "--ntasks=8",
+        "--ntasks-per-node=4",
+        "--cpus-per-task=12",
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        "bash",
+        "-c",
+        "trap '' USR1; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; "
+        "exec /env/python -u -m post_training.training --task out/logs/task.json",
+    ]
+
+
+def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
+    found = launch.read_task(launch.write_task(task))
+    assert (found.config, found.runtime, found.inputs, found.output, found.spec) == (
+        task.config, task.runtime, task.inputs, task.output, task.spec,
+    )  # fmt: skip
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_failed_rank_ends_the_others_and_its_code_is_reported(capfd):
+    commands = [
+        python("import time; time.sleep(60)"),
+        python("import sys; print('bad row', file=sys.stderr); sys.exit(7)"),
+    ]
+    begun = time.monotonic()
+    assert launch._run(commands, [dict(os.environ)] * 2) == 7
+    assert time.monotonic() - begun < 10
+    error = capfd.readouterr().err
+    assert error.splitlines() == ["[rank 1] bad row", "rank 1 failed first, with exit code 7; its error is above"]
+
+
+def test_a_killed_rank_is_explained(capfd):
+    assert launch._run([python("import os; os.kill(os.getpid(), 9)")], [dict(os.environ)]) == 137
+    assert capfd.readouterr().err == "rank 0 was killed by SIGKILL (out of memory?)\n"
+
+
+@pytest.mark.parametrize("number", launch.FORWARDED)
+def test_signals_reach_the_ranks(number, tmp_path):
+    ready = tmp_path / "ready"
+    waits = (
+        f"import pathlib, signal, sys, time\nsignal.signal({int(number)}, lambda *_: sys.exit(0))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)"
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    assert launch._run([python(waits)], [dict(os.environ)]) == 0
+    assert signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.Handlers.SIG_DFL)
+
+
+def test_a_rank_dies_with_its_launcher(tmp_path):
+    body = (
+        "import os, time\nfrom post_training.training.__main__ import die_with_parent\ndie_with_parent()\n"
+        "print(os.getpid(), flush=True)\ntime.sleep(60)"
+    )
+    launcher = subprocess.Popen(
+        python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {body!r}])"), stdout=subprocess.PIPE
+    )
+    rank = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _runs(rank):
+        time.sleep(0.05)
+    assert not _runs(rank)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_trained_run_without_manifest_is_finished_without_training(
+    tmp_path, model_manifest, sft_rows, template, monkeypatch, capsys
+):
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
+    last = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    last.mkdir(parents=True)
+    mark_complete(last, 6, world_size=1, tokens=600, trained_tokens=60, seconds=1.5)
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir()
+    (logs / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 6, "loss": 2.0, "epoch": 0.1}\n')
+    monkeypatch.setattr(launch, "_run_local", lambda *_: pytest.fail("trained again"))
+    assert launch.run(task) == 0
+    manifest = json.loads(task.output.read_text())
+    assert manifest["final_checkpoint"] == "checkpoints/checkpoint-6"
+    assert (manifest["steps"], manifest["tokens"], manifest["trained_tokens"]) == (6, 600, 60)
+    assert (manifest["loss_first"], manifest["loss_last"], manifest["rows_in"]) == (5.0, 2.0, 96)
+    assert (
+        "sft: 1 node x 1 CPU x 2 rows x 2 accumulation = 4 rows, 256 tokens a step; 6 steps" in capsys.readouterr().out
+    )
+
+
+def test_ranks_that_end_early_leave_no_manifest(tmp_path, model_manifest, sft_rows, template, monkeypatch):
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
+    monkeypatch.setattr(launch, "_run_local", lambda *_: 0)
+    with pytest.raises(UserError, match="before step 6 was saved; run it again"):
+        launch.run(task)
+    assert not task.output.exists()
+
+
+def test_only_a_debug_run_that_asks_for_it_is_wiped(tmp_path, model_manifest, sft_rows, template):
+    directory = tmp_path / "run"
+    kept = directory / "checkpoints" / "checkpoint-2"
+    kept.mkdir(parents=True)
+    plain = train_task(directory, model_manifest, sft_rows, template)
+    launch.prepare_directory(plain, view_of(template))
+    assert kept.is_dir()
+    debug = {"debug__enabled": True, "debug__override_existing": True}
+    wiped = train_task(directory, model_manifest, sft_rows, template, **debug)
+    launch.prepare_directory(wiped, view_of(template, **debug))
+    assert not kept.exists()
+    assert (directory / "config.yaml").is_file()
