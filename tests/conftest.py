@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import MAX_LENGTH, TEMPLATE, build_task, conversation, render, tokenised, write_mix
+from tiny import (
+    MAX_LENGTH,
+    TEMPLATE,
+    build_task,
+    conversation,
+    export_task,
+    render,
+    tokenised,
+    train_here,
+    train_task,
+    write_mix,
+)
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +90,19 @@ def dpo_rows(tmp_path_factory: Any, tokenizer: Any) -> Path:
             }
         )
     return write_mix(tmp_path_factory.mktemp("dpo_rows"), rows, packing=False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: Any, model_manifest: Path, sft_rows: Path, template: Path) -> Path:
+    """Manifest of an SFT run of 6 steps, trained in this process."""
+    return train_here(train_task(tmp_path_factory.mktemp("runs") / "sft-tiny", model_manifest, sft_rows, template))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: Any, trained: Path, sft_rows: Path) -> Path:
+    """Manifest of that run's export."""
+    from post_training import export
+
+    output = trained.parent / "model" / "manifest.json"
+    export.run(export_task(trained, sft_rows, output))
+    return output

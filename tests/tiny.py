@@ -121,3 +121,32 @@ def train_task(directory: Path, model: Path, rows: Path, template: Path, method:
     runtime = {"pipeline": pipeline.frozen(method), "slurm": False}
     assert method in methods.names()
     return task("train", config, runtime, {"model": model, "data": rows}, directory / "manifest.json")
+
+
+def train_here(training: Task) -> Path:
+    """Train in this process, as one rank without a launcher; returns the manifest."""
+    from post_training import batch
+    from post_training.launch import prepare_directory
+    from post_training.training.finish import finish_if_complete
+    from post_training.training.run import train_rank
+
+    method = training.config["method"]
+    view = resolve(training.runtime["pipeline"]).views[method]
+    prepare_directory(training, view)
+    train_rank(training)
+    steps = batch.steps(view, method, training.input_manifest("data")["rows_out"])
+    assert finish_if_complete(training, steps or 0)
+    return training.output
+
+
+def export_task(trained: Path, rows: Path, output: Path) -> Task:
+    inputs = {"train": trained, "data": rows}
+    return task("export", {"method": "sft"}, {"max_shard_size": "200KB"}, inputs, output)
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in metrics_of(run)]

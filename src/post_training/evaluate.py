@@ -5,6 +5,7 @@ Preferences: right when the chosen answer has the higher log-probability, summed
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,24 @@ def run(task: Task) -> None:
     results: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     rows_in = 0
-    dropped = 0
+    dropped: Counter[str] = Counter()
     for name in (name for name in task.inputs if name != "model"):
         rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
         rows_in += len(rows)
-        kept = [row for row in rows if judge.fits(row)]
-        dropped += len(rows) - len(kept)
+        asked = [row for row in map(up_to_last_answer, rows) if row]
+        kept = [row for row in asked if judge.fits(row)]
+        dropped["no answer in the row"] += len(rows) - len(asked)
+        dropped["too long for the model"] += len(asked) - len(kept)
         if not kept:
-            raise UserError(f"{task.inputs[name]}: no row of {len(rows)} is short enough for the model")
+            raise UserError(
+                f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
+            )
         results[name], found = judge.preferences(kept) if "chosen" in kept[0] else judge.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]
         print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
     with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    task.finish(results=results, rows_in=rows_in, rows_out=len(samples), dropped={"too long for the model": dropped})
+    task.finish(results=results, rows_in=rows_in, rows_out=len(samples), dropped=dict(dropped))
 
 
 def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -57,6 +62,14 @@ def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: has no rows to evaluate on")
     return rows
+
+
+def up_to_last_answer(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A conversation cut after its last assistant turn, which is the one asked for; None where there is none."""
+    if "chosen" in row:
+        return row
+    last = max((place for place, message in enumerate(row["messages"]) if message["role"] == "assistant"), default=0)
+    return {"messages": row["messages"][: last + 1]} if last else None
 
 
 class Judge:
@@ -177,7 +190,7 @@ class Judge:
             with torch.inference_mode():
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for line, index in enumerate(batch):
-                places = torch.tensor(rows[index][1], device=ids.device)
+                places = torch.tensor(rows[index][1], device=ids.device, dtype=torch.long)
                 # Place p is predicted from p - 1.
                 chosen = torch.log_softmax(logits[line, places - 1].float(), dim=-1)
                 total = chosen.gather(1, ids[line, places][:, None]).sum()

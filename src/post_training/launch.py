@@ -57,7 +57,9 @@ def library_environment(view: dict[str, Any], directory: Path, device: str) -> d
     if view["offline"]:
         variables |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
     if device == "CPU":
-        variables |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        if deepspeed_config(view) is None:  # with it set, Accelerate ignores DeepSpeed without a word
+            variables["ACCELERATE_USE_CPU"] = "true"
     return variables
 
 

@@ -38,6 +38,13 @@ def test_libraries_of_an_offline_cpu_run(template):
     }
 
 
+def test_deepspeed_is_not_told_to_use_the_cpu(template):
+    view = view_of(template, deepspeed__config={"zero_optimization": {"stage": 2}})
+    found = launch.library_environment(view, Path("out/sft-x-1"), "CPU")
+    assert "ACCELERATE_USE_CPU" not in found
+    assert found["DS_ACCELERATOR"] == "cpu"
+
+
 def test_libraries_of_an_online_gpu_run_stay_out_of_the_way(template):
     found = launch.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
     assert sorted(found) == ["HF_HUB_DISABLE_TELEMETRY", "TENSORBOARD_LOGGING_DIR", "TOKENIZERS_PARALLELISM"]

@@ -61,7 +61,8 @@ def train_from_config(path: str, overrides: list[str]) -> int:
 
 def task_of(plan: Plan, stage: Stage) -> Task:
     """The task of a planned stage, as a rule would pass it."""
-    inputs = [str(plan.base / other.manifest) for other in stage.inputs.values()]
+    # The spec is canonical JSON: its names are sorted.
+    inputs = [str(plan.base / stage.inputs[name].manifest) for name in sorted(stage.inputs)]
     return Task.parse(stage.spec, canonical(stage.runtime), inputs, str(plan.base / stage.manifest))
 
 

@@ -37,6 +37,8 @@ def train_rank(task: Task) -> None:
         args = config_class(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{config_class.__name__} refuses these settings: {_line(error)}") from None
+    if args.deepspeed:
+        _join_deepspeed()
     choice = agree_on_checkpoint(task.directory / "checkpoints")
     if args.process_index == 0:
         print(f"{name}: {choice.describe()}", flush=True)
@@ -54,6 +56,8 @@ def train_rank(task: Task) -> None:
         processing_class=load_tokenizer(folder, view),
         **reference,
     )
+    if args.deepspeed and not trainer.is_deepspeed_enabled:
+        raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
     _train(trainer, task, view, choice.chosen)
 
 
@@ -88,6 +92,15 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     trainer.train(resume_from_checkpoint=str(start.path) if start else None)
     callbacks.barrier()
     _leave_group()
+
+
+def _join_deepspeed() -> None:
+    """Tell DeepSpeed of the process group, which on the CPU was made without it: it would count one rank."""
+    import torch.distributed as dist
+    from deepspeed import comm
+
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 
 def agree_on_checkpoint(directory: Path) -> Choice:

@@ -1,0 +1,142 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+from tiny import TEMPLATE, conversation, task
+
+from post_training import evaluate, summary
+from post_training.errors import UserError
+from post_training.model import folder
+from post_training.model.loading import load_for_inference, load_tokenizer
+
+
+def rows_file(path, rows):
+    path.mkdir()
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "manifest.json").write_text("{}")
+    return path / "manifest.json"
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    sums = [{"messages": conversation(n)} for n in range(7)]
+    pairs = [
+        {
+            "prompt": conversation(n)[:1],
+            "chosen": conversation(n)[1:],
+            "rejected": [{"role": "assistant", "content": "no idea"}],
+        }
+        for n in range(7)
+    ]
+    return {"sums": rows_file(tmp_path / "sums", sums), "pairs": rows_file(tmp_path / "pairs", pairs)}
+
+
+def evaluated(tmp_path, model, inputs, batch_size=4, **config):
+    output = tmp_path / f"evaluation-{batch_size}" / "manifest.json"
+    output.parent.mkdir()
+    settings = {"max_samples": None, "max_new_tokens": 8, "chat_template": TEMPLATE} | config
+    evaluate.run(task("evaluate", settings, {"batch_size": batch_size}, {"model": model, **inputs}, output))
+    samples = [json.loads(line) for line in (output.parent / "samples.jsonl").read_text().splitlines()]
+    return json.loads(output.read_text()), samples
+
+
+def test_results_and_samples(tmp_path, exported, held_out):
+    manifest, samples = evaluated(tmp_path, exported, held_out)
+    sums, pairs = manifest["results"]["sums"], manifest["results"]["pairs"]
+    assert (sums["kind"], sums["rows"]) == ("exact_match", 7)
+    answered = [sample for sample in samples if sample["dataset"] == "sums"]
+    assert sums["exact_match"] == sum(sample["correct"] for sample in answered) / 7
+    assert answered[0]["prompt"] == conversation(0)[:1]
+    assert answered[3]["expected"] == conversation(3)[1]["content"]
+    assert pairs["accuracy"] == sum(s["chosen_logp"] > s["rejected_logp"] for s in samples if "chosen" in s) / 7
+    assert (manifest["rows_in"], manifest["rows_out"]) == (14, 14)
+
+
+def test_the_batch_changes_nothing(tmp_path, exported, held_out):
+    one, samples = evaluated(tmp_path, exported, held_out, batch_size=1)
+    four, more = evaluated(tmp_path, exported, held_out, batch_size=4)
+    assert [s.get("answer") for s in samples] == [s.get("answer") for s in more]
+    assert one["results"]["sums"]["loss"] == pytest.approx(four["results"]["sums"]["loss"], abs=1e-5)
+    assert one["results"]["pairs"]["margin"] == pytest.approx(four["results"]["pairs"]["margin"], abs=1e-4)
+
+
+def test_log_probabilities_are_those_of_the_answer_alone(exported, tokenizer):
+    import torch
+
+    model = load_for_inference(folder(exported))
+    judge = evaluate.Judge(model, load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    messages = conversation(12) + conversation(34)
+    ids, places = judge._encode(messages)
+    assert tokenizer.decode([ids[place] for place in places]) == "7<|im_end|>"
+    both = judge._encode(messages, skip=0)[1]
+    assert tokenizer.decode([ids[place] for place in both]) == "3<|im_end|>7<|im_end|>"
+    with torch.inference_mode():
+        log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    expected = sum(log_probs[place - 1, ids[place]].item() for place in places)
+    (total, count), _ = judge._log_probabilities([(ids, places), (ids[:9], places[:0])])
+    assert (total, count) == (pytest.approx(expected, abs=1e-5), len(places))
+
+
+def test_an_answer_that_was_cut_off_is_not_correct(exported, monkeypatch):
+    judge = evaluate.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    expected = conversation(5)[1]["content"]
+    for ids, correct in ((judge.tokenizer(f"{expected}<|im_end|>"), True), (judge.tokenizer(expected), False)):
+        monkeypatch.setattr(evaluate, "generate", lambda *_, found=ids["input_ids"]: [found])
+        assert judge.answers([{"messages": conversation(5)}])[0]["exact_match"] == float(correct)
+
+
+def test_rows_that_do_not_fit_are_counted(tmp_path, exported, held_out):
+    inputs = {"sums": rows_file(tmp_path / "long", [{"messages": conversation(1)}, {"messages": [
+        {"role": "user", "content": "why? " * 500}, {"role": "assistant", "content": "so"}]}])}  # fmt: skip
+    manifest, _ = evaluated(tmp_path, exported, inputs)
+    assert manifest["dropped"] == {"no answer in the row": 0, "too long for the model": 1}
+    with pytest.raises(UserError, match="has no rows to evaluate on"):
+        evaluated(tmp_path, exported, {"none": rows_file(tmp_path / "none", [])}, batch_size=2)
+
+
+def test_max_samples_takes_the_first(tmp_path, exported, held_out):
+    manifest, samples = evaluated(tmp_path, exported, {"sums": held_out["sums"]}, max_samples=3)
+    assert [sample["prompt"] for sample in samples] == [conversation(n)[:1] for n in range(3)]
+    assert manifest["results"]["sums"]["rows"] == 3
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer():
+    messages = conversation(3)
+    assert evaluate.up_to_last_answer({"messages": [*messages, messages[0]]}) == {"messages": messages}
+    assert evaluate.up_to_last_answer({"messages": messages[:1]}) is None
+    assert evaluate.up_to_last_answer({"messages": messages[1:]}) is None  # nothing was asked
+
+
+def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
+    def stage(name, exact, answer):
+        path = tmp_path / name
+        path.mkdir()
+        results = {
+            "sums": {"kind": "exact_match", "exact_match": exact},
+            "pairs": {"kind": "preference", "accuracy": exact / 2},
+        }
+        (path / "manifest.json").write_text(json.dumps({"results": results}))
+        asked = {"prompt": conversation(1)[:1], "expected": "1", "answer": answer}
+        (path / "samples.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps({"prompt": [], "chosen": []}) + "\n")
+        return SimpleNamespace(manifest=f"{name}/manifest.json")
+
+    (tmp_path / "sft-run").mkdir()
+    evaluations = {"base": stage("base", 0.0, "[bold]x"), "sft": stage("sft", 0.96, "1")}
+    evaluations["dpo"] = SimpleNamespace(manifest="dpo/manifest.json")  # not there yet
+    plan = SimpleNamespace(
+        base=tmp_path, run_name="r", evaluated=evaluations, links=lambda: {"r-sft": "sft-run", "r": "missing"}
+    )
+    summary.print_summary(plan)
+    printed = capsys.readouterr().err
+    for expected in (
+        "exact match",
+        "0.960",
+        "preference accuracy",
+        "0.480",
+        "base: [bold]x",
+        "sft: 1",
+        "r-sft -> sft-run",
+    ):
+        assert expected in printed
+    assert "dpo" not in printed.split("prompt:")[0]
+    assert "missing" not in printed
