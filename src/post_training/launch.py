@@ -29,6 +29,8 @@ from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Process id of a local launcher, with which its ranks die: orphans would train beside the next attempt.
+LAUNCHER = "POST_TRAINING_LAUNCHER"
 # After the first failure the other ranks are asked to end, then killed: they may hang in a collective.
 GRACE_SECONDS = 5.0
 
@@ -121,7 +123,8 @@ def srun_command(topology: Topology, view: dict[str, Any], task_file: Path, pyth
     """
     # Each task sees all GPUs of its node; the rank's own follows from LOCAL_RANK.
     words = shlex.join(rank_command(task_file, python))
-    ranks = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID"
+    # A rank alone has its numbers already; see rank_environment.
+    ranks = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; " if topology.world_size > 1 else ""
     return [
         "srun",
         f"--nodes={topology.num_nodes}",
@@ -132,7 +135,7 @@ def srun_command(topology: Topology, view: dict[str, Any], task_file: Path, pyth
         "--export=ALL",
         "bash",
         "-c",
-        f"trap '' USR1; {ranks}; exec {words}",
+        f"trap '' USR1; {ranks}exec {words}",
     ]
 
 
@@ -203,21 +206,34 @@ def _run_local(topology: Topology, view: dict[str, Any], task_file: Path, librar
         rank_environment(topology, rank, "127.0.0.1", port, os.environ, libraries=libraries, cores=cores, group=group)
         for rank in range(topology.world_size)
     ]
-    # The ranks die with the launcher (see training/__main__.py): orphans would go on writing.
+    for environment in environments:
+        environment[LAUNCHER] = str(os.getpid())
     return _run([rank_command(task_file)] * topology.world_size, environments)
 
 
 def _run_srun(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
-    job = os.environ["SLURM_JOB_ID"]
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise UserError(
+            "SLURM_JOB_ID is not set: this job is meant for `snakemake --executor slurm`, not for a plain shell"
+        )
     # The variables with the node list are not passed on to rules; the scheduler knows.
-    nodes = subprocess.run(
-        ["squeue", "-h", "-j", job, "-o", "%N"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
-    port = 20000 + int(job) % 20000
+    hosts = _output("scontrol", "show", "hostnames", _output("squeue", "-h", "-j", job, "-o", "%N")).split()
+    port = 20000 + int(job) % 20000  # jobs may share a node
     cores = view["slurm"]["cpus_per_gpu"] * topology.devices_per_node
-    environment = rank_environment(topology, 0, hosts.split()[0], port, os.environ, libraries=libraries, cores=cores)
+    group = deepspeed_config(view) is not None
+    environment = rank_environment(
+        topology, 0, hosts[0], port, os.environ, libraries=libraries, cores=cores, group=group
+    )
     return _run([srun_command(topology, view, task_file)], [environment])
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        raise UserError(f"{' '.join(command)}: failed ({str(reason).strip()})") from None
 
 
 def _run(commands: list[list[str]], environments: list[dict[str, str]]) -> int:

@@ -81,12 +81,10 @@ def test_compilation(template, tmp_path):
 
 
 def test_trainer_args_go_through_typed_and_win(template, tmp_path):
-    given = {"adam_epsilon": "1e-9", "adam_beta2": 0.95, "optim": "sgd", "dataset_kwargs": {"x": 1}, "max_length": "32"}
+    given = {"adam_epsilon": "1e-9", "adam_beta2": 0.95, "optim": "sgd", "dataloader_num_workers": "2"}
     found = made(template, tmp_path, training__trainer_args=given)
     assert found["adam_epsilon"] == 1e-9
-    assert (found["adam_beta2"], found["optim"], found["max_length"]) == (0.95, "sgd", 32)
-    # The flag without which TRL would pack packed rows again stays.
-    assert found["dataset_kwargs"] == {"skip_prepare_dataset": True, "x": 1}
+    assert (found["adam_beta2"], found["optim"], found["dataloader_num_workers"]) == (0.95, "sgd", 2)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +93,9 @@ def test_trainer_args_go_through_typed_and_win(template, tmp_path):
         ("adam_beta3", "training.trainer_args.adam_beta3: no argument of SFTConfig. Did you mean 'adam_beta"),
         ("zzz", "training.trainer_args.zzz: no argument of SFTConfig. See its documentation"),
         ("max_steps", "training.trainer_args.max_steps: is decided by training.max_steps; set that"),
+        # Without that flag TRL would pack packed rows again.
+        ("dataset_kwargs", "training.trainer_args.dataset_kwargs: is decided by the section sft; set that"),
+        ("padding_free", "training.trainer_args.padding_free: is decided by sft.packing"),
         ("warmup_ratio", "training.trainer_args.warmup_ratio: is decided by training.warmup_ratio"),
     ],
 )

@@ -105,6 +105,28 @@ def test_srun_command(template):
     ]
 
 
+def test_a_rank_alone_under_slurm_has_its_numbers_from_the_environment(template):
+    command = launch.srun_command(Topology(1, 1, "GPU"), view_of(template), Path("t.json"), "/env/python")
+    assert command[-1] == "trap '' USR1; exec /env/python -u -m post_training.training --task t.json"
+
+
+def test_srun_gets_the_first_host_of_the_allocation(template, monkeypatch):
+    started = []
+    monkeypatch.setenv("SLURM_JOB_ID", "40123")
+    answers = {"squeue": "node[3-4]", "scontrol": "node3\nnode4"}
+    monkeypatch.setattr(launch, "_output", lambda *command: answers[command[0]])
+    monkeypatch.setattr(launch, "_run", lambda commands, environments: started.append((commands, environments)) or 0)
+    view = view_of(template, slurm__cpus_per_gpu=6)
+    assert launch._run_srun(Topology(2, 4, "GPU"), view, Path("t.json"), {}) == 0
+    (((command,), (environment,)),) = started
+    assert command[0] == "srun"
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node3", "20123")
+    assert (environment["WORLD_SIZE"], environment["OMP_NUM_THREADS"]) == ("8", "6")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(UserError, match="SLURM_JOB_ID is not set"):
+        launch._run_srun(Topology(2, 4, "GPU"), view, Path("t.json"), {})
+
+
 def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
     found = launch.read_task(launch.write_task(task))
@@ -154,11 +176,15 @@ def test_signals_reach_the_ranks(number, tmp_path):
 
 def test_a_rank_dies_with_its_launcher(tmp_path):
     body = (
-        "import os, time\nfrom post_training.training.__main__ import die_with_parent\ndie_with_parent()\n"
+        "import os, time\nfrom post_training.training.__main__ import die_with_launcher\ndie_with_launcher()\n"
         "print(os.getpid(), flush=True)\ntime.sleep(60)"
     )
     launcher = subprocess.Popen(
-        python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {body!r}])"), stdout=subprocess.PIPE
+        python(
+            "import os, subprocess, sys\nos.environ['POST_TRAINING_LAUNCHER'] = str(os.getpid())\n"
+            f"subprocess.run([sys.executable, '-c', {body!r}])"
+        ),
+        stdout=subprocess.PIPE,
     )
     rank = int(launcher.stdout.readline())
     launcher.kill()

@@ -19,6 +19,7 @@ def run(task: Task) -> None:
     """Write `model/` beside the manifest; equal configuration and corpus give equal bytes."""
     folder = task.directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
+    quiet()
     tokenizer = train_tokenizer([Path(path) for path in task.runtime["corpus"]], task.config["vocab_size"])
     tokenizer.save_pretrained(folder)
     parameters = write_weights(folder, len(tokenizer), tokenizer, task.config["weights"])
@@ -103,7 +104,6 @@ def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[s
         raise ConfigError(
             f"{_KEY}.config.{named}" if named else f"{_KEY}.config", lines[-1] if lines else repr(error)
         ) from None
-    quiet()
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
 

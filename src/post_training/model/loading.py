@@ -1,11 +1,16 @@
 """Models and tokenizers for inference: export's check and the evaluation. Imports torch when called."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+from post_training.batch import count_gpus
+
 
 def quiet() -> None:
-    """No progress bars: a line a shard fills the log of a job."""
+    """No progress bars, of which a line a shard fills a job's log; no warning of DeepSpeed's that there is no GPU."""
+    if not count_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

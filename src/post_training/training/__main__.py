@@ -9,23 +9,25 @@ import traceback
 from pathlib import Path
 
 from post_training.errors import UserError
-from post_training.launch import read_task
+from post_training.launch import LAUNCHER, read_task
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this rank when its launcher dies: an orphan would train beside the next attempt."""
-    parent = os.getppid()
+def die_with_launcher() -> None:
+    """Have the kernel kill this rank when its local launcher dies. Slurm ends its ranks itself."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     except (OSError, AttributeError):
         return  # not Linux
-    if os.getppid() != parent:
-        os._exit(1)
+    if os.getppid() != int(launcher):
+        os._exit(1)  # it died before the call
 
 
 def main() -> int:
     """Train as one rank; a person's mistake is one line and exit code 1."""
-    die_with_parent()
+    die_with_launcher()
     parser = argparse.ArgumentParser(prog="python -m post_training.training", description="One training rank.")
     parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
     task = read_task(parser.parse_args().task)

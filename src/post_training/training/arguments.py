@@ -45,6 +45,7 @@ _OURS = {
     "save_only_model": "checkpointing.inference_checkpoint_steps",
     "logging_steps": "logging.logging_steps",
     "report_to": "logging.report_to",
+    "padding_free": "sft.packing",
     "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
 }
 _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
@@ -112,8 +113,9 @@ def trainer_arguments(
         "eval_strategy": "no",
         "push_to_hub": False,
     }
-    arguments = shared | methods.load(method).training_arguments(view)
-    return arguments | _trainer_args(training["trainer_args"], arguments, config_class)
+    own = methods.load(method).training_arguments(view)
+    decided = _OURS | dict.fromkeys(own, f"the section {method}")
+    return shared | own | _trainer_args(training["trainer_args"], decided, config_class)
 
 
 def load_dtype(view: dict[str, Any]) -> str:
@@ -185,19 +187,17 @@ def _check_liger(on_cpu: bool) -> None:
         )
 
 
-def _trainer_args(given: dict[str, Any], ours: dict[str, Any], config_class: type) -> dict[str, Any]:
+def _trainer_args(given: dict[str, Any], decided: dict[str, str], config_class: type) -> dict[str, Any]:
     """The user's further arguments, checked by name, with numbers that YAML read as text made numbers."""
     offered = {field.name: field for field in fields(config_class)}
     checked: dict[str, Any] = {}
     for name, value in given.items():
         key = f"training.trainer_args.{name}"
-        if name in _OURS:
-            raise ConfigError(key, f"is decided by {_OURS[name]}; set that")
+        if name in decided:
+            raise ConfigError(key, f"is decided by {decided[name]}; set that")
         if name not in offered:
             raise ConfigError(key, f"no argument of {config_class.__name__}. {_closest(name, offered)}")
-        value = _number(value, offered[name])
-        both = isinstance(value, dict) and isinstance(ours.get(name), dict)
-        checked[name] = _merged(ours[name], value) if both else value
+        checked[name] = _number(value, offered[name])
     return checked
 
 
