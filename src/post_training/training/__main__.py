@@ -38,6 +38,8 @@ def main() -> int:
         train_rank(task)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

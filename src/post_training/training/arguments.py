@@ -2,7 +2,8 @@
 
 Number formats. `bfloat16` and `float16` mean mixed precision: matrix products in that type, and a
 float32 master copy of the weights that the optimizer updates, because at usual learning rates an
-update is smaller than bfloat16's rounding step. DeepSpeed keeps that copy itself, so there the weights
+update is smaller than bfloat16's rounding step (150 steps at 2e-5 from loss 5.61: float32 4.9601,
+with the copy 4.9603, weights in bfloat16 5.4033). DeepSpeed keeps that copy itself, so there the weights
 are loaded in `model.dtype`; without it they are loaded in float32 and autocast. So switching DeepSpeed
 on, which makes nothing stale, does not change what is computed either. Exports are in `model.dtype`.
 """

@@ -21,7 +21,7 @@ from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
 from post_training.training.arguments import deepspeed_config
-from post_training.training.finish import finish_if_complete
+from post_training.training.finish import finish_if_complete, last_checkpoint
 
 _POLL_SECONDS = 0.5
 
@@ -47,15 +47,17 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     if rank == 0:
         print(f"{method}: {batches.describe(steps)}", flush=True)
         prepare_directory(task, view)
-    if (rank == 0 or task.output.exists()) and _finished(task, steps):
+    # Every rank must come to the same answer, however far rank 0 is: what makes it true stays true.
+    wiped = view["debug"]["enabled"] and view["debug"]["override_existing"]
+    if not wiped and (task.output.exists() or last_checkpoint(task, steps)):
+        if rank == 0:
+            _finish(plan, task, steps)
         return 0
     from post_training.training.run import train_rank
 
     train_rank(task)
     if rank == 0:
-        if not finish_if_complete(task, steps):
-            raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
-        point_links(plan)
+        _finish(plan, task, steps)
     return 0
 
 
@@ -66,11 +68,12 @@ def task_of(plan: Plan, stage: Stage) -> Task:
     return Task.parse(stage.spec, canonical(stage.runtime), inputs, str(plan.base / stage.manifest))
 
 
-def _finished(task: Task, steps: int) -> bool:
+def _finish(plan: Plan, task: Task, steps: int) -> None:
     if task.output.exists():
         print(f"{task.output}: nothing to do", flush=True)
-        return True
-    return finish_if_complete(task, steps)
+    elif not finish_if_complete(task, steps):
+        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
+    point_links(plan)
 
 
 def _set_defaults(view: dict[str, Any]) -> None:

@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from post_training.task import Task
-from post_training.training.resume import newest_complete
+from post_training.training.resume import Checkpoint, newest_complete
+
+
+def last_checkpoint(task: Task, steps: int) -> Checkpoint | None:
+    """The whole checkpoint of the last step, if training has come so far."""
+    newest = newest_complete(task.directory / "checkpoints").chosen
+    return newest if newest and newest.step >= steps else None
 
 
 def finish_if_complete(task: Task, steps: int) -> bool:
     """Write the manifest if the checkpoint of the last step is whole; says whether it was."""
-    last = newest_complete(task.directory / "checkpoints").chosen
-    if last is None or last.step < steps:
+    last = last_checkpoint(task, steps)
+    if last is None:
         return False
     lines = read_metrics(task.directory / "logs" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
