@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from post_training.locate import data_suffix
 
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
+_CHUNK_BYTES = 1 << 17
+_UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def read_rows(files: list[Path]) -> Iterator[Record]:
     """Every record of the files, in order."""
     for file in files:
         reader = _READERS[data_suffix(file) or ""]
+        number = 0
         try:
             for number, row in enumerate(reader(file), start=1):
                 if not isinstance(row, dict | Problem):
@@ -55,10 +59,10 @@ def read_rows(files: list[Path]) -> Iterator[Record]:
                 yield Record(file, number, row)
         except DataError:
             raise
-        except (OSError, EOFError, zstandard.ZstdError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        except _UNREADABLE as error:
             problem = " ".join(str(error).split())
             raise DataError(
-                f"{file}: cannot be read ({problem}); check that the file is whole, or fetch it again"
+                f"{file}: after {number:,} rows: cannot be read ({problem}); check that the file is whole, or fetch it again"
             ) from None
 
 
@@ -75,7 +79,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
 def _json_file(file: Path) -> Iterator[Any]:
     """An array of objects, or one object, or (as such files often are) JSON Lines under another name."""
     with _opened(file) as handle:
-        data = handle.read().removeprefix(_BOM).strip()
+        data = handle.read().removeprefix(_BOM)
     try:
         rows = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -87,13 +91,20 @@ def _json_file(file: Path) -> Iterator[Any]:
         try:
             # Python's reader takes NaN, which strict JSON does not have; the rows with it are the problem, not the file.
             rows = json.loads(data)
-        except ValueError:
-            place = f"line {error.lineno}, column {error.colno}"
+        except (ValueError, RecursionError):
             raise DataError(
-                f"{file}: {place}: not JSON ({error.msg}); mend the file or split it into JSON Lines"
+                f"{file}: {_place(data, error)}: not JSON ({error.msg}); mend the file or split it into JSON Lines"
             ) from None
         rows = [_parse(json.dumps(row).encode()) for row in (rows if isinstance(rows, list) else [rows])]
     yield from rows if isinstance(rows, list) else [rows]
+
+
+def _place(data: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        data.decode()
+    except UnicodeDecodeError as undecodable:
+        return f"byte {undecodable.start:,}"
+    return f"line {error.lineno}, column {error.colno}"
 
 
 def _parse(line: bytes) -> Any:
@@ -107,19 +118,34 @@ def _parse(line: bytes) -> Any:
 def _separated(delimiter: str) -> Callable[[Path], Iterator[Any]]:
     def read(file: Path) -> Iterator[Any]:
         csv.field_size_limit(1 << 30)
-        with file.open(encoding="utf-8-sig", newline="") as handle:
+        # Bytes that are not UTF-8 become lone surrogates, so that they cost their own row and not the file.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
-            if not reader.fieldnames:
-                raise DataError(f"{file}: has no header line; its first line must name the columns")
-            for row in reader:
-                if None in row or None in row.values():
-                    cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or [])  # type: ignore[call-overload]
-                    detail = f"{cells} cells, expected {len(reader.fieldnames)}"
-                    yield Problem("wrong_number_of_cells", detail, str(list(row.values()))[:200])
-                else:
-                    yield dict(row)
+            try:
+                names = list(reader.fieldnames or [])
+                if not any(names):
+                    raise DataError(f"{file}: has no header line; its first line must name the columns")
+                if len(set(names)) < len(names):
+                    raise DataError(f"{file}: line 1: two columns have one name ({', '.join(names)}); rename one")
+                for row in reader:
+                    yield _cells(row, len(names))
+            except csv.Error as error:
+                raise DataError(
+                    f"{file}: line {reader.line_num}: not {file.suffix[1:].upper()} ({error}); check the quotes around it"
+                ) from None
 
     return read
+
+
+def _cells(row: dict[Any, Any], columns: int) -> dict[str, Any] | Problem:
+    surplus = row.pop(None, [])
+    cells = [value for value in row.values() if value is not None] + surplus
+    excerpt = str(cells)[:200]
+    if len(cells) != columns:
+        return Problem("wrong_number_of_cells", f"{len(cells)} cells, expected {columns}", excerpt)
+    if any(not cell.isascii() and any("\ud800" <= c <= "\udfff" for c in cell) for cell in cells):
+        return Problem("undecodable_line", "not UTF-8", excerpt)
+    return row
 
 
 def _parquet(file: Path) -> Iterator[Any]:
@@ -140,11 +166,41 @@ def _arrow(file: Path) -> Iterator[Any]:
                 yield from batch.to_pylist()
 
 
+class _Zstandard(io.RawIOBase):
+    """The bytes of a .zst file, of all its frames; the library's own reader takes a cut-off file for a whole one."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._pending = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            compressed = self._frame.unused_data or self._file.read(_CHUNK_BYTES)
+            if self._frame.eof and compressed:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            elif not compressed:
+                if not self._frame.eof:
+                    raise EOFError("the file ends within a Zstandard frame")
+                return 0
+            self._pending = memoryview(self._frame.decompress(compressed))
+        size = min(len(buffer), len(self._pending))
+        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _opened(file: Path) -> IO[bytes] | gzip.GzipFile:
     if file.name.lower().endswith(".gz"):
         return gzip.open(file, "rb")
     if file.name.lower().endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file.open("rb"), closefd=True))  # type: ignore[arg-type]
+        return io.BufferedReader(_Zstandard(file), _CHUNK_BYTES)
     return file.open("rb")
 
 
