@@ -5,7 +5,7 @@ Always: rows_in = rows_out + the sum over `dropped`.
 
 from collections import Counter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
@@ -32,9 +32,9 @@ def run(task: Task) -> None:
     with unfinished.open("wb") as rows, rejects_path.open("wb") as rejects:
         for record in read_rows(files):
             rows_in += 1
-            row, reason, detail = _apply(transform, record, task.config["rows"])
-            if row is not None:
-                rows.write(orjson.dumps({"row": rows_in - 1, **row}) + b"\n")
+            line, reason, detail = _apply(transform, record, task.config["rows"], rows_in - 1)
+            if line is not None:
+                rows.write(line)
             else:
                 dropped[reason] += 1
                 _reject(rejects, record, reason, detail)
@@ -54,7 +54,8 @@ def run(task: Task) -> None:
     task.finish(rows_in=rows_in, rows_out=rows_out, dropped=dict(dropped), files=described)
 
 
-def _apply(transform: Transform, record: Record, shape: str) -> tuple[dict[str, Any] | None, str, str]:
+def _apply(transform: Transform, record: Record, shape: str, number: int) -> tuple[bytes | None, str, str]:
+    """(the line of `rows.jsonl`, "", "") or (None, reason, detail)."""
     if isinstance(record.row, Problem):
         return None, record.row.reason, record.row.detail
     try:
@@ -69,7 +70,13 @@ def _apply(transform: Transform, record: Record, shape: str) -> tuple[dict[str, 
         return (None, reason, detail) if is_code else (None, "unusable_row", str(error))
     except Exception as error:  # a user's transform may fail in any way; the row is at fault until shown otherwise
         return None, "transform_error", f"{type(error).__name__}: {error}"
-    return validate(made, shape)
+    row, reason, detail = validate(made, shape)
+    if row is None:
+        return None, reason, detail
+    try:
+        return orjson.dumps({"row": number, **row}) + b"\n", "", ""
+    except TypeError as error:  # half a surrogate pair, an integer of 65 bits, a type of Python's own, deep in the row
+        return None, "not_json", str(error)
 
 
 def _reject(rejects: IO[bytes], record: Record, reason: str, detail: str) -> None:
@@ -92,10 +99,12 @@ def _check(task: Task, rows_in: int, rows_out: int, dropped: Counter[str], rejec
     tolerated = task.runtime.get("max_reject_fraction", 0.0)
     if rows_in == 0:
         raise DataError(f"{task.inputs['raw']}: the source has no rows; check its path and split")
-    if rows_out == 0 or dropped.total() / rows_in > tolerated:
+    found = f"{rejects}: {dropped.total():,} of {rows_in:,} rows rejected ({dropped.total() / rows_in:.1%})"
+    if rows_out == 0:
+        raise DataError(f"{found}{_summary(dropped)}; nothing is left; choose a transform that fits the source")
+    if dropped.total() / rows_in > tolerated:
         raise DataError(
-            f"{rejects}: {dropped.total():,} of {rows_in:,} rows rejected ({dropped.total() / rows_in:.1%})"
-            f"{_summary(dropped)}; more than data.max_reject_fraction={tolerated:g}; mend the source, choose another "
+            f"{found}{_summary(dropped)}; more than data.max_reject_fraction={tolerated:g}; mend the source, choose another "
             "transform, or raise the limit"
         )
 

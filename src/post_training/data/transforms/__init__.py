@@ -28,11 +28,11 @@ def register_transform(name: str) -> Callable[[_Function], _Function]:
     """
 
     def register(function: _Function) -> _Function:
-        known = _registered.get(name)
-        if known is not None and known.__code__.co_filename != function.__code__.co_filename:
-            raise DataError(
-                f"transform {name!r} is registered twice: in {known.__code__.co_filename} and {function.__code__.co_filename}"
-            )
+        places = [
+            f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}" for f in (function, _registered.get(name, function))
+        ]
+        if len(set(places)) > 1:
+            raise DataError(f"transform {name!r} is registered twice: at {places[1]} and {places[0]}; rename one")
         _registered[name] = function
         return function
 
@@ -49,6 +49,9 @@ def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transfor
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
+    for known in [known for known, function in _registered.items() if function.__code__.co_filename == spec.origin]:
+        del _registered[known]  # the file is read again, and may have changed
+    sys.modules[module_name] = module  # dataclasses and pickle look for their module there
     # A module may import its neighbours, as it would when run from its own folder.
     sys.path.insert(0, str(file.parent.resolve()))
     try:
