@@ -13,6 +13,7 @@ from post_training.errors import DataError
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Offsets = npt.NDArray[np.int64]
 
 
 class Encoder:
@@ -34,6 +35,7 @@ class Encoder:
         # Truncation or padding saved with a tokenizer would cut or fill every row in silence.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._normalizer = self._tokenizer.normalizer
         self._byte_lengths = _byte_lengths(json.loads(path.read_text(encoding="utf-8")))
 
     def encode(self, texts: list[str], spans: list[list[Span]]) -> list[tuple[Ids, Mask]]:
@@ -50,20 +52,30 @@ class Encoder:
             return ids, mask
         if self._byte_lengths is not None:
             ends = np.cumsum(self._byte_lengths[ids])
-            if len(ids) and ends[-1] == len(text.encode()):
+            if len(ids) and ends[-1] == len(text.encode()) and self._keeps(text):
                 positions = [(_byte_position(text, start), _byte_position(text, end - 1)) for start, end in spans]
                 return ids, _cover(mask, ends, positions)
             # A normaliser changed the text: the library's own offsets refer to the original.
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
-        return ids, _cover(mask, ends, [(start, end - 1) for start, end in spans])
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return ids, _cover(mask, offsets[:, 1], [(start, end - 1) for start, end in spans], offsets[:, 0])
+
+    def _keeps(self, text: str) -> bool:
+        """Whether the tokenizer's normaliser leaves a text as it is."""
+        return self._normalizer is None or self._normalizer.normalize_str(text) == text
 
 
-def _cover(mask: Mask, ends: npt.NDArray[np.int64], positions: list[tuple[int, int]]) -> Mask:
-    """Mark the tokens from the one with the first position to the one with the last, both included."""
+def _cover(mask: Mask, ends: Offsets, positions: list[tuple[int, int]], starts: Offsets | None = None) -> Mask:
+    """Mark the tokens from the one with the first position to the one with the last, both included.
+
+    A position can be in no token where `starts` are given, because some tokenizers drop blanks: then the nearest
+    token inside the span counts. (Transformers would mark everything up to the end of the text.)
+    """
     for first, last in positions:
         if last >= first:
-            mask[np.searchsorted(ends, first, "right") : np.searchsorted(ends, last, "right") + 1] = True
+            begin, end = np.searchsorted(ends, (first, last), "right")
+            past = starts is not None and (end == len(starts) or starts[end] > last)
+            mask[begin : end if past else end + 1] = True
     return mask
 
 
