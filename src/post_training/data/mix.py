@@ -5,6 +5,8 @@ name and row number alone: another dataset, or another weight elsewhere, moves n
 """
 
 import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from post_training import manifest
 from post_training.data.packing import best_fit
 from post_training.data.tokenize import IGNORED, document_lengths
 from post_training.errors import DataError
@@ -21,50 +24,62 @@ from post_training.task import Task
 
 _IDS = pa.list_(pa.int32())
 _BATCH_ROWS = 512
+COLUMNS = {"messages": ("input_ids", "labels"), "preference": ("prompt_ids", "chosen_ids", "rejected_ids")}
+Ids = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
 
 @dataclass
 class Tokenized:
-    """One dataset's `tokens.arrow`, memory-mapped."""
+    """One tokenised dataset, memory-mapped."""
 
     name: str
     weight: float
-    batches: list[pa.RecordBatch]
-    starts: npt.NDArray[np.int64]
+    columns: dict[str, list[tuple[Indices, Ids]]]
+    """Of each list column, a batch at a time: offsets and values, views into the mapped files."""
+    starts: list[int]
     """Index of each batch's first row, and the number of rows last."""
-    numbers: npt.NDArray[np.int64]
+    numbers: Indices
     """Source row number of each row."""
-    lengths: npt.NDArray[np.int64]
+    lengths: Indices
 
     @classmethod
-    def open(cls, name: str, weight: float, path: Path) -> "Tokenized":
+    def open(cls, name: str, weight: float, manifest_path: Path, shape: str) -> "Tokenized":
         """Open without reading the tokens."""
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        batches = []
+        for entry in manifest.read(manifest_path)["files"]:
+            path = manifest_path.parent / entry["path"]
+            try:
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                batches += [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path}: cannot be read ({error}); delete {manifest_path} to make it again") from None
+        columns = {
+            column: [(b.column(column).offsets.to_numpy(), b.column(column).values.to_numpy()) for b in batches]
+            for column in COLUMNS[shape]
+        }
+        starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
         numbers = np.concatenate([batch.column("row").to_numpy() for batch in batches])
-        lengths = np.concatenate([document_lengths(batch) for batch in batches])
-        return cls(name, weight, batches, starts, numbers, lengths)
+        return cls(name, weight, columns, starts, numbers, np.concatenate([document_lengths(b) for b in batches]))
 
-    def values(self, column: str, index: int) -> npt.NDArray[np.int32]:
+    def values(self, column: str, index: int) -> Ids:
         """Token ids of one row, a view into the mapped file."""
-        block = int(np.searchsorted(self.starts, index, "right")) - 1
-        array = self.batches[block].column(column)
-        local = index - int(self.starts[block])
-        offsets = array.offsets
-        return array.values.to_numpy()[offsets[local].as_py() : offsets[local + 1].as_py()]
+        block = bisect_right(self.starts, index) - 1
+        offsets, values = self.columns[column][block]
+        local = index - self.starts[block]
+        return values[offsets[local] : offsets[local + 1]]
 
 
 @dataclass
 class Documents:
     """The chosen documents of all datasets, in training order."""
 
-    dataset: npt.NDArray[np.int64]
+    dataset: Indices
     """Index of the dataset of each."""
-    index: npt.NDArray[np.int64]
+    index: Indices
     """Row in that dataset's file."""
-    lengths: npt.NDArray[np.int64]
+    lengths: Indices
 
 
 def run(task: Task) -> None:
@@ -72,7 +87,7 @@ def run(task: Task) -> None:
     config = task.config
     capacity, shape = config["max_seq_length"], config["rows"]
     datasets = [
-        Tokenized.open(entry["name"], entry["weight"], task.inputs[entry["name"]].parent / "tokens.arrow")
+        Tokenized.open(entry["name"], entry["weight"], task.inputs[entry["name"]], shape)
         for entry in config["datasets"]
     ]
     documents, table = choose(datasets, config["seed"], capacity)
@@ -81,7 +96,7 @@ def run(task: Task) -> None:
             f"{task.directory}: no row is left: all are longer than max_seq_length={capacity} or left out by their weight; "
             "raise one of them"
         )
-    rows = [np.array([index]) for index in range(len(documents.index))]
+    rows: Sequence[Indices] = np.arange(len(documents.index))[:, None]  # type: ignore[assignment]
     if config["packing"]:
         packed = best_fit(documents.lengths, capacity)
         # Rows come out from long to short documents; a seeded order mixes them again.
@@ -155,7 +170,7 @@ def choose(datasets: list[Tokenized], seed: int, capacity: int) -> tuple[Documen
     return Documents(owner, index, lengths), table
 
 
-def row_keys(seed: int, purpose: str, numbers: npt.NDArray[np.int64]) -> Keys:
+def row_keys(seed: int, purpose: str, numbers: Indices) -> Keys:
     """A pseudo-random uint64 a row from seed, purpose and row number (the finaliser of splitmix64)."""
     salt = int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
@@ -169,7 +184,7 @@ def write_rows(
     path: Path,
     datasets: list[Tokenized],
     documents: Documents,
-    rows: list[npt.NDArray[np.int64]],
+    rows: Sequence[Indices],
     shape: str,
     *,
     packing: bool,
@@ -180,35 +195,40 @@ def write_rows(
     The stream format is what `datasets.Dataset.from_file` maps into memory. `seq_lengths` keeps the
     documents of a packed row apart in the collator.
     """
-    columns = ["input_ids", "labels"] if shape == "messages" else ["prompt_ids", "chosen_ids", "rejected_ids"]
     with_lengths = packing and shape == "messages"
-    schema = pa.schema([(name, _IDS) for name in columns] + ([("seq_lengths", _IDS)] if with_lengths else []))
+    names = [*COLUMNS[shape], *(["seq_lengths"] if with_lengths else [])]
+    tokens, trained = np.zeros(len(datasets), dtype=np.int64), np.zeros(len(datasets), dtype=np.int64)
+    schema = pa.schema([(name, _IDS) for name in names])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(rows), _BATCH_ROWS):
             batch = rows[start : start + _BATCH_ROWS]
+            members = np.concatenate(batch)
+            owners, places = documents.dataset[members], documents.index[members].tolist()
+            row_ends = np.cumsum([len(row) for row in batch])
             arrays = []
-            for name in columns:
-                parts = [
-                    [datasets[documents.dataset[i]].values(name, int(documents.index[i])) for i in row] for row in batch
-                ]
-                arrays.append(_nested(parts))
-                for i, part in zip(np.concatenate(batch), (part for row in parts for part in row), strict=True):
-                    entry = table[documents.dataset[i]]
-                    if name != "labels":
-                        entry["tokens"] += len(part)
-                    if name == "labels":
-                        entry["trained_tokens"] += int((part != IGNORED).sum())
-                    elif name in ("chosen_ids", "rejected_ids"):
-                        entry["trained_tokens"] += len(part)
+            for name in COLUMNS[shape]:
+                parts = [datasets[o].values(name, i) for o, i in zip(owners.tolist(), places, strict=True)]
+                sizes = np.array([len(part) for part in parts])
+                flat = np.concatenate(parts)
+                arrays.append(_lists(flat, np.cumsum(sizes)[row_ends - 1]))
+                if name == "labels":
+                    starts = np.cumsum(sizes) - sizes
+                    np.add.at(trained, owners, np.add.reduceat(flat != IGNORED, starts, dtype=np.int64))
+                    continue
+                np.add.at(tokens, owners, sizes)
+                if name in ("chosen_ids", "rejected_ids"):
+                    np.add.at(trained, owners, sizes)
             if with_lengths:
-                arrays.append(_nested([[documents.lengths[row].astype(np.int32)] for row in batch]))
+                arrays.append(_lists(documents.lengths[members].astype(np.int32), row_ends))
             writer.write_batch(pa.record_batch(arrays, schema=schema))
+    for entry, entry_tokens, entry_trained in zip(table, tokens.tolist(), trained.tolist(), strict=True):
+        entry.update(tokens=entry_tokens, trained_tokens=entry_trained)
 
 
-def _nested(rows: list[list[npt.NDArray[np.int32]]]) -> pa.ListArray:
-    flat = [part for row in rows for part in row]
-    offsets = np.cumsum([0, *(sum(len(part) for part in row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(flat)))
+def _lists(flat: Ids, ends: Indices) -> pa.ListArray:
+    """The flat values as lists that end at `ends`."""
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
 def _print_table(table: list[dict[str, Any]], rows: int, tokens: int, trained: int, efficiency: float | None) -> None:

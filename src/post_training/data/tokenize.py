@@ -1,14 +1,17 @@
-"""One dataset's rows -> `tokens.arrow`: token ids, and for conversations which of them are trained on.
+"""One dataset's rows -> `tokens-*.arrow`: token ids, and for conversations which of them are trained on.
 
-Rows go through in blocks of fixed size, one Arrow record batch a block, written in order: the file is
-the same, byte for byte, for any number of worker processes.
+Rows go through in blocks of fixed size, one Arrow record batch a block, and a fixed number of blocks
+makes a shard: the files are the same, byte for byte, for any number of worker processes.
 """
 
 import multiprocessing
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from post_training.progress import Progress
 from post_training.task import Task
 
 BLOCK_ROWS = 1000
+SHARD_BLOCKS = 64
 IGNORED = -100
 """The label of a token that is not trained on, as torch's cross entropy has it."""
 _IDS = pa.list_(pa.int32())
@@ -111,53 +115,87 @@ class Tokenization:
         return made
 
 
+@dataclass
+class Totals:
+    """What has been written so far."""
+
+    rows_out: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that came in: each was written or dropped."""
+        return self.rows_out + self.dropped.total()
+
+    def add(self, block: Block) -> None:
+        """Count a block."""
+        batch, dropped, tokens, trained = block
+        self.rows_out += batch.num_rows
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.dropped += dropped
+        self.lengths += document_lengths(batch).tolist()
+
+
 def run(task: Task) -> None:
     """Body of the rule `tokenize`."""
     rows = task.input_manifest("rows")
+    source = task.inputs["rows"].parent / "rows.jsonl"
     folder = model.folder(task.inputs["model"])
     shape, template = task.config["rows"], task.config["chat_template"]
     check_stop_token(folder, template)
     task.directory.mkdir(parents=True, exist_ok=True)
-    path = task.directory / "tokens.arrow"
-    unfinished = path.with_suffix(".arrow.tmp")
-    total = rows["rows_out"]
+    total, totals = rows["rows_out"], Totals()
     progress = Progress("tokenize", "rows", total)
-    rows_out = tokens = trained = done = 0
-    dropped: Counter[str] = Counter()
-    lengths: list[int] = []
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS[shape]) as writer:
-        for batch, batch_dropped, batch_tokens, batch_trained in _blocks(
-            task.inputs["rows"].parent / "rows.jsonl", folder, template, shape, task.runtime.get("num_proc"), total
-        ):
-            writer.write_batch(batch)
-            rows_out, tokens, trained = rows_out + batch.num_rows, tokens + batch_tokens, trained + batch_trained
-            dropped += batch_dropped
-            lengths += document_lengths(batch).tolist()
-            done = rows_out + dropped.total()
-            progress.update(done)
-    if rows_out == 0:
+    files = []
+    blocks = _blocks(source, folder, template, shape, task.runtime.get("num_proc"), total)
+    for number in count():
+        first = next(blocks, None)
+        if first is None:
+            break
+        path = task.directory / f"tokens-{number:05d}.arrow"
+        files.append(_write_shard(path, chain([first], islice(blocks, SHARD_BLOCKS - 1)), shape, totals, progress))
+    if totals.rows_in != total:
         raise DataError(
-            f"{task.inputs['rows']}: none of {total:,} rows has a trained token ({dict(dropped)}); check the chat template"
+            f"{source}: holds {totals.rows_in:,} rows, its manifest says {total:,}; delete {task.inputs['rows']} to make it again"
         )
-    if done != total:
+    if totals.rows_out == 0:
         raise DataError(
-            f"{task.inputs['rows'].parent / 'rows.jsonl'}: holds {done:,} rows, its manifest says {total:,}; delete the manifest to make it again"
+            f"{source}: none of {total:,} rows can be trained on ({dict(totals.dropped)}); check data.chat_template"
         )
-    unfinished.replace(path)
-    longest = {f"p{q}": int(np.percentile(lengths, q)) for q in (50, 90, 99)} | {"max": max(lengths)}
+    longest = {f"p{q}": int(np.percentile(totals.lengths, q)) for q in (50, 90, 99)} | {"max": max(totals.lengths)}
     print(
-        f"{rows_out:,} rows, {tokens:,} tokens, {trained:,} trained; lengths {longest}; dropped {dict(dropped) or 'none'}"
+        f"{totals.rows_out:,} rows, {totals.tokens:,} tokens, {totals.trained_tokens:,} trained; lengths {longest}; "
+        f"dropped {dict(totals.dropped) or 'none'}"
     )
-    described = [{"path": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "rows": rows_out}]
     task.finish(
         rows_in=total,
-        rows_out=rows_out,
-        dropped=dict(dropped),
-        tokens=tokens,
-        trained_tokens=trained,
+        rows_out=totals.rows_out,
+        dropped=dict(totals.dropped),
+        tokens=totals.tokens,
+        trained_tokens=totals.trained_tokens,
         lengths=longest,
-        files=described,
+        files=files,
     )
+
+
+def _write_shard(
+    path: Path, blocks: Iterator[Block], shape: str, totals: Totals, progress: Progress
+) -> dict[str, str | int]:
+    """Write one Arrow file and describe it; it has its name only once it is whole."""
+    unfinished = path.with_suffix(".arrow.tmp")
+    before = totals.rows_out
+    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS[shape]) as writer:
+        for block in blocks:
+            writer.write_batch(block[0])
+            totals.add(block)
+            progress.update(totals.rows_in)
+    unfinished.replace(path)
+    rows = totals.rows_out - before
+    return {"path": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "rows": rows}
 
 
 def document_lengths(batch: pa.RecordBatch) -> np.ndarray:
@@ -176,17 +214,16 @@ def check_stop_token(folder: Path, template: str) -> int:
 
     A model trained without it never stops.
     """
-    rendered = Tokenization(folder, template, "messages").block(
-        (
-            orjson.dumps(
-                {"row": 0, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-            ),
-        )
-    )[0]
-    if not rendered.num_rows:
+    tokenization = Tokenization(folder, template, "messages")
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text, spans = tokenization.template.render(conversation)
+    except ValueError as error:
+        raise DataError(f"data.chat_template: cannot render a question and its answer ({error}); mend it") from None
+    ((ids, mask),) = tokenization.encoder.encode([text], [spans])
+    if not mask.any():
         raise DataError("data.chat_template: trains on nothing of an answer; put {% generation %} around it")
-    labels = rendered.column("labels")[0].values.to_numpy()
-    last = int(labels[labels != IGNORED][-1])
+    last = int(ids[mask][-1])
     config = orjson.loads((folder / "tokenizer.json").read_bytes())
     special = {token["id"]: token["content"] for token in config.get("added_tokens", []) if token.get("special")}
     if last not in special:
@@ -199,17 +236,36 @@ def check_stop_token(folder: Path, template: str) -> int:
 
 def _blocks(path: Path, folder: Path, template: str, shape: str, num_proc: int | None, total: int) -> Iterator[Block]:
     cores = len(os.sched_getaffinity(0))
-    workers = min(num_proc or cores, cores, -(-total // BLOCK_ROWS))
+    allowed = min(num_proc or cores, cores)
+    workers = min(allowed, -(-total // BLOCK_ROWS))
+    # A lone worker may use the tokenizer library's threads; those of several would fight for the same cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers <= 1 < allowed else "false"
     with path.open("rb") as lines:
         blocks = iter(lambda: tuple(islice(lines, BLOCK_ROWS)), ())
         if workers <= 1:
             yield from map(Tokenization(folder, template, shape).block, blocks)
             return
-        # Threads of the tokenizer library and forked workers would fight for the same cores.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         context = multiprocessing.get_context("forkserver")
-        with context.Pool(workers, _start_worker, (folder, template, shape)) as pool:
-            yield from pool.imap(_worker_block, blocks)
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, template, shape))
+        try:
+            yield from _in_order(pool, blocks, ahead=2 * workers)
+        except BrokenProcessPool:
+            raise DataError(
+                f"{path}: a worker process died, most likely for want of memory; lower data.num_proc (now {workers})"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[tuple[bytes, ...]], ahead: int) -> Iterator[Block]:
+    """The blocks' results in the blocks' order, with at most `ahead` of them in memory."""
+    waiting: deque[Future[Block]] = deque()
+    for block in blocks:
+        waiting.append(pool.submit(_worker_block, block))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 _worker: Tokenization
