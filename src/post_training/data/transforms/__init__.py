@@ -49,8 +49,7 @@ def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transfor
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
-    for known in [known for known, function in _registered.items() if function.__code__.co_filename == spec.origin]:
-        del _registered[known]  # the file is read again, and may have changed
+    _registered.clear()  # of another file, or of this one as it was before an edit
     sys.modules[module_name] = module  # dataclasses and pickle look for their module there
     # A module may import its neighbours, as it would when run from its own folder.
     sys.path.insert(0, str(file.parent.resolve()))

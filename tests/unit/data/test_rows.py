@@ -1,0 +1,96 @@
+"""Reasons of the validator, one by one."""
+
+import pytest
+
+from post_training.data.rows import validate
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM, CALL = {"role": "system", "content": "s"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+RESULT = {"role": "tool", "content": ""}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [USER, ANSWER],
+        [SYSTEM, USER, ANSWER, USER, ANSWER],
+        [USER, CALL, RESULT, RESULT, ANSWER],
+        [USER, {"role": "assistant", "content": "let me see", "tool_calls": [{"name": "f"}]}, RESULT, ANSWER],
+        [USER, CALL],
+    ],
+)
+def test_good_conversations(turns):
+    row, reason, _ = validate({"messages": turns, "source": "x"}, "messages")
+    assert not reason and set(row) == {"messages"}
+    assert [turn["role"] for turn in row["messages"]] == [turn["role"] for turn in turns]
+    assert validate({"messages": turns}, "any")[0] == row
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ([], "not_an_object"),
+        ({}, "missing_column"),
+        ({"messages": None}, "missing_column"),
+        ({"messages": "hello"}, "wrong_type"),
+        ({"messages": []}, "empty_conversation"),
+        ({"messages": ["hello"]}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant", "content": ["a"]}]}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant"}]}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant", "content": "a", "tool_calls": "f()"}]}, "wrong_type"),
+        ({"messages": [{"role": "user", "content": "q", "tool_calls": []}, ANSWER]}, "wrong_type"),
+        ({"messages": [USER, ANSWER], "tools": "f"}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty_content"),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "empty_content"),
+        ({"messages": [{"role": "user", "content": ""}, ANSWER]}, "empty_content"),
+        ({"messages": [{"content": "q"}, ANSWER]}, "unknown_role"),
+        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "unknown_role"),
+        ({"messages": [{"role": ["user"], "content": "q"}, ANSWER]}, "unknown_role"),
+        ({"messages": [{"role": "developer", "content": "q"}, USER, ANSWER]}, "unknown_role"),
+        ({"messages": [ANSWER]}, "role_order"),
+        ({"messages": [USER, SYSTEM, ANSWER]}, "role_order"),
+        ({"messages": [USER, USER, ANSWER]}, "role_order"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "role_order"),
+        ({"messages": [USER, ANSWER, RESULT, ANSWER]}, "role_order"),
+        ({"messages": [USER]}, "no_assistant_turn"),
+        ({"messages": [USER, ANSWER, USER]}, "last_turn_not_assistant"),
+        ({"messages": [USER, CALL, RESULT]}, "last_turn_not_assistant"),
+        ({"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}, "undecodable_text"),
+    ],
+)
+def test_bad_conversations(row, reason):
+    assert validate(row, "messages")[:2] == (None, reason)
+
+
+def pair(**changes):
+    return {"prompt": [USER], "chosen": [ANSWER], "rejected": [{"role": "assistant", "content": "b"}]} | changes
+
+
+def test_good_pairs():
+    assert validate(pair(margin=2), "preference") == (pair(), "", "")
+    assert validate(pair(), "any")[0] == pair()
+    long = pair(chosen=[ANSWER, USER, ANSWER])
+    assert validate(long, "preference")[0] == long
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (pair(prompt=None), "missing_column"),
+        (pair(prompt=[]), "empty_conversation"),
+        (pair(chosen="a"), "wrong_type"),
+        (pair(rejected=[ANSWER]), "identical_pair"),
+        (pair(rejected=[{"role": "assistant", "content": ""}]), "empty_content"),
+        (pair(prompt=[USER, ANSWER]), "role_order"),
+        (pair(chosen=[USER, ANSWER]), "role_order"),
+        (pair(chosen=[ANSWER, USER]), "last_turn_not_assistant"),
+    ],
+)
+def test_bad_pairs(row, reason):
+    assert validate(row, "preference")[:2] == (None, reason)
+
+
+def test_null_keys_that_parquet_fills_in_are_left_out():
+    turns = [{**USER, "tool_calls": None, "name": None}, {**ANSWER, "tool_calls": None}]
+    assert validate({"messages": turns, "tools": None}, "messages")[0] == {"messages": [USER, ANSWER]}
