@@ -1,0 +1,204 @@
+"""Which rows are chosen, in what order, and what is written."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from post_training.data.opened import open_rows
+from post_training.errors import DataError
+
+
+def conversation(name, n, words=None):
+    turns = {"user": f"{name} {n}?", "assistant": " ".join(["no"] * (n % 7 + 1 if words is None else words))}
+    return {"messages": [{"role": role, "content": content} for role, content in turns.items()]}
+
+
+def pair(n):
+    return {"prompt": f"q {n}", "chosen": "yes " * (n % 5 + 1), "rejected": "no " * (n % 3 + 1)}
+
+
+@pytest.fixture(scope="module")
+def datasets(module_stages):
+    """Three tokenised datasets of conversations: a of 300, b of 200, c of 100 rows."""
+    sizes = {"a": 300, "b": 200, "c": 100}
+    return {
+        name: module_stages.tokens_of([conversation(name, n) for n in range(k)], name=name) for name, k in sizes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def document(datasets, tokens):
+    """Token ids -> (dataset, row number)."""
+    return {
+        tuple(row["input_ids"]): (name, row["row"]) for name, manifest in datasets.items() for row in tokens(manifest)
+    }
+
+
+def documents_of(manifest, document):
+    """What a mix holds, in order: (dataset, row number) of every document."""
+    found = []
+    for row in open_rows(manifest):
+        start = 0
+        for size in row.get("seq_lengths") or [len(row["input_ids"])]:
+            found.append(document[tuple(row["input_ids"][start : start + size])])
+            start += size
+        assert start == len(row["input_ids"]) == len(row["labels"])
+    return found
+
+
+def order_of(stages, document, datasets, weights=None, **config):
+    mixed = stages.mix(datasets, packing=False, weights=weights or {}, **config)
+    return documents_of(mixed, document)
+
+
+def only(order, name):
+    return [row for dataset, row in order if dataset == name]
+
+
+def test_every_row_once_in_a_mixed_order(stages, datasets, document):
+    order = order_of(stages, document, datasets)
+    assert sorted(order) == sorted((name, n) for name, k in (("a", 300), ("b", 200), ("c", 100)) for n in range(k))
+    assert {name for name, _ in order[:20]} == {"a", "b", "c"}
+    assert only(order, "a") != sorted(only(order, "a"))
+    assert order == order_of(stages, document, datasets)
+    assert order != order_of(stages, document, datasets, seed=43)
+
+
+def test_another_dataset_or_weight_moves_no_other_row(stages, datasets, document):
+    alone = order_of(stages, document, {"a": datasets["a"]}, {"a": 0.5})
+    two = order_of(stages, document, {"a": datasets["a"], "b": datasets["b"]}, {"a": 0.5, "b": 1.0})
+    three = order_of(stages, document, datasets, {"a": 0.5, "b": 0.25, "c": 3.0})
+    assert only(alone, "a") == only(two, "a") == only(three, "a")
+    assert [row for row in only(two, "b") if row in set(only(three, "b"))] == only(three, "b")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0.02, 3), st.floats(0.02, 3))
+def test_a_larger_weight_only_adds_rows(stages, datasets, document, one, other):
+    small, large = sorted((one, other))
+    data = {"a": datasets["a"]}
+    fewer, more = (order_of(stages, document, data, {"a": weight}) for weight in (small, large))
+    assert len(fewer) == int(small) * 300 + round(small % 1 * 300)
+    assert not Counter(fewer) - Counter(more)
+    copies = Counter(fewer).values()
+    assert set(copies) <= {int(small), int(small) + 1}
+
+
+def test_whole_weights_are_whole_copies(stages, datasets, document):
+    order = order_of(stages, document, {"c": datasets["c"]}, {"c": 2.0})
+    assert Counter(order) == dict.fromkeys((("c", n) for n in range(100)), 2)
+
+
+@pytest.mark.parametrize("capacity", [24, 64, 500])
+def test_packing_loses_and_doubles_nothing(stages, datasets, document, tokens, read, capacity):
+    manifest = stages.mix(datasets, max_seq_length=capacity)
+    rows, found = open_rows(manifest), read(manifest)
+    fitting = [d for ids, d in document.items() if len(ids) <= capacity]
+    assert sorted(documents_of(manifest, document)) == sorted(fitting)
+    labels = {tuple(row["input_ids"]): row["labels"] for name in datasets for row in tokens(datasets[name])}
+    for row in rows:
+        assert sum(row["seq_lengths"]) == len(row["input_ids"]) <= capacity
+        start = 0
+        for size in row["seq_lengths"]:
+            assert row["labels"][start : start + size] == labels[tuple(row["input_ids"][start : start + size])]
+            start += size
+    assert found["rows_out"] == len(rows) and found["documents"] == len(fitting)
+    assert found["tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert found["trained_tokens"] == sum(label != -100 for row in rows for label in row["labels"])
+    assert found["packing_efficiency"] == pytest.approx(found["tokens"] / (len(rows) * capacity), abs=1e-5)
+
+
+def test_columns_and_types(stages, datasets, tmp_path):
+    packed, plain = stages.mix(datasets), stages.mix(datasets, packing=False, name="plain")
+    assert {n: str(f) for n, f in open_rows(packed).features.items()} == dict.fromkeys(
+        ["input_ids", "labels", "seq_lengths"], "List(Value('int32'))"
+    )
+    assert list(open_rows(plain).features) == ["input_ids", "labels"]
+    assert not list(packed.parent.glob("*.tmp"))
+
+
+def test_long_rows_are_counted_with_their_tokens(stages, read):
+    rows = [conversation("x", n, words=n) for n in range(1, 60)]
+    manifest = stages.tokens_of(rows)
+    lengths = read(manifest)
+    found = read(mixed := stages.mix({"d": manifest}, max_seq_length=40, weights={"d": 2.0}))
+    (entry,) = found["table"]
+    long = entry["dropped"]["too_long"]
+    assert 0 < long["rows"] < 59 and found["dropped"] == {"too_long": long["rows"]}
+    assert entry["rows_available"] + long["rows"] == 59 == found["rows_in"]
+    assert entry["rows_used"] == 2 * entry["rows_available"] == found["documents"]
+    assert entry["tokens"] == found["tokens"] == 2 * (lengths["tokens"] - long["tokens"])
+    assert max(size for row in open_rows(mixed) for size in row["seq_lengths"]) <= 40
+
+
+def test_a_table_of_what_was_used(stages, datasets, read):
+    found = read(stages.mix(datasets, weights={"a": 0.5, "b": 1.5, "c": 0.001}))
+    assert [(e["name"], e["weight"], e["rows_available"], e["rows_used"]) for e in found["table"]] == [
+        ("a", 0.5, 300, 150), ("b", 1.5, 200, 300), ("c", 0.001, 100, 0),
+    ]  # fmt: skip
+    for key in ("tokens", "trained_tokens"):
+        assert sum(entry[key] for entry in found["table"]) == found[key]
+
+
+@pytest.fixture(scope="module")
+def pairs(module_stages):
+    return module_stages.tokens_of([pair(n) for n in range(50)], shape="preference", name="p")
+
+
+def test_pairs(stages, pairs, tokens, read):
+    found = read(mixed := stages.mix({"p": pairs}, shape="preference"))
+    rows = open_rows(mixed)
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert list(rows.features) == columns
+    expected = [{name: row[name] for name in columns} for row in tokens(pairs)]
+    assert sorted(map(str, rows.to_list())) == sorted(map(str, expected))
+    assert found["packing_efficiency"] is None and found["rows_out"] == found["documents"] == 50
+    assert found["tokens"] == sum(len(ids) for row in expected for ids in row.values())
+    assert found["trained_tokens"] == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in expected)
+
+
+def test_a_pair_is_as_long_as_its_longer_answer(stages, pairs, tokens, read):
+    lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in tokens(pairs)]
+    limit = sorted(lengths)[30]
+    found = read(stages.mix({"p": pairs}, shape="preference", max_seq_length=limit))
+    long = [length for length in lengths if length > limit]
+    assert found["table"][0]["dropped"]["too_long"] == {"rows": len(long), "tokens": sum(long)}
+    assert found["rows_out"] == 50 - len(long)
+
+
+def test_nothing_left_is_refused(stages, datasets):
+    for config in ({"max_seq_length": 3}, {"weights": dict.fromkeys(datasets, 0.0001)}):
+        with pytest.raises(DataError, match=r"no row is left: .*raise one of them"):
+            stages.mix(datasets, **config)
+        assert not (stages.base / "data" / "mix" / "m" / "manifest.json").exists()
+
+
+def test_several_shards_are_one_dataset(stages, datasets, monkeypatch, read):
+    from post_training.data import tokenize
+
+    whole = stages.mix({"a": datasets["a"]})
+    monkeypatch.setattr(tokenize, "BLOCK_ROWS", 70)
+    monkeypatch.setattr(tokenize, "SHARD_BLOCKS", 1)
+    shards = stages.tokens_of([conversation("a", n) for n in range(300)], name="a")
+    assert len(read(shards)["files"]) == 5
+    assert read(stages.mix({"a": shards}, name="again"))["files"][0]["sha256"] == read(whole)["files"][0]["sha256"]
+
+
+def test_missing_and_damaged_files_are_named(stages, tmp_path):
+    manifest = stages.tokens_of([conversation("x", n) for n in range(5)])
+    shard = manifest.parent / "tokens-00000.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-50])
+    with pytest.raises(DataError, match=r"tokens-00000\.arrow: cannot be read .*delete .*manifest\.json"):
+        stages.mix({"d": manifest})
+    shard.unlink()
+    with pytest.raises(DataError, match=r"tokens-00000\.arrow: cannot be read"):
+        stages.mix({"d": manifest})
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "manifest.json").write_text(json.dumps({"stage": "mix"}))
+    with pytest.raises(DataError, match=r"rows\.arrow: cannot be opened"):
+        open_rows(empty / "manifest.json")

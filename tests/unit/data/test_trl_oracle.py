@@ -1,0 +1,151 @@
+"""Our ids, labels and pairs against TRL's own preparation of the same rows, bit for bit."""
+
+import json
+import random
+
+import pytest
+
+from post_training import registry
+from post_training.data.opened import open_rows
+
+CHATML = registry.chat_template_text("chatml")
+WORDS = [
+    "a",
+    "The",
+    "12",
+    "\n",
+    "\n\n",
+    "  ",
+    "\t",
+    "é",
+    "日本",
+    "👍🏽",
+    "👩‍👩‍👧",
+    "e\u0301",
+    "def f(x):",
+    "\u2028",
+    "\r\n",
+    ".",
+    "<|",
+    "|>",
+]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"a": "int"}}}]
+
+
+def text(rng, least=1):
+    made = "".join(rng.choice(WORDS) for _ in range(rng.randint(least, 12)))
+    return made if made.strip() else f"\n\n{made}x"
+
+
+def prompt(rng):
+    turns = [{"role": "system", "content": text(rng)}] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(0, 2)):
+        turns += [{"role": "user", "content": text(rng)}, {"role": "assistant", "content": text(rng)}]
+    return [*turns, {"role": "user", "content": text(rng)}]
+
+
+def answer(rng):
+    return [{"role": "assistant", "content": text(rng)}]
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    rng = random.Random(0)
+    return [{"messages": prompt(rng) + answer(rng)} for _ in range(120)]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = random.Random(1)
+    return [{"prompt": prompt(rng), "chosen": answer(rng), "rejected": answer(rng)} for _ in range(60)]
+
+
+@pytest.fixture
+def model_and_tokenizer(bpe_folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tokenizer = AutoTokenizer.from_pretrained(bpe_folder)
+    tokenizer.chat_template = CHATML
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer
+
+
+def arguments(folder):
+    return {"output_dir": str(folder), "bf16": False, "use_cpu": True, "report_to": "none"} | {
+        "activation_checkpointing": False, "gradient_checkpointing": False, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def sft_trainer(folder, rows, model_and_tokenizer, **more):
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    model, tokenizer = model_and_tokenizer
+    args = SFTConfig(**arguments(folder), max_length=512, packing=True, **more)
+    return SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def documents(rows):
+    """(ids, labels) of each document of packed rows, in an order of their own."""
+    found = []
+    for row in rows:
+        start = 0
+        for size in row["seq_lengths"]:
+            found.append((row["input_ids"][start : start + size], row["labels"][start : start + size]))
+            start += size
+        assert start == len(row["input_ids"])
+    return sorted(found)
+
+
+def test_conversations(stages, conversations, model_and_tokenizer, tmp_path):
+    theirs = sft_trainer(tmp_path / "trl", conversations, model_and_tokenizer, assistant_only_loss=True).train_dataset
+    ours = open_rows(stages.mix({"d": stages.tokens_of(conversations)}, max_seq_length=512))
+    assert any(len(row["seq_lengths"]) > 1 for row in ours)
+    assert documents(ours) == documents(theirs)
+    assert len(ours) <= len(theirs)
+
+
+def test_conversations_with_tools(stages, conversations, model_and_tokenizer, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "5"}]
+    rows = [
+        {"messages": [*row["messages"][:-1], *turns, row["messages"][-1]], "tools": TOOLS} for row in conversations[:30]
+    ]
+    theirs = sft_trainer(tmp_path / "trl", rows, model_and_tokenizer, assistant_only_loss=True).train_dataset
+    ours = open_rows(stages.mix({"d": stages.tokens_of(rows)}, max_seq_length=512))
+    assert documents(ours) == documents(theirs)
+
+
+def test_the_collator_masks_the_first_label_of_each_document(model_and_tokenizer, tmp_path):
+    """Why the labels may be packed as tokenised: a document's first token has nothing to be predicted from."""
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]}] * 4
+    skip = {"packing_strategy": "bfd", "dataset_kwargs": {"skip_prepare_dataset": True}, "assistant_only_loss": False}
+    collated = sft_trainer(tmp_path, rows, model_and_tokenizer, **skip).data_collator(rows[:2])
+    assert collated["labels"].tolist() == [[-100, 6, -100, 8, 9] * 2]
+    assert collated["position_ids"].tolist() == [[0, 1, 0, 1, 2] * 2]
+    assert "attention_mask" not in collated
+
+
+def test_pairs(stages, pairs, model_and_tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    model, tokenizer = model_and_tokenizer
+    model.save_pretrained(tmp_path / "model")
+    model.config._name_or_path = str(tmp_path / "model")
+    args = DPOConfig(**arguments(tmp_path / "trl"), max_length=None)
+    data = Dataset.from_list(pairs)
+    theirs = DPOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train_dataset
+    ours = open_rows(
+        stages.mix({"p": stages.tokens_of(pairs, shape="preference")}, shape="preference", max_seq_length=512)
+    )
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert sorted(json.dumps([row[c] for c in columns]) for row in ours) == sorted(
+        json.dumps([row[c] for c in columns]) for row in theirs
+    )
+    # Somewhere a token reaches over the end of the prompt, and the answer begins where the ids part.
+    whole = [tokenizer.apply_chat_template(p["prompt"], add_generation_prompt=True, return_dict=True) for p in pairs]
+    assert any(len(row["prompt_ids"]) < len(ids["input_ids"]) for row, ids in zip(theirs, whole, strict=True))
