@@ -26,6 +26,7 @@ from post_training.locate import data_suffix
 _BOM = b"\xef\xbb\xbf"
 _BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 17
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException, UnicodeDecodeError)
 
 
@@ -140,11 +141,10 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[Any]]:
 def _cells(row: dict[Any, Any], columns: int) -> dict[str, Any] | Problem:
     surplus = row.pop(None, [])
     cells = [value for value in row.values() if value is not None] + surplus
-    excerpt = str(cells)[:200]
     if len(cells) != columns:
-        return Problem("wrong_number_of_cells", f"{len(cells)} cells, expected {columns}", excerpt)
+        return Problem("wrong_number_of_cells", f"{len(cells)} cells, expected {columns}", str(cells)[:200])
     if any(not cell.isascii() and any("\ud800" <= c <= "\udfff" for c in cell) for cell in cells):
-        return Problem("undecodable_line", "not UTF-8", excerpt)
+        return Problem("undecodable_line", "not UTF-8", str(cells)[:200])
     return row
 
 
@@ -164,6 +164,10 @@ def _arrow(file: Path) -> Iterator[Any]:
             source.seek(0)
             for batch in pa.ipc.open_stream(source):
                 yield from batch.to_pylist()
+            # Whole batches of a writer that was killed look like a shorter stream; only its end mark tells.
+            source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+            if source.read() != _END_OF_STREAM:
+                raise EOFError("the Arrow stream has no end mark: its writer did not finish") from None
 
 
 class _Zstandard(io.RawIOBase):

@@ -152,6 +152,20 @@ def test_cut_arrow_and_parquet(tmp_path):
                 rows_of(write(tmp_path, f"cut{path.suffix}", whole[:size]))
 
 
+def test_a_stream_whose_writer_was_killed(tmp_path):
+    """Cut anywhere, between batches too, an Arrow stream is refused: what is left reads as a shorter stream."""
+    path, table = tmp_path / "stream.arrow", pa.Table.from_pylist(ROWS * 4)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=3):
+            writer.write_batch(batch)
+    whole = path.read_bytes()
+    assert rows_of(path) == ROWS * 4
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError):
+            rows_of(path)
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl: after 0 rows: .*No such file"):
         rows_of(tmp_path / "gone.jsonl")
