@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from post_training import manifest
+from post_training.data.blocks import IGNORED, document_lengths
 from post_training.data.packing import best_fit
-from post_training.data.tokenize import IGNORED, document_lengths
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
 from post_training.task import Task
