@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # `cpu` or `cuda`: which lock and which extra are installed.
 BUILD ?= cpu
 N ?= 2
+# snakefmt looks for shfmt on the path.
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test test-fast bench lint docs lock clean
 

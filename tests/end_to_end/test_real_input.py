@@ -69,7 +69,14 @@ def test_every_row_is_accounted_for(run):
 
 def test_the_run_directory_has_its_fixed_names(run):
     for link in ("real", "real-sft", "real-dpo"):
-        for name in ("config.yaml", "manifest.json", "checkpoints", "inference_checkpoints", "logs/metrics.jsonl", "model"):
+        for name in (
+            "config.yaml",
+            "manifest.json",
+            "checkpoints",
+            "inference_checkpoints",
+            "logs/metrics.jsonl",
+            "model",
+        ):
             if link != "real-sft" and name == "inference_checkpoints":
                 continue  # DPO is shorter than inference_checkpoint_steps
             assert (run / "outputs" / link / name).exists(), (link, name)
@@ -91,7 +98,9 @@ def test_the_export_loads_as_people_load_it(run):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         stops = model.generation_config.eos_token_id
         assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (stops if isinstance(stops, list) else [stops])
-        answer = pipeline("text-generation", model=str(folder))([{"role": "user", "content": "Hello"}], max_new_tokens=8)
+        answer = pipeline("text-generation", model=str(folder))(
+            [{"role": "user", "content": "Hello"}], max_new_tokens=8
+        )
         assert answer[0]["generated_text"][-1]["role"] == "assistant"
         assert all(path.stat().st_mode & 0o040 for path in folder.rglob("*") if path.is_file())
 

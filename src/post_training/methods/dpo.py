@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 ROWS = "preference"
 # TRL 1.16 accepts any name and fails at the first step; tests/unit/test_methods.py holds this list against TRL.
-LOSSES = (  # noqa: SIM905
+LOSSES = (
     "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down "
     "discopop sft sigmoid_norm"
 ).split()
