@@ -39,9 +39,12 @@ class WorkflowPlan:
 
     @property
     def shell_prefix(self) -> str:
-        """Jobs run under this interpreter, and their lines are seen when they are written."""
+        """Jobs run under this interpreter, and their lines are seen when they are written.
+
+        Setting a prefix takes Snakemake's own strict mode away, and `job | tee log` would always succeed.
+        """
         folder = shlex.quote(str(Path(sys.executable).parent))
-        return f"export PATH={folder}:$PATH PYTHONUNBUFFERED=1; "
+        return f"set -euo pipefail; export PATH={folder}:$PATH PYTHONUNBUFFERED=1; "
 
     @property
     def data_threads(self) -> int:
