@@ -6,10 +6,12 @@ It is put together in a hidden folder beside `model/` and moved there once every
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from post_training import manifest
+from post_training.data import shapes
 from post_training.errors import UserError
 from post_training.model.files import polish, stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
@@ -134,39 +136,32 @@ def logits_of(model: Any, row: list[int]) -> Any:
 
 def sample_row(data: Path) -> list[int]:
     """A real row of the training data, at most 512 tokens."""
-    row = _rows(data)[0]
-    ids = row["input_ids"] if "input_ids" in row else row["prompt_ids"] + row["chosen_ids"]
-    return list(ids[:_ROW_TOKENS])
+    return next(iter(_sequences(data, rows=1)))[0][:_ROW_TOKENS]
 
 
 def short_prompt(data: Path) -> tuple[list[int], list[int]]:
     """Prompt and answer, as tokens, of the shortest exchange among the first rows."""
-    rows = _rows(data)
-    exchanges = [exchange for index in range(min(len(rows), 100)) for exchange in _exchanges(rows[index])]
+    exchanges = [exchange for ids, trained in _sequences(data, rows=100) if (exchange := _first_exchange(ids, trained))]
     if not exchanges:
         raise UserError(f"{data}: no answer in the first rows to ask the model for")
     return min(exchanges, key=lambda exchange: len(exchange[0]) + len(exchange[1]))
 
 
-def _exchanges(row: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
-    """The first prompt and answer of each document in a row."""
-    if "prompt_ids" in row:
-        return [(row["prompt_ids"], row["chosen_ids"])]
-    found, start = [], 0
-    for length in row.get("seq_lengths", [len(row["input_ids"])]):
-        ids, labels = row["input_ids"][start : start + length], row["labels"][start : start + length]
-        start += length
-        begin = next((place for place, label in enumerate(labels) if label != -100), 0)
-        end = next((place for place in range(begin, length) if labels[place] == -100), length)
-        if begin:
-            found.append((ids[:begin], ids[begin:end]))
-    return found
+def _first_exchange(ids: list[int], trained: list[bool]) -> tuple[list[int], list[int]] | None:
+    begin = trained.index(True) if True in trained else 0
+    end = trained.index(False, begin) if False in trained[begin:] else len(ids)
+    return (ids[:begin], ids[begin:end]) if begin else None
 
 
-def _rows(data: Path) -> Any:
+def _sequences(data: Path, rows: int) -> Iterator[tuple[list[int], list[bool]]]:
+    """Token ids, and which of them are trained on, of all that the model reads of the first `rows` rows."""
     from datasets import Dataset
 
-    return Dataset.from_file(str(data.parent / "rows.arrow"))
+    mixed = Dataset.from_file(str(data.parent / "rows.arrow"))
+    shape = shapes.of_columns(mixed.column_names)
+    for index in range(min(len(mixed), rows)):
+        for _, ids, trained in shape.sequences(mixed[index]):
+            yield ids.tolist(), trained.tolist()
 
 
 def ancestors(told: dict[str, Any]) -> dict[str, Any]:

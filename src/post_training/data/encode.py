@@ -11,6 +11,8 @@ from tokenizers import Encoding, Tokenizer
 from post_training.data.chat_template import Span
 from post_training.errors import DataError
 
+IGNORED = -100
+"""The label of a token that is not trained on, as torch's cross entropy has it."""
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Offsets = npt.NDArray[np.int64]
@@ -105,3 +107,10 @@ def _parts(component: dict[str, Any] | None) -> list[dict[str, Any]]:
     if component is None:
         return []
     return [component, *(part for key in ("pretokenizers",) for part in component.get(key, []))]
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """Tokens that two renderings share from the start."""
+    size = min(len(first), len(second))
+    different = np.flatnonzero(first[:size] != second[:size])
+    return int(different[0]) if len(different) else size

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from post_training import manifest
-from post_training.data.blocks import IGNORED, document_lengths
+from post_training.data import shapes
 from post_training.data.packing import best_fit
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
@@ -24,7 +24,6 @@ from post_training.task import Task
 
 _IDS = pa.list_(pa.int32())
 _BATCH_ROWS = 512
-COLUMNS = {"messages": ("input_ids", "labels"), "preference": ("prompt_ids", "chosen_ids", "rejected_ids")}
 Ids = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -36,13 +35,15 @@ class Tokenized:
 
     name: str
     weight: float
-    columns: dict[str, list[tuple[Indices, Ids]]]
-    """Of each list column, a batch at a time: offsets and values, views into the mapped files."""
+    columns: dict[str, list[tuple[Indices, Ids] | npt.NDArray[Any]]]
+    """Of each column, a batch at a time: offsets and values of lists, views into the mapped files; else the values."""
     starts: list[int]
     """Index of each batch's first row, and the number of rows last."""
     numbers: Indices
     """Source row number of each row."""
     lengths: Indices
+    tokens: Indices
+    trained: Indices
 
     @classmethod
     def open(cls, name: str, weight: float, manifest_path: Path, shape: str) -> "Tokenized":
@@ -56,19 +57,28 @@ class Tokenized:
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{path}: cannot be read ({error}); delete {manifest_path} to make it again") from None
         columns = {
-            column: [(b.column(column).offsets.to_numpy(), b.column(column).values.to_numpy()) for b in batches]
-            for column in COLUMNS[shape]
+            column: [
+                (b.column(column).offsets.to_numpy(), b.column(column).values.to_numpy())
+                if isinstance(b.column(column), pa.ListArray)
+                else b.column(column).to_numpy(zero_copy_only=False)
+                for b in batches
+            ]
+            for column in shapes.load(shape).SCHEMA.names
         }
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
         numbers = np.concatenate([batch.column("row").to_numpy() for batch in batches])
-        return cls(name, weight, columns, starts, numbers, np.concatenate([document_lengths(b) for b in batches]))
+        lengths = np.concatenate([shapes.load(shape).lengths(batch) for batch in batches])
+        counts = [np.concatenate(c) for c in zip(*map(shapes.load(shape).token_counts, batches), strict=True)]
+        return cls(name, weight, columns, starts, numbers, lengths, *counts)
 
-    def values(self, column: str, index: int) -> Ids:
-        """Token ids of one row, a view into the mapped file."""
+    def values(self, column: str, index: int) -> Any:
+        """Token ids of one row, a view into the mapped file, or its one value."""
         block = bisect_right(self.starts, index) - 1
-        offsets, values = self.columns[column][block]
-        local = index - self.starts[block]
-        return values[offsets[local] : offsets[local + 1]]
+        local, found = index - self.starts[block], self.columns[column][block]
+        if isinstance(found, tuple):
+            offsets, values = found
+            return values[offsets[local] : offsets[local + 1]]
+        return found[local]
 
 
 @dataclass
@@ -195,31 +205,28 @@ def write_rows(
     The stream format is what `datasets.Dataset.from_file` maps into memory. `seq_lengths` keeps the
     documents of a packed row apart in the collator.
     """
-    with_lengths = packing and shape == "messages"
-    names = [*COLUMNS[shape], *(["seq_lengths"] if with_lengths else [])]
+    fields = list(shapes.load(shape).SCHEMA) + ([pa.field("seq_lengths", _IDS)] if packing else [])
     tokens, trained = np.zeros(len(datasets), dtype=np.int64), np.zeros(len(datasets), dtype=np.int64)
-    schema = pa.schema([(name, _IDS) for name in names])
+    schema = pa.schema(fields)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(rows), _BATCH_ROWS):
             batch = rows[start : start + _BATCH_ROWS]
             members = np.concatenate(batch)
-            owners, places = documents.dataset[members], documents.index[members].tolist()
+            owners, places = documents.dataset[members].tolist(), documents.index[members].tolist()
             row_ends = np.cumsum([len(row) for row in batch])
             arrays = []
-            for name in COLUMNS[shape]:
-                parts = [datasets[o].values(name, i) for o, i in zip(owners.tolist(), places, strict=True)]
-                sizes = np.array([len(part) for part in parts])
-                flat = np.concatenate(parts)
-                arrays.append(_lists(flat, np.cumsum(sizes)[row_ends - 1]))
-                if name == "labels":
-                    starts = np.cumsum(sizes) - sizes
-                    np.add.at(trained, owners, np.add.reduceat(flat != IGNORED, starts, dtype=np.int64))
+            for field in fields:
+                if field.name == "seq_lengths":
+                    arrays.append(_lists(documents.lengths[members].astype(np.int32), row_ends))
                     continue
-                np.add.at(tokens, owners, sizes)
-                if name in ("chosen_ids", "rejected_ids"):
-                    np.add.at(trained, owners, sizes)
-            if with_lengths:
-                arrays.append(_lists(documents.lengths[members].astype(np.int32), row_ends))
+                parts = [datasets[o].values(field.name, i) for o, i in zip(owners, places, strict=True)]
+                if pa.types.is_list(field.type):
+                    arrays.append(_lists(np.concatenate(parts), np.cumsum([len(part) for part in parts])[row_ends - 1]))
+                else:
+                    arrays.append(pa.array(parts, field.type))
+            for o, i in zip(owners, places, strict=True):
+                tokens[o] += datasets[o].tokens[i]
+                trained[o] += datasets[o].trained[i]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     for entry, entry_tokens, entry_trained in zip(table, tokens.tolist(), trained.tolist(), strict=True):
         entry.update(tokens=entry_tokens, trained_tokens=entry_trained)

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from post_training import model
-from post_training.data.blocks import SCHEMAS, Block, Tokenization, check_stop_token, document_lengths
+from post_training.data import shapes
+from post_training.data.blocks import Block, Tokenization, block_schema, check_stop_token
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
 from post_training.progress import Progress
@@ -32,6 +33,7 @@ SHARD_BLOCKS = 64
 class Totals:
     """What has been written so far."""
 
+    shape: str
     rows_out: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -50,7 +52,7 @@ class Totals:
         self.tokens += tokens
         self.trained_tokens += trained
         self.dropped += dropped
-        self.lengths += document_lengths(batch).tolist()
+        self.lengths += shapes.load(self.shape).lengths(batch).tolist()
 
 
 def run(task: Task) -> None:
@@ -61,7 +63,7 @@ def run(task: Task) -> None:
     shape, template = task.config["rows"], task.config["chat_template"]
     check_stop_token(folder, template)
     task.directory.mkdir(parents=True, exist_ok=True)
-    total, totals = rows["rows_out"], Totals()
+    total, totals = rows["rows_out"], Totals(shape)
     progress = Progress("tokenize", "rows", total)
     files = []
     blocks = _blocks(source, folder, template, shape, task.runtime.get("num_proc"), total)
@@ -70,7 +72,7 @@ def run(task: Task) -> None:
         if first is None:
             break
         path = task.directory / f"tokens-{number:05d}.arrow"
-        files.append(_write_shard(path, chain([first], islice(blocks, SHARD_BLOCKS - 1)), shape, totals, progress))
+        files.append(_write_shard(path, chain([first], islice(blocks, SHARD_BLOCKS - 1)), totals, progress))
     if totals.rows_in != total:
         raise DataError(
             f"{source}: holds {totals.rows_in:,} rows, its manifest says {total:,}; delete {task.inputs['rows']} to make it again"
@@ -95,13 +97,12 @@ def run(task: Task) -> None:
     )
 
 
-def _write_shard(
-    path: Path, blocks: Iterator[Block], shape: str, totals: Totals, progress: Progress
-) -> dict[str, str | int]:
+def _write_shard(path: Path, blocks: Iterator[Block], totals: Totals, progress: Progress) -> dict[str, str | int]:
     """Write one Arrow file and describe it; it has its name only once it is whole."""
     unfinished = path.with_suffix(".arrow.tmp")
     before = totals.rows_out
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, SCHEMAS[shape]) as writer:
+    schema = block_schema(shapes.load(totals.shape))
+    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in blocks:
             writer.write_batch(block[0])
             totals.add(block)

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from post_training import registry
 from post_training.data import tokenize
-from post_training.data.blocks import IGNORED, Tokenization
-from post_training.data.encode import Encoder
+from post_training.data.blocks import Tokenization
+from post_training.data.encode import IGNORED, Encoder
 from post_training.errors import DataError
 
 CHATML = registry.chat_template_text("chatml")

@@ -1,0 +1,42 @@
+"""Row shapes, from validated row to training row: the folder is the registry.
+
+A shape is one module here, and whatever stages need to know of it stands there:
+
+- `KEY`: the column that rows of no other shape have;
+- `SCHEMA`: the Arrow columns of a tokenised row, lists of int32 or one value a row;
+- `validate(row)`: the checked row; raises `rows.Bad` with the reason;
+- `tokenize(rows, template, encoder, dropped)`: for each row that can be trained on its columns and
+  `row`, its number; the others are counted in `dropped` by reason;
+- `lengths(batch)`: tokens of each row as `max_seq_length` counts them, int64 [n];
+- `token_counts(batch)`: all tokens and the trained ones of each row, two arrays of int64 [n];
+- `sequences(row)`: what the model reads of one training row, as (name, token ids, trained mask).
+
+A method names its shape in `ROWS`. Import of this package alone is light.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+
+def names() -> list[str]:
+    """The shapes there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The module of one shape."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def name_of(row: dict[str, Any]) -> str | None:
+    """The shape that a row has by its columns."""
+    return next((name for name in names() if load(name).KEY in row), None)
+
+
+def of_columns(columns: Iterable[str]) -> ModuleType:
+    """The shape of tokenised rows that have these columns."""
+    found = set(columns)
+    return next(shape for shape in map(load, names()) if set(shape.SCHEMA.names) <= found)
