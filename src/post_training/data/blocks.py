@@ -33,8 +33,8 @@ class Tokenization:
         schema = block_schema(self.shape)
         columns = {name: [row[name] for row in made] for name in schema.names}
         arrays = [
-            _list_array(columns[f.name]) if pa.types.is_list(f.type) else pa.array(columns[f.name], f.type)
-            for f in schema
+            pa.array(columns[name], pa.int64()) if name == "row" else _list_array(columns[name])
+            for name in schema.names
         ]
         batch = pa.record_batch(arrays, schema=schema)
         tokens, trained = self.shape.token_counts(batch)

@@ -35,8 +35,8 @@ class Tokenized:
 
     name: str
     weight: float
-    columns: dict[str, list[tuple[Indices, Ids] | npt.NDArray[Any]]]
-    """Of each column, a batch at a time: offsets and values of lists, views into the mapped files; else the values."""
+    columns: dict[str, list[tuple[Indices, Ids]]]
+    """Of each list column, a batch at a time: offsets and values, views into the mapped files."""
     starts: list[int]
     """Index of each batch's first row, and the number of rows last."""
     numbers: Indices
@@ -57,12 +57,7 @@ class Tokenized:
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{path}: cannot be read ({error}); delete {manifest_path} to make it again") from None
         columns = {
-            column: [
-                (b.column(column).offsets.to_numpy(), b.column(column).values.to_numpy())
-                if isinstance(b.column(column), pa.ListArray)
-                else b.column(column).to_numpy(zero_copy_only=False)
-                for b in batches
-            ]
+            column: [(b.column(column).offsets.to_numpy(), b.column(column).values.to_numpy()) for b in batches]
             for column in shapes.load(shape).SCHEMA.names
         }
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
@@ -71,14 +66,12 @@ class Tokenized:
         counts = [np.concatenate(c) for c in zip(*map(shapes.load(shape).token_counts, batches), strict=True)]
         return cls(name, weight, columns, starts, numbers, lengths, *counts)
 
-    def values(self, column: str, index: int) -> Any:
-        """Token ids of one row, a view into the mapped file, or its one value."""
+    def values(self, column: str, index: int) -> Ids:
+        """Token ids of one row, a view into the mapped file."""
         block = bisect_right(self.starts, index) - 1
-        local, found = index - self.starts[block], self.columns[column][block]
-        if isinstance(found, tuple):
-            offsets, values = found
-            return values[offsets[local] : offsets[local + 1]]
-        return found[local]
+        offsets, values = self.columns[column][block]
+        local = index - self.starts[block]
+        return values[offsets[local] : offsets[local + 1]]
 
 
 @dataclass
@@ -205,9 +198,9 @@ def write_rows(
     The stream format is what `datasets.Dataset.from_file` maps into memory. `seq_lengths` keeps the
     documents of a packed row apart in the collator.
     """
-    fields = list(shapes.load(shape).SCHEMA) + ([pa.field("seq_lengths", _IDS)] if packing else [])
+    names = [*shapes.load(shape).SCHEMA.names, *(["seq_lengths"] if packing else [])]
     tokens, trained = np.zeros(len(datasets), dtype=np.int64), np.zeros(len(datasets), dtype=np.int64)
-    schema = pa.schema(fields)
+    schema = pa.schema([(name, _IDS) for name in names])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(rows), _BATCH_ROWS):
             batch = rows[start : start + _BATCH_ROWS]
@@ -215,15 +208,12 @@ def write_rows(
             owners, places = documents.dataset[members].tolist(), documents.index[members].tolist()
             row_ends = np.cumsum([len(row) for row in batch])
             arrays = []
-            for field in fields:
-                if field.name == "seq_lengths":
+            for name in names:
+                if name == "seq_lengths":
                     arrays.append(_lists(documents.lengths[members].astype(np.int32), row_ends))
                     continue
-                parts = [datasets[o].values(field.name, i) for o, i in zip(owners, places, strict=True)]
-                if pa.types.is_list(field.type):
-                    arrays.append(_lists(np.concatenate(parts), np.cumsum([len(part) for part in parts])[row_ends - 1]))
-                else:
-                    arrays.append(pa.array(parts, field.type))
+                parts = [datasets[o].values(name, i) for o, i in zip(owners, places, strict=True)]
+                arrays.append(_lists(np.concatenate(parts), np.cumsum([len(part) for part in parts])[row_ends - 1]))
             for o, i in zip(owners, places, strict=True):
                 tokens[o] += datasets[o].tokens[i]
                 trained[o] += datasets[o].trained[i]

@@ -13,9 +13,8 @@ from post_training.data.encode import Encoder, Ids, Mask, common_prefix
 from post_training.data.rows import Bad, check_answer, turns
 
 KEY = "completion"
-SCHEMA = pa.schema(
-    [("prompt_ids", pa.list_(pa.int32())), ("completion_ids", pa.list_(pa.int32())), ("label", pa.bool_())]
-)
+_IDS = pa.list_(pa.int32())
+SCHEMA = pa.schema([("prompt_ids", _IDS), ("completion_ids", _IDS), ("label", _IDS)])
 
 
 def validate(row: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def validate(row: dict[str, Any]) -> dict[str, Any]:
 def tokenize(
     rows: list[dict[str, Any]], template: ChatTemplate, encoder: Encoder, dropped: Counter[str]
 ) -> list[dict[str, Any]]:
-    """Ids of prompt and completion, and the label."""
+    """Ids of prompt and completion, and the label as `[1]` or `[0]`."""
     texts, kept = [], []
     for row in rows:
         try:
@@ -51,7 +50,7 @@ def tokenize(
             dropped["no_trained_token"] += 1
             continue
         ids = {"prompt_ids": whole_ids[:shared], "completion_ids": whole_ids[shared:]}
-        made.append({**ids, "label": row["label"], "row": row["row"]})
+        made.append({**ids, "label": np.array([row["label"]], dtype=np.int32), "row": row["row"]})
     return made
 
 
