@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny import (
     MAX_LENGTH,
     TEMPLATE,
@@ -18,6 +19,10 @@ from tiny import (
     train_task,
     write_mix,
 )
+
+# How long an example takes says more about what else the machine does.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")
