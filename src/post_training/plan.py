@@ -21,7 +21,7 @@ VERSIONS = {
     "download": 1,
     "download_model": 1,
     "build_model": 1,
-    "transform": 1,
+    "transform": 2,
     "tokenize": 1,
     "mix": 1,
     "train": 1,

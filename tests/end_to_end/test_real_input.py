@@ -60,7 +60,7 @@ def test_every_row_is_accounted_for(run):
         assert found["rows_in"] == found["rows_out"] + sum(found["dropped"].values())
         (folder,) = (run / "outputs" / "data" / "tokenized").glob(f"{dataset}-*")
         tokenized = json.loads((folder / "manifest.json").read_text())
-        assert tokenized["rows_in"] == found["rows_out"]
+        assert tokenized["rows_in"] == found["examples"]
         assert tokenized["rows_in"] == tokenized["rows_out"] + sum(tokenized["dropped"].values())
     (folder,) = (run / "outputs" / "data" / "mixed").glob("sft-*")
     table = {row["name"]: row for row in json.loads((folder / "manifest.json").read_text())["table"]}

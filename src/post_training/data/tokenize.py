@@ -63,7 +63,7 @@ def run(task: Task) -> None:
     shape, template = task.config["rows"], task.config["chat_template"]
     check_stop_token(folder, template)
     task.directory.mkdir(parents=True, exist_ok=True)
-    total, totals = rows["rows_out"], Totals(shape)
+    total, totals = rows["examples"], Totals(shape)
     progress = Progress("tokenize", "rows", total)
     files = []
     blocks = _blocks(source, folder, template, shape, task.runtime.get("num_proc"), total)

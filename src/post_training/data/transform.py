@@ -1,9 +1,13 @@
-"""One dataset -> `rows.jsonl` of validated rows and `rejects.jsonl` of the others, with reasons.
+"""One dataset -> `rows.jsonl` of validated examples and `rejects.jsonl` of the rest, with reasons.
 
-Always: rows_in = rows_out + the sum over `dropped`.
+A source row gives one example, or several (pairs of n answers, paths of a tree). Always: rows_in = rows_out + the sum
+over `dropped`, in source rows, where rows_out counts those that gave an example; `examples` counts the lines of
+`rows.jsonl`. An example that is refused while its row gave others is in `dropped_examples`. A line carries `row`, the
+number of its source row (from 0, over all files), and `part` where that row gave several.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -26,17 +30,21 @@ def run(task: Task) -> None:
     task.directory.mkdir(parents=True, exist_ok=True)
     rows_path, rejects_path = task.directory / "rows.jsonl", task.directory / "rejects.jsonl"
     dropped: Counter[str] = Counter()
-    rows_in = 0
+    dropped_examples: Counter[str] = Counter()
+    rows_in = examples = 0
     progress = Progress("transform", "rows")
     unfinished = rows_path.with_suffix(".jsonl.tmp")
     with unfinished.open("wb") as rows, rejects_path.open("wb") as rejects:
         for record in read_rows(files):
             rows_in += 1
-            line, reason, detail = _apply(transform, record, task.config["rows"], rows_in - 1)
-            if line is not None:
-                rows.write(line)
-            else:
-                dropped[reason] += 1
+            lines, faults = _apply(transform, record, task.config["rows"], rows_in - 1)
+            rows.writelines(lines)
+            examples += len(lines)
+            if not lines:
+                dropped[faults[0][0]] += 1
+            for reason, detail in faults if lines else faults[:1]:
+                if lines:
+                    dropped_examples[reason] += 1
                 _reject(rejects, record, reason, detail)
                 if task.runtime.get("strict"):
                     raise DataError(
@@ -51,32 +59,45 @@ def run(task: Task) -> None:
     described = [
         {"path": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in (rows_path, rejects_path)
     ]
-    task.finish(rows_in=rows_in, rows_out=rows_out, dropped=dict(dropped), files=described)
+    task.finish(
+        rows_in=rows_in,
+        rows_out=rows_out,
+        examples=examples,
+        dropped=dict(dropped),
+        dropped_examples=dict(dropped_examples),
+        files=described,
+    )
 
 
-def _apply(transform: Transform, record: Record, shape: str, number: int) -> tuple[bytes | None, str, str]:
-    """(the line of `rows.jsonl`, "", "") or (None, reason, detail)."""
+def _apply(transform: Transform, record: Record, shape: str, number: int) -> tuple[list[bytes], list[tuple[str, str]]]:
+    """The lines of `rows.jsonl` that a record gives, and (reason, detail) of each example that it does not."""
     if isinstance(record.row, Problem):
-        return None, record.row.reason, record.row.detail
+        return [], [(record.row.reason, record.row.detail)]
     try:
         made = transform(record.row)
+        parts = list(made) if isinstance(made, list | tuple | Iterator) else [made]
     except KeyError as error:
-        return None, "missing_column", f"{error} (the row has {', '.join(record.row)})"
+        return [], [("missing_column", f"{error} (the row has {', '.join(record.row)})")]
     except (TypeError, AttributeError) as error:
-        return None, "wrong_type", str(error)
+        return [], [("wrong_type", str(error))]
     except ValueError as error:
         reason, separator, detail = str(error).partition(": ")
         is_code = bool(separator) and reason.isidentifier()
-        return (None, reason, detail) if is_code else (None, "unusable_row", str(error))
+        return [], [(reason, detail) if is_code else ("unusable_row", str(error))]
     except Exception as error:  # a user's transform may fail in any way; the row is at fault until shown otherwise
-        return None, "transform_error", f"{type(error).__name__}: {error}"
-    row, reason, detail = validate(made, shape)
-    if row is None:
-        return None, reason, detail
-    try:
-        return orjson.dumps({"row": number, **row}) + b"\n", "", ""
-    except TypeError as error:  # half a surrogate pair, an integer of 65 bits, a type of Python's own, deep in the row
-        return None, "not_json", str(error)
+        return [], [("transform_error", f"{type(error).__name__}: {error}")]
+    lines, faults = [], [] if parts else [("no_example", "the transform made nothing of it")]
+    for part, example in enumerate(parts):
+        row, reason, detail = validate(example, shape)
+        if row is None:
+            faults.append((reason, detail))
+            continue
+        place = {"row": number} if len(parts) == 1 else {"row": number, "part": part}
+        try:
+            lines.append(orjson.dumps({**place, **row}) + b"\n")
+        except TypeError as error:  # half a surrogate pair, an integer of 65 bits, a type of Python's own, deep in it
+            faults.append(("not_json", str(error)))
+    return lines, faults
 
 
 def _reject(rejects: IO[bytes], record: Record, reason: str, detail: str) -> None:

@@ -97,16 +97,21 @@ def test_whatever_a_users_transform_does_is_a_reason(stages, tmp_path, read):
         "    if do == 'deep': return mine(row)\n"
         "    if do == 'surrogate': return {'messages': turns('a', name='\\ud83d')}\n"
         "    if do == 'big': return {'messages': turns('a', n=1 << 70)}\n"
+        "    if do == 'two': return [{'messages': turns('a')}, {'messages': turns('')}, {'messages': turns('b')}]\n"
         "    if do == 'bytes': return {'messages': turns('a', n=b'x')}\n"
     )
-    asked = ["good", "code", "words", "attribute", "zero", "deep", "surrogate", "big", "bytes", "none"]
+    asked = ["good", "code", "words", "attribute", "zero", "deep", "surrogate", "big", "bytes", "none", "two"]
     path = source(tmp_path, [{"do": do} for do in asked] + [{}])
     manifest = stages.transform(path, transform_name="mine", source=module, max_reject_fraction=1.0)
     assert [(r["row"], r["reason"]) for r in lines(manifest.parent / "rejects.jsonl")] == [
         (2, "no_votes"), (3, "unusable_row"), (4, "wrong_type"), (5, "transform_error"), (6, "transform_error"),
-        (7, "not_json"), (8, "not_json"), (9, "not_json"), (10, "not_an_object"), (11, "missing_column"),
+        (7, "not_json"), (8, "not_json"), (9, "not_json"), (10, "not_an_object"), (11, "empty_content"), (12, "missing_column"),
     ]  # fmt: skip
-    assert read(manifest)["rows_out"] == 1
+    found = read(manifest)
+    assert (found["rows_in"], found["rows_out"], found["examples"]) == (12, 2, 3)
+    assert found["dropped_examples"] == {"empty_content": 1} and sum(found["dropped"].values()) == 10
+    places = [(row["row"], row.get("part")) for row in lines(manifest.parent / "rows.jsonl")]
+    assert places == [(0, None), (10, 0), (10, 2)]
 
 
 def test_evaluation_rows_are_of_the_shape_that_their_keys_say(stages, tmp_path):
