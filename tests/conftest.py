@@ -11,8 +11,10 @@ from tiny import (
     MAX_LENGTH,
     TEMPLATE,
     build_task,
+    compute_reference,
     conversation,
     export_task,
+    reference_task,
     render,
     tokenised,
     train_here,
@@ -95,6 +97,13 @@ def dpo_rows(tmp_path_factory: Any, tokenizer: Any) -> Path:
             }
         )
     return write_mix(tmp_path_factory.mktemp("dpo_rows"), rows, packing=False)
+
+
+@pytest.fixture(scope="session")
+def dpo_reference(tmp_path_factory: Any, model_manifest: Path, dpo_rows: Path, template: Path) -> Path:
+    """Manifest of what the model says about those pairs."""
+    directory = tmp_path_factory.mktemp("reference") / "dpo-tiny"
+    return compute_reference(reference_task(directory, model_manifest, dpo_rows, template))
 
 
 @pytest.fixture(scope="session")

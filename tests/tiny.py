@@ -112,15 +112,44 @@ def view_of(template: Path, method: str = "sft", **changes: Any) -> dict[str, An
     return pipeline_of(template, method, **changes).views[method]
 
 
-def train_task(directory: Path, model: Path, rows: Path, template: Path, method: str = "sft", **changes: Any) -> Task:
-    """The task of a training stage, as the plan would make it."""
+def train_task(
+    directory: Path,
+    model: Path,
+    rows: Path,
+    template: Path,
+    method: str = "sft",
+    reference: Path | None = None,
+    **changes: Any,
+) -> Task:
+    """The task of a training stage, as the plan would make it; DPO without a stored `reference` is online."""
+    if method == "dpo" and reference is None:
+        changes.setdefault("dpo__reference", "online")
     pipeline = pipeline_of(template, method, **changes)
     view = pipeline.views[method]
     config = {"method": method, method: view[method], "training": view["training"]}
     config["model"] = {key: view["model"][key] for key in ("dtype", "trust_remote_code")}
     runtime = {"pipeline": pipeline.frozen(method), "slurm": False}
     assert method in methods.names()
-    return task("train", config, runtime, {"model": model, "data": rows}, directory / "manifest.json")
+    inputs = {"model": model, "data": rows} | ({"reference": reference} if reference else {})
+    return task("train", config, runtime, inputs, directory / "manifest.json")
+
+
+def reference_task(directory: Path, model: Path, rows: Path, template: Path, **changes: Any) -> Task:
+    """The task of a reference stage, as the plan would make it."""
+    pipeline = pipeline_of(template, "dpo", **changes)
+    runtime = {"pipeline": pipeline.frozen("dpo"), "slurm": False}
+    config = {"method": "dpo", "max_seq_length": MAX_LENGTH}
+    return task("reference", config, runtime, {"model": model, "data": rows}, directory / "manifest.json")
+
+
+def compute_reference(reference: Task) -> Path:
+    """Compute a reference in this process; returns the manifest."""
+    from post_training.training.reference import finish_if_whole
+    from post_training.training.reference_rank import reference_rank
+
+    reference_rank(reference)
+    assert finish_if_whole(reference)
+    return reference.output
 
 
 def train_here(training: Task) -> Path:

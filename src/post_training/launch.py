@@ -140,11 +140,13 @@ def srun_command(topology: Topology, view: dict[str, Any], task_file: Path, pyth
 
 
 def run(task: Task) -> int:
-    """Train to the last step, or say why not. Returns the exit code of the first rank that failed."""
+    """Train to the last step, or compute a reference; or say why not. Returns the code of the first rank that failed."""
     method = task.config["method"]
     view = resolve(task.runtime["pipeline"]).views[method]
     on_slurm = bool(task.runtime.get("slurm"))
     topology = batch.slurm_topology(view) if on_slurm else batch.local_topology(view)
+    if task.stage == "reference":
+        return _run_reference(task, view, topology)
     plan = batch.batch_plan(view, method, topology)
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
@@ -153,16 +155,28 @@ def run(task: Task) -> int:
     # A kill between the last checkpoint and the manifest must not cost the training again.
     if finish_if_complete(task, steps):
         return 0
-    task_file = write_task(task)
-    libraries = library_environment(view, task.directory, topology.device)
-    code = (
-        _run_srun(topology, view, task_file, libraries)
-        if on_slurm
-        else _run_local(topology, view, task_file, libraries)
-    )
+    code = _run_ranks(task, view, topology)
     if code == 0 and not finish_if_complete(task, steps):
         raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
     return code
+
+
+def _run_reference(task: Task, view: dict[str, Any], topology: Topology) -> int:
+    from post_training.training.reference import finish_if_whole
+
+    if finish_if_whole(task):
+        return 0
+    code = _run_ranks(task, view, topology)
+    if code == 0 and not finish_if_whole(task):
+        raise UserError(f"{task.directory}: the ranks ended before every pair was done; run it again to go on")
+    return code
+
+
+def _run_ranks(task: Task, view: dict[str, Any], topology: Topology) -> int:
+    task_file = write_task(task)
+    libraries = library_environment(view, task.directory, topology.device)
+    start = _run_srun if task.runtime.get("slurm") else _run_local
+    return start(topology, view, task_file, libraries)
 
 
 def prepare_directory(task: Task, view: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ VERSIONS = {
     "transform": 2,
     "tokenize": 1,
     "mix": 1,
+    "reference": 1,
     "train": 1,
     "export": 1,
     "evaluate": 1,
@@ -237,11 +238,7 @@ class _Planner:
             self._check_same_as_parent(method, parent)
             start = self.plan.exported[parent]
         mixed = self.plan.mixed[method] = self.mix(method, view)
-        inputs = {"model": start, "data": mixed}
-        reference = view[method].get("ref_model_name_or_path")
-        if reference is not None:
-            reference_model = {**view["model"], "name_or_path": reference, "revision": None, "from_scratch": None}
-            inputs["reference_model"] = self.model(reference_model, view["offline"], f"{method}.ref_model_name_or_path")
+        inputs = {"model": start, "data": mixed, **self._reference(method, view, start, mixed)}
         train = self.plan.trained[method] = self.plan.add(self._train(method, view, inputs))
         export = Stage(
             kind="export",
@@ -253,9 +250,38 @@ class _Planner:
         )
         self.plan.exported[method] = self.plan.add(_InRunDirectory(**export.__dict__))
 
+    def _reference(self, method: str, view: dict[str, Any], start: Stage, mixed: Stage) -> dict[str, Stage]:
+        """What training needs besides model and rows: stored log-probabilities, or another model to compute them with."""
+        name, key = view[method].get("ref_model_name_or_path"), f"{method}.ref_model_name_or_path"
+        other = {**view["model"], "name_or_path": name, "revision": None, "from_scratch": None}
+        model = self.model(other, view["offline"], key) if name is not None else None
+        decides = getattr(methods.load(method), "stored_reference", lambda _: None)(view)
+        if decides is None:
+            return {"reference_model": model} if model else {}
+        config = {
+            "method": method,
+            "max_seq_length": view[method]["max_seq_length"],
+            "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")},
+            **decides,
+        }
+        stored = Stage(
+            kind="reference",
+            folder="data/reference",
+            label=method,
+            config=config,
+            inputs={"model": model or start, "data": mixed},
+            runtime={"pipeline": self.plan.pipeline.frozen(method)},
+        )
+        return {"reference": self.plan.add(stored)}
+
     def _train(self, method: str, view: dict[str, Any], inputs: dict[str, Stage]) -> Stage:
-        own = {key: value for key, value in view[method].items() if key not in ("init_from", "ref_model_name_or_path")}
-        training = {key: value for key, value in view["training"].items() if key not in _SPEED_KEYS}
+        module = methods.load(method)
+        not_own = ("init_from", "ref_model_name_or_path", *getattr(module, "SPEED_KEYS", ()))
+        own = {key: value for key, value in view[method].items() if key not in not_own}
+        speed = set(_SPEED_KEYS)
+        if getattr(module, "micro_batch_decides", lambda _: False)(view):
+            speed.remove("per_device_train_batch_size")
+        training = {key: value for key, value in view["training"].items() if key not in speed}
         config = {
             "method": method,
             method: own,

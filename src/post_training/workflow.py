@@ -6,6 +6,7 @@ Kept out of the `.smk` files so that it can be typed and tested.
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,7 +109,9 @@ class WorkflowPlan:
 
         def function(wildcards: Any, resources: Any) -> str:
             stage = self._stage(kind, wildcard, wildcards)
-            return canonical({**stage.runtime, "slurm": self._on_slurm()} if kind == "train" else stage.runtime)
+            return canonical(
+                {**stage.runtime, "slurm": self._on_slurm()} if kind in ("train", "reference") else stage.runtime
+            )
 
         # Snakemake decides by the parameter's name, which the closure above keeps.
         return function
@@ -136,8 +139,11 @@ class WorkflowPlan:
         if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
             return
         evaluated = [stage for name, stage in self.plan.evaluated.items() if name != "base"]
-        for stage in (*evaluated, *self.plan.exported.values(), *self.plan.trained.values()):
+        references = self.plan.stages.get("reference", {}).values()  # of weights that are about to be trained again
+        for stage in (*evaluated, *self.plan.exported.values(), *self.plan.trained.values(), *references):
             (self.plan.base / stage.manifest).unlink(missing_ok=True)
+        for stage in references:
+            shutil.rmtree(self.plan.base / stage.directory / "shards", ignore_errors=True)
 
 
 def _own_command_line(workflow: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-FOLLOWS_SFT = {"train": ["dpo", "sft"], "export": ["dpo", "sft"], "evaluate": ["dpo", "sft"]}
+FOLLOWS_SFT = {"reference": ["dpo"], "train": ["dpo", "sft"], "export": ["dpo", "sft"], "evaluate": ["dpo", "sft"]}
 
 
 def kinds(jobs: dict[str, list[str]]) -> dict[str, list[str]]:

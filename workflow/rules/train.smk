@@ -1,4 +1,4 @@
-"""One rule for every method, and the inference checkpoint of its result.
+"""One rule for every method, what a reference model says about its pairs, and the inference checkpoint of its result.
 
 REQUIRED INPUTS: the mixed rows, and the base model or the export of the stage before
 OUTPUTS:         <outputs>/<method>-<model>-<fingerprint>/manifest.json and model/manifest.json
@@ -26,6 +26,33 @@ rule train:
     params:
         spec=WORKFLOW.spec("train", "run"),
         runtime=WORKFLOW.runtime("train", "run"),
+    shell:
+        r"""
+        python -m post_training launch \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee -a {log:q}
+        """
+
+
+rule reference:
+    """Compute once what the reference model says about every pair; shards of a killed job are kept."""
+    input:
+        WORKFLOW.inputs("reference"),
+    output:
+        "<outputs>/data/reference/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/reference/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("reference"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: WORKFLOW.train_threads
+    params:
+        spec=WORKFLOW.spec("reference"),
+        runtime=WORKFLOW.runtime("reference"),
     shell:
         r"""
         python -m post_training launch \

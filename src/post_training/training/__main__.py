@@ -33,9 +33,12 @@ def main() -> int:
     task = read_task(parser.parse_args().task)
     # Signal handlers belong here, before the slow imports: the default action of USR1 kills.
     try:
-        from post_training.training.run import train_rank
+        if task.stage == "reference":
+            from post_training.training.reference_rank import reference_rank as run_rank
+        else:
+            from post_training.training.run import train_rank as run_rank
 
-        train_rank(task)
+        run_rank(task)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
     except KeyboardInterrupt:

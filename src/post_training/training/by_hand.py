@@ -114,7 +114,9 @@ def _run_stage(plan: Plan, stage: Stage) -> None:
     from post_training.__main__ import STAGES
 
     Path(plan.base / stage.directory).mkdir(parents=True, exist_ok=True)
-    importlib.import_module(STAGES[stage.kind]).run(task_of(plan, stage))
+    body = "launch" if stage.kind == "reference" else stage.kind
+    if importlib.import_module(STAGES[body]).run(task_of(plan, stage)):
+        raise UserError(f"{plan.base / stage.directory}: {stage.kind} failed; its error is above")
 
 
 def _upstream(stage: Stage) -> list[Stage]:

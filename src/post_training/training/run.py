@@ -13,6 +13,7 @@ from post_training.model.loading import quiet
 from post_training.task import Task
 from post_training.training.arguments import load_dtype, trainer_arguments
 from post_training.training.meter import Meter
+from post_training.training.reference import StoredReference
 from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
 
 
@@ -32,21 +33,17 @@ def train_rank(task: Task) -> None:
 
     # The arguments come before the model: with ZeRO-3 they make it load in shards.
     config_class = method.config_class()
-    arguments = trainer_arguments(view, name, task.directory, plan, steps, config_class)
-    try:
-        args = config_class(**arguments)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{config_class.__name__} refuses these settings: {_line(error)}") from None
-    if args.deepspeed:
-        _join_deepspeed()
+    args = make_arguments(config_class, trainer_arguments(view, name, task.directory, plan, steps, config_class))
     choice = agree_on_checkpoint(task.directory / "checkpoints")
     if args.process_index == 0:
         print(f"{name}: {choice.describe()}", flush=True)
 
     folder = model_folder(task.inputs["model"])
     model = load_model(folder, view)
-    reference = {}
-    if "reference_model" in task.inputs:
+    reference: dict[str, Any] = {}
+    if "reference" in task.inputs:
+        reference["reference"] = StoredReference(task.inputs["reference"], start=task.spec["inputs"]["model"])
+    elif "reference_model" in task.inputs:
         reference["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
     trainer = method.build_trainer(
         view,
@@ -92,6 +89,17 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     trainer.train(resume_from_checkpoint=str(start.path) if start else None)
     callbacks.barrier()
     _leave_group()
+
+
+def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
+    """TRL's configuration, which also forms the group of ranks. Raises UserError for what it refuses."""
+    try:
+        args = config_class(**arguments)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{config_class.__name__} refuses these settings: {_line(error)}") from None
+    if args.deepspeed:
+        _join_deepspeed()
+    return args
 
 
 def _join_deepspeed() -> None:
@@ -160,7 +168,16 @@ def open_rows(manifest_path: Path) -> Any:
     """The mixed rows, memory-mapped: nothing is read before it is used."""
     from datasets import Dataset
 
-    rows = Dataset.from_file(str(manifest_path.parent / "rows.arrow"))
+    class Whole(Dataset):
+        """Every row a document of its own."""
+
+        def distinct(self) -> Any:
+            return self
+
+        def document(self, index: int) -> int:
+            return index
+
+    rows = Whole.from_file(str(manifest_path.parent / "rows.arrow"))
     if len(rows) == 0:
         raise UserError(f"{manifest_path}: the mix has no rows; see its `dropped` for the reasons")
     return rows

@@ -1,0 +1,101 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on tokenised pairs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from post_training.errors import ConfigError, did_you_mean
+from post_training.methods.dpo.losses import SORTED, check_losses, needs_reference, weights
+
+if TYPE_CHECKING:
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+ROWS = "preference"
+
+
+@dataclass
+class Config:
+    """Direct preference optimisation. Any shared section may be given here again for this stage alone."""
+
+    init_from: str = "auto"
+    """`sft` = the SFT stage's exported model, `base` = `model`, `auto` = `sft` when the config has an `sft` section."""
+    beta: float = 0.1
+    """Weight of staying near the reference model."""
+    loss_type: Any = "sigmoid"
+    """A DPO loss of TRL, or a list of them."""
+    loss_weights: list[float] | None = None
+    """Weight of each loss of the list. Null = 1 each."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be wrong; for `robust`, `exo_pair` (above 0; 1e-3 is published), `aot`, `aot_unpaired`."""
+    allow_implausible: bool = False
+    """Train with a `beta` far from all that was published for `loss_type`. Never makes a stage stale."""
+    reference: str = "stored"
+    """`stored` = a stage of its own computes the reference model's log-probabilities, shared by every beta, loss and learning rate, and training holds one model. `online` = it holds both."""
+    ref_model_name_or_path: str | None = None
+    """Another reference model, id or folder. Null = the model that this stage starts from."""
+    reference_batch_size: int | None = None
+    """Pairs that a device holds at a time in that stage. Null = `training.per_device_train_batch_size`. Never makes stale."""
+    max_seq_length: int = 2048
+    """Tokens of prompt plus answer; longer pairs are dropped and counted."""
+
+
+SPEED_KEYS = ("allow_implausible", "reference_batch_size")
+"""Keys of the section that never make a stage stale."""
+
+
+def packs(config: dict[str, Any]) -> bool:
+    """Pairs are never packed: TRL's DPO has no packing."""
+    return False
+
+
+def micro_batch_decides(view: dict[str, Any]) -> bool:
+    """Whether the rows that a device holds at a time change what is computed, and not only its speed."""
+    return any(name in SORTED for name in weights(view["dpo"]))
+
+
+def stored_reference(view: dict[str, Any]) -> dict[str, Any] | None:
+    """What decides the stored log-probabilities besides model, pairs and number format; None = there are none."""
+    if view["dpo"]["reference"] == "online" or not needs_reference(view["dpo"]):
+        return None
+    return {"ld_alpha": view["training"]["trainer_args"].get("ld_alpha")}
+
+
+def check(view: dict[str, Any]) -> None:
+    """Refuse what TRL would refuse, or silently ignore, hours later."""
+    config = view["dpo"]
+    if config["reference"] not in ("stored", "online"):
+        offered = did_you_mean(str(config["reference"]), ["stored", "online"])
+        raise ConfigError("dpo.reference", f"found {config['reference']!r}. {offered}")
+    size = config["reference_batch_size"]
+    if size is not None and size < 1:
+        raise ConfigError("dpo.reference_batch_size", f"found {size}, expected 1 or more")
+    check_losses(view)
+
+
+def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of TRL's DPOConfig that this method adds to the shared ones."""
+    config = view["dpo"]
+    return {
+        "beta": config["beta"],
+        "loss_type": list(weights(config)),
+        "loss_weights": list(weights(config).values()),
+        "label_smoothing": config["label_smoothing"],
+        "max_length": config["max_seq_length"],
+        # TRL reads the columns of the stored values only then; see trainer.py for what it would compute itself.
+        "precompute_ref_log_probs": config["reference"] == "stored" or not needs_reference(config),
+        "precompute_ref_batch_size": None,
+    }
+
+
+def config_class() -> "type[DPOConfig]":
+    """TRL's class for the arguments."""
+    from trl.trainer.dpo_config import DPOConfig
+
+    return DPOConfig
+
+
+def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "DPOTrainer":
+    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; see trainer.py."""
+    from post_training.methods.dpo.trainer import build
+
+    return build(view, model, args, **kwargs)

@@ -1,0 +1,104 @@
+"""TRL's DPOTrainer on tokenised pairs, with the reference's log-probabilities from a file or from a second model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from trl.trainer import dpo_trainer
+
+from post_training.errors import UserError
+from post_training.methods.dpo.losses import needs_reference, start_loss
+
+
+def build(
+    view: dict[str, Any], model: Any, args: Any, *, train_dataset: Any, reference: Any = None, **kwargs: Any
+) -> dpo_trainer.DPOTrainer:
+    """The trainer.
+
+    Args:
+        view: the stage's flat configuration.
+        model: the policy.
+        args: TRL's DPOConfig.
+        train_dataset: rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+        reference: `StoredReference` of these rows; None with `dpo.reference=online`, and in the stage that computes it.
+        kwargs: `ref_model`, `processing_class`, ... Without `ref_model`, online, TRL loads the model's folder again.
+    """
+    with _without_hash_of_weights():
+        trainer = PairTrainer(model=model, args=args, train_dataset=train_dataset, **kwargs)
+    trainer.expected_loss = start_loss(view)
+    if reference is not None:
+        trainer.train_dataset = reference.join(train_dataset)
+        trainer.reference = str(reference.path)
+        trainer.starts_at_reference = reference.of_start
+    elif not needs_reference(view["dpo"]):
+        from post_training.training.reference import RowsWithReference
+
+        trainer.train_dataset = RowsWithReference(
+            train_dataset, np.zeros((len(train_dataset.distinct()), 2), np.float32)
+        )
+        trainer.starts_at_reference = False
+    else:
+        trainer.starts_at_reference = kwargs.get("ref_model") is None
+    return trainer
+
+
+class PairTrainer(dpo_trainer.DPOTrainer):
+    """TRL has no switch for tokenised pairs, nor for log-probabilities that are there already."""
+
+    args: Any
+    model: Any
+    reference = "dpo.reference=online"
+    """Where the reference's log-probabilities come from, for the error."""
+    starts_at_reference = True
+    expected_loss: float | None = None
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; at step 0 it must be that of a policy that is the reference."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+        at_start = self.state.global_step == 0 and self.model.training
+        if at_start and self.starts_at_reference and self.args.disable_dropout:
+            self._check_start((loss[0] if isinstance(loss, tuple) else loss).item())
+        return loss
+
+    def _check_start(self, loss: float) -> None:
+        """Stop a run whose reference belongs to other weights, pairs or code. Raises UserError.
+
+        In float32 the loss must be the expected one to 1e-4. Rounding in bfloat16, float16 and TF32 depends
+        on how a batch is padded, so there the mean log-probabilities of the answers must agree to 1 %.
+        """
+        exact = not (self.args.bf16 or self.args.fp16 or self.args.tf32)
+        logged = {name: values[-1] for name, values in self._metrics["train"].items()}
+        wrong = False
+        for side in ("chosen", "rejected"):
+            difference = abs(logged[f"rewards/{side}"]) / self.beta
+            allowed = (0.01 if exact else 0.5) + (1e-4 if exact else 1e-2) * abs(logged[f"logps/{side}"])
+            wrong |= not difference <= allowed
+        if exact and self.expected_loss is not None and not self.aux_loss_enabled:
+            wrong |= not abs(loss - self.expected_loss) <= 1e-4 * max(1.0, self.expected_loss)
+        if wrong:
+            nats = {side: round(logged[f"rewards/{side}"] / self.beta, 4) for side in ("chosen", "rejected")}
+            expected = "" if self.expected_loss is None else f", expected {self.expected_loss:.6f}"
+            raise UserError(
+                f"{self.reference}: the policy has taken no step, but its log-probabilities differ from the reference's by "
+                f"{nats} nats a pair (loss {loss:.6f}{expected}): the reference was computed with other weights, pairs or "
+                "code; delete that manifest to compute it again"
+            )
+
+
+@contextmanager
+def _without_hash_of_weights() -> Iterator[None]:
+    """TRL names its own cache of reference values by a sha256 over all weights: half a minute for 7B, and unused here."""
+    module: Any = dpo_trainer
+    original = module.hash_module
+    module.hash_module = lambda _: ""
+    try:
+        yield
+    finally:
+        module.hash_module = original

@@ -1,0 +1,139 @@
+"""One rank of the reference stage: its share of the missing shards."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from post_training import methods
+from post_training.batch import BatchPlan
+from post_training.config import resolve
+from post_training.errors import UserError
+from post_training.model import folder as model_folder
+from post_training.progress import Progress
+from post_training.task import Task
+from post_training.training.arguments import deepspeed_config, trainer_arguments
+from post_training.training.reference import Logps, Shard, missing_shards, shard_path, write_array
+from post_training.training.run import load_model, load_tokenizer, make_arguments, open_rows, topology_from_environment
+
+
+def reference_rank(task: Task) -> None:
+    """Compute this rank's shards. The launcher writes the manifest.
+
+    The forward pass is the trainer's own (TRL's `compute_ref_log_probs`) with the number formats and
+    the attention of training, so that what is stored is what training would have computed.
+    """
+    name = task.config["method"]
+    method, view = methods.load(name), resolve(task.runtime["pipeline"]).views[name]
+    topology = topology_from_environment()
+    size = view[name]["reference_batch_size"] or view["training"]["per_device_train_batch_size"]
+    plan = BatchPlan(topology, size, 1, size * topology.world_size, None)
+    config_class = method.config_class()
+    arguments = trainer_arguments(view, name, task.directory, plan, 1, config_class)
+    args = make_arguments(config_class, arguments | {"report_to": ["none"]})
+    pairs = open_rows(task.inputs["data"]).distinct()
+    pending = _agree_on_missing(task.directory, len(pairs))
+
+    folder = model_folder(task.inputs["model"])
+    trainer = method.build_trainer(
+        view,
+        load_model(folder, view),
+        args,
+        train_dataset=pairs,
+        processing_class=load_tokenizer(folder, view),
+    )
+    scorer = Scorer(trainer, size)
+    # Under ZeRO-3 every rank holds a part of each layer: all must take the same number of forward passes.
+    zero = (deepspeed_config(view) or {}).get("zero_optimization") or {}
+    lockstep = zero.get("stage") == 3
+    rank, world, done = args.process_index, args.world_size, 0
+    progress = Progress("reference", "pairs", sum(stop - start for start, stop in pending))
+    for together in _rounds(pending, world):
+        passes = max(-(-(stop - start) // size) for start, stop in together) if lockstep else 0
+        if rank < len(together):
+            shard = together[rank]
+            logps = scorer.score([pairs[index] for index in range(*shard)], passes)
+            _check_finite(logps, shard, folder, task.inputs["data"])
+            write_array(shard_path(task.directory, shard), logps)
+        elif lockstep:
+            scorer.score([pairs[0]], passes)
+        done += sum(stop - start for start, stop in together)
+        if rank == 0:
+            progress.update(done)
+    _wait_and_leave()
+
+
+class Scorer:
+    """A trainer's model in evaluation mode, on its device."""
+
+    def __init__(self, trainer: Any, batch_size: int) -> None:
+        from trl.models.utils import prepare_deepspeed
+
+        accelerator = trainer.accelerator
+        self.trainer, self.batch_size = trainer, batch_size
+        if trainer.is_deepspeed_enabled:
+            self.model = prepare_deepspeed(trainer.model, accelerator)
+        else:
+            self.model = accelerator.prepare_model(trainer.model, evaluation_mode=True).eval()
+
+    def score(self, pairs: list[dict[str, Any]], passes: int = 0) -> Logps:
+        """Log-probabilities [pairs, 2] in nats, summed over the answer's tokens.
+
+        Args:
+            pairs: `prompt_ids`, `chosen_ids` and `rejected_ids` of each.
+            passes: forward passes to take at least; the result of the surplus ones is thrown away.
+        """
+        # Like lengths together: less padding.
+        order = sorted(range(len(pairs)), key=lambda index: _longer(pairs[index]))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        logps = np.empty((len(pairs), 2), dtype=np.float32)
+        for members in batches + [order[:1]] * max(0, passes - len(batches)):
+            inputs = self.trainer._prepare_inputs(self.trainer.data_collator([pairs[index] for index in members]))
+            sides = self.trainer.compute_ref_log_probs(self.model, inputs)
+            for column, side in enumerate(sides):
+                logps[members, column] = side.float().cpu().numpy()
+        return logps
+
+
+def _longer(pair: dict[str, Any]) -> int:
+    return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+
+
+def _rounds(pending: list[Shard], world: int) -> Iterator[list[Shard]]:
+    """As many shards at a time as there are ranks."""
+    waiting = iter(pending)
+    while together := list(islice(waiting, world)):
+        yield together
+
+
+def _agree_on_missing(directory: Path, documents: int) -> list[Shard]:
+    """Rank 0 looks and all ranks get its answer: one that looked later would see what another has just written."""
+    import torch.distributed as dist
+
+    distributed = dist.is_available() and dist.is_initialized()
+    first = not distributed or dist.get_rank() == 0
+    told = [missing_shards(directory, documents) if first else []]
+    if distributed:
+        dist.broadcast_object_list(told, src=0)
+    if first:
+        kept = documents - sum(stop - start for start, stop in told[0])
+        print(f"reference: {documents:,} pairs" + (f", {kept:,} of them done before" if kept else ""), flush=True)
+    return told[0]
+
+
+def _check_finite(logps: Logps, shard: Shard, folder: Path, data: Path) -> None:
+    bad = np.flatnonzero(~np.isfinite(logps).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"{folder}: the reference model computes NaN or infinity for pair {shard[0] + bad[0]} of {data}"
+        )
+
+
+def _wait_and_leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
