@@ -55,7 +55,7 @@ class BatchPlan:
 
 def local_topology(view: dict[str, Any]) -> Topology:
     """One process a GPU of this machine, or one on the CPU; `accelerate.num_processes` overrides the number."""
-    gpus = count_gpus()
+    gpus = 0 if view["accelerate"]["use_cpu"] else count_gpus()
     wanted = view["accelerate"]["num_processes"]
     if wanted is not None and wanted < 1:
         raise ConfigError("accelerate.num_processes", f"found {wanted}, expected 1 or more")
@@ -66,8 +66,10 @@ def local_topology(view: dict[str, Any]) -> Topology:
 
 def slurm_topology(view: dict[str, Any]) -> Topology:
     """The allocation that `slurm.*` asks for."""
-    slurm = view["slurm"]
-    return Topology(slurm["num_nodes"], slurm["gpus_per_node"] or 1, "GPU" if slurm["gpus_per_node"] else "CPU")
+    nodes, gpus, accelerate = view["slurm"]["num_nodes"], view["slurm"]["gpus_per_node"], view["accelerate"]
+    if gpus:
+        return Topology(nodes, gpus, "CPU" if accelerate["use_cpu"] else "GPU")
+    return Topology(nodes, accelerate["num_processes"] or 1, "CPU")
 
 
 def count_gpus() -> int:

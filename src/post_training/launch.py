@@ -6,7 +6,6 @@ Light: the ranks import torch, the launcher never does.
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +23,8 @@ from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
+from post_training.slurm import srun
+from post_training.slurm.placement import cores
 from post_training.task import Task
 from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete
@@ -114,31 +115,6 @@ def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
     return [python, "-u", "-m", "post_training.training", "--task", str(task_file)]
 
 
-def srun_command(topology: Topology, view: dict[str, Any], task_file: Path, python: str = sys.executable) -> list[str]:
-    """`srun` that starts every rank of an allocation, one task a rank.
-
-    All three counts are given: with one missing srun takes it from the job, and can start a second
-    set of ranks that waits for ever. USR1 stays ignored until Python has its handler; without that
-    Slurm's warning kills a rank that is still importing. One dead rank ends the step.
-    """
-    # Each task sees all GPUs of its node; the rank's own follows from LOCAL_RANK.
-    words = shlex.join(rank_command(task_file, python))
-    # A rank alone has its numbers already; see rank_environment.
-    ranks = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; " if topology.world_size > 1 else ""
-    return [
-        "srun",
-        f"--nodes={topology.num_nodes}",
-        f"--ntasks={topology.world_size}",
-        f"--ntasks-per-node={topology.devices_per_node}",
-        f"--cpus-per-task={view['slurm']['cpus_per_gpu']}",
-        "--kill-on-bad-exit=1",
-        "--export=ALL",
-        "bash",
-        "-c",
-        f"trap '' USR1; {ranks}exec {words}",
-    ]
-
-
 def run(task: Task) -> int:
     """Train to the last step, or compute a reference; or say why not. Returns the code of the first rank that failed."""
     method = task.config["method"]
@@ -226,28 +202,12 @@ def _run_local(topology: Topology, view: dict[str, Any], task_file: Path, librar
 
 
 def _run_srun(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        raise UserError(
-            "SLURM_JOB_ID is not set: this job is meant for `snakemake --executor slurm`, not for a plain shell"
-        )
-    # The variables with the node list are not passed on to rules; the scheduler knows.
-    hosts = _output("scontrol", "show", "hostnames", _output("squeue", "-h", "-j", job, "-o", "%N")).split()
-    port = 20000 + int(job) % 20000  # jobs may share a node
-    cores = view["slurm"]["cpus_per_gpu"] * topology.devices_per_node
+    address, port = srun.master(os.environ)
+    node_cores = cores(view) * topology.devices_per_node
     group = deepspeed_config(view) is not None
-    environment = rank_environment(
-        topology, 0, hosts[0], port, os.environ, libraries=libraries, cores=cores, group=group
-    )
-    return _run([srun_command(topology, view, task_file)], [environment])
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        raise UserError(f"{' '.join(command)}: failed ({str(reason).strip()})") from None
+    base = srun.step_environment(os.environ)
+    environment = rank_environment(topology, 0, address, port, base, libraries=libraries, cores=node_cores, group=group)
+    return _run([srun.srun_command(topology, view, rank_command(task_file))], [environment])
 
 
 def _run(commands: list[list[str]], environments: list[dict[str, str]]) -> int:

@@ -15,6 +15,7 @@ from post_training.config.load import Pipeline
 from post_training.errors import ConfigError, did_you_mean
 from post_training.fingerprint import FileHashes, canonical, digest, digest_files, is_safe_name, slug
 from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder
+from post_training.slurm import placement
 
 # Raise a number when a change of the stage's code changes what it writes.
 VERSIONS = {
@@ -137,9 +138,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     view = pipeline.views[name]
     batch.check_length(view, name)
     methods.load(name).check(view)
-    for key, value in (("num_nodes", view["slurm"]["num_nodes"]), ("cpus_per_gpu", view["slurm"]["cpus_per_gpu"])):
-        _require(value >= 1, f"slurm.{key}", f"found {value}, expected 1 or more")
-    _require(view["slurm"]["gpus_per_node"] >= 0, "slurm.gpus_per_node", "expected 0 or more")
+    placement.check(view)
     limit = view["checkpointing"]["save_total_limit"]
     _require(
         limit is None or limit >= 2,

@@ -88,45 +88,6 @@ def test_rank_command():
     ]  # fmt: skip
 
 
-def test_srun_command(template):
-    view = view_of(template, slurm__cpus_per_gpu=12)
-    assert launch.srun_command(Topology(2, 4, "GPU"), view, Path("out/logs/task.json"), "/env/python") == [
-        "srun",
-        "--nodes=2",
-        "--ntasks=8",
-        "--ntasks-per-node=4",
-        "--cpus-per-task=12",
-        "--kill-on-bad-exit=1",
-        "--export=ALL",
-        "bash",
-        "-c",
-        "trap '' USR1; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; "
-        "exec /env/python -u -m post_training.training --task out/logs/task.json",
-    ]
-
-
-def test_a_rank_alone_under_slurm_has_its_numbers_from_the_environment(template):
-    command = launch.srun_command(Topology(1, 1, "GPU"), view_of(template), Path("t.json"), "/env/python")
-    assert command[-1] == "trap '' USR1; exec /env/python -u -m post_training.training --task t.json"
-
-
-def test_srun_gets_the_first_host_of_the_allocation(template, monkeypatch):
-    started = []
-    monkeypatch.setenv("SLURM_JOB_ID", "40123")
-    answers = {"squeue": "node[3-4]", "scontrol": "node3\nnode4"}
-    monkeypatch.setattr(launch, "_output", lambda *command: answers[command[0]])
-    monkeypatch.setattr(launch, "_run", lambda commands, environments: started.append((commands, environments)) or 0)
-    view = view_of(template, slurm__cpus_per_gpu=6)
-    assert launch._run_srun(Topology(2, 4, "GPU"), view, Path("t.json"), {}) == 0
-    (((command,), (environment,)),) = started
-    assert command[0] == "srun"
-    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node3", "20123")
-    assert (environment["WORLD_SIZE"], environment["OMP_NUM_THREADS"]) == ("8", "6")
-    monkeypatch.delenv("SLURM_JOB_ID")
-    with pytest.raises(UserError, match="SLURM_JOB_ID is not set"):
-        launch._run_srun(Topology(2, 4, "GPU"), view, Path("t.json"), {})
-
-
 def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
     found = launch.read_task(launch.write_task(task))

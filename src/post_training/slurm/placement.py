@@ -1,0 +1,214 @@
+"""`slurm.*` keys -> resources of a rule -> options of `sbatch`. Pure. Light.
+
+Resources have the names of Snakemake's Slurm plugin where it has one, so that `snakemake -n` shows
+them, and `--set-resources` changes them.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from post_training.batch import slurm_topology
+from post_training.config.schema import SlurmConfig, SlurmCpuConfig
+from post_training.errors import ConfigError
+
+RANKED = ("train", "reference")
+"""Rules that start one rank a device on every node."""
+ON_GPU = (*RANKED, "export", "evaluate")
+"""Rules that `slurm.*` places; `slurm.cpu.*` places the others."""
+# Slurm warns up to a minute early, and ignores a warning longer than this.
+_SIGNAL_SECONDS = (60, 65535)
+_NAMES = "letters, digits and any of . _ - + @ : , / only"
+_PATTERNS = {
+    "partition": (r"[\w.,+@-]+", _NAMES),
+    "account": (r"[\w.+@-]+", _NAMES),
+    "qos": (r"[\w.+@-]+", _NAMES),
+    "reservation": (r"[\w.,+@-]+", _NAMES),
+    "job_name": (r"[A-Za-z0-9][\w.-]{0,40}", "up to 41 letters, digits, '.', '_' and '-'"),
+    "exclude": (r"[\w.,\[\]-]+", "a list of nodes, such as node[3,7-9]"),
+    "constraint": (r"[\w.,&|*()\[\]:+!=-]+", "features joined by & or |"),
+    "mem": (r"\d+([KMGT]B?)?|0", "a size such as 200G, or 0 for all of a node"),
+}
+# What the workflow decides, or what would give a job another shape than its ranks expect.
+_NOT_EXTRA = (
+    "-J", "--job-name", "-o", "--output", "-e", "--error", "--open-mode", "-D", "--chdir", "-N", "--nodes", "-n", "--ntasks",
+    "--ntasks-per-node", "--ntasks-per-gpu", "--gres", "-G", "--gpus", "--gpus-per-node", "--gpus-per-task", "-c",
+    "--cpus-per-task", "--cpus-per-gpu", "-t", "--time", "-s", "--signal", "--requeue", "--no-requeue", "-a", "--array", "--wrap",
+    "--parsable", "--test-only", "-W", "--wait", "-A", "--account", "-p", "--partition", "-q", "--qos", "-C", "--constraint",
+    "-x", "--exclude", "--reservation", "--mem", "--export", "-d", "--dependency", "-H", "--hold",
+)  # fmt: skip
+
+
+def check(view: dict[str, Any]) -> None:
+    """Values of the section that Slurm, or a shell on the way to it, would take for something else.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    slurm = view["slurm"]
+    for name, minimum in (
+        ("num_nodes", 1),
+        ("gpus_per_node", 0),
+        ("cpus_per_gpu", 1),
+        ("cpus_per_task", 1),
+        ("max_failures", 0),
+    ):
+        if slurm[name] is not None and slurm[name] < minimum:
+            raise ConfigError(f"slurm.{name}", f"found {slurm[name]}, expected {minimum} or more")
+    for section, values, config in (("slurm", slurm, SlurmConfig), ("slurm.cpu", slurm["cpu"], SlurmCpuConfig)):
+        for field in fields(config):
+            pattern, expected = _PATTERNS.get(field.name, (None, ""))
+            value = values[field.name]
+            if pattern and value is not None and not re.fullmatch(pattern, value):
+                raise ConfigError(f"{section}.{field.name}", f"found {value!r}, expected {expected}")
+        seconds(values["wall_time"], f"{section}.wall_time")
+        _check_extra(values["extra"], f"{section}.extra")
+    if slurm["cpu"]["cpus_per_task"] < 1:
+        raise ConfigError("slurm.cpu.cpus_per_task", f"found {slurm['cpu']['cpus_per_task']}, expected 1 or more")
+    low, high = _SIGNAL_SECONDS
+    warning, limit = slurm["signal_time_seconds"], seconds(slurm["wall_time"], "slurm.wall_time")
+    if not low <= warning <= min(high, limit - 1):
+        raise ConfigError(
+            "slurm.signal_time_seconds",
+            f"found {warning}, expected {low} to {high} and less than slurm.wall_time ({limit} s)",
+        )
+    for module in slurm["modules"]:
+        if not re.fullmatch(r"[\w.+/@:-]+", module):
+            raise ConfigError("slurm.modules", f"found {module!r}, expected names such as cuda/12.4")
+    _check_container(slurm["container"])
+
+
+def _check_extra(extra: str, key: str) -> None:
+    try:
+        words = shlex.split(extra)
+    except ValueError as error:
+        raise ConfigError(key, f"found {extra!r}: {error}") from None
+    for word in words:
+        name = word.partition("=")[0]
+        short = name[:2] if re.fullmatch(r"-\w.*", name) else name
+        if short in _NOT_EXTRA:
+            raise ConfigError(key, f"{name} is set by the workflow, from a key of its own or because it depends on it")
+        if any(character in word for character in "\n\r"):
+            raise ConfigError(key, f"found {extra!r}, expected one line")
+    if words and not words[0].startswith("-"):
+        raise ConfigError(key, f"found {extra!r}, expected options such as --exclusive")
+
+
+def _check_container(container: Mapping[str, Any]) -> None:
+    if container["program"] not in ("apptainer", "singularity"):
+        raise ConfigError(
+            "slurm.container.program", f"found {container['program']!r}, expected apptainer or singularity"
+        )
+    for bind in container["bind"]:
+        if not re.fullmatch(r"[^:,\s]+(:[^:,\s]+){0,2}", bind):
+            raise ConfigError("slurm.container.bind", f"found {bind!r}, expected source[:target[:options]]")
+
+
+def seconds(wall_time: str, key: str = "wall_time") -> int:
+    """`1-12:00:00`, `36:00:00`, `30:00` (minutes) as seconds."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", wall_time)
+    if not match:
+        hint = "; in YAML it needs quotes, or it is read as a number" if wall_time.isdigit() else ""
+        raise ConfigError(key, f"found {wall_time!r}, expected HH:MM:SS or D-HH:MM:SS{hint}")
+    days, first, second, third = match.groups()
+    if days is None and third is None:  # Slurm reads two numbers as minutes and seconds
+        total = int(first) * 60 + int(second)
+    else:
+        total = int(days or 0) * 86400 + int(first) * 3600 + int(second) * 60 + int(third or 0)
+    if total < 60:
+        raise ConfigError(key, f"found {wall_time!r}, which is {total} s; Slurm counts minutes")
+    return total
+
+
+def megabytes(mem: str) -> int:
+    """`200G` as MB of 1024 KB; Slurm's plain number is MB already."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", mem)
+    assert match
+    return -(-int(match[1]) * {"K": 1, "": 1024, "M": 1024, "G": 1024**2, "T": 1024**3}[match[2]] // 1024)
+
+
+def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Resources of a rule's job.
+
+    Args:
+        view: the stage's flat configuration.
+        kind: the rule.
+    """
+    slurm = view["slurm"]
+    if kind in ON_GPU:
+        topology = slurm_topology(view)
+        alone = kind not in RANKED
+        gpus = min(1, slurm["gpus_per_node"]) if alone else slurm["gpus_per_node"]
+        shape = {
+            "nodes": 1 if alone else topology.num_nodes,
+            "tasks_per_node": 1 if alone else topology.devices_per_node,
+            "gres": f"gpu:{gpus}" if gpus else None,
+            "cpus_per_task": cores(view),
+        }
+        values = slurm
+    else:
+        values = {**slurm["cpu"], "account": slurm["cpu"]["account"] or slurm["account"]}
+        shape = {"nodes": 1, "tasks_per_node": 1, "gres": None, "cpus_per_task": values["cpus_per_task"]}
+    all_memory = values["mem"] == "0"
+    further = [f"--{name}={values[name]}" for name in ("reservation", "exclude") if values[name]]
+    further += ["--mem=0"] if all_memory else []
+    return {
+        "slurm_partition": values["partition"],
+        "slurm_account": values["account"],
+        "qos": values["qos"],
+        **shape,
+        # 0 is not asked for: Snakemake knows no absent mem_mb.
+        "mem_mb": megabytes(values["mem"]) if values["mem"] and not all_memory else 0,
+        "runtime": -(-seconds(values["wall_time"]) // 60),
+        "constraint": values["constraint"],
+        "slurm_extra": shlex.join([*further, *shlex.split(values["extra"])]) or None,
+    }
+
+
+def cores(view: dict[str, Any]) -> int:
+    """Cores of one rank."""
+    return int(view["slurm"]["cpus_per_task"] or view["slurm"]["cpus_per_gpu"])
+
+
+def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[str]:
+    """What `sbatch` is told about where a job runs, a word an option.
+
+    Args:
+        found: the job's resources, as `resources()` made them or a command line changed them.
+        view: the stage's flat configuration.
+        kind: the rule.
+    """
+    slurm, minutes = view["slurm"], int(found["runtime"])
+    named = [
+        ("partition", found.get("slurm_partition")),
+        ("account", found.get("slurm_account")),
+        ("qos", found.get("qos")),
+        ("nodes", found["nodes"]),
+        ("ntasks-per-node", found["tasks_per_node"]),
+        ("gres", found.get("gres")),
+        ("cpus-per-task", found["cpus_per_task"]),
+        ("mem", f"{found['mem_mb']}M" if found.get("mem_mb") else None),
+        ("time", f"{minutes // 60:02}:{minutes % 60:02}:00"),
+        ("constraint", found.get("constraint")),
+        # Without `B:`, so that it reaches the ranks and not the batch script.
+        ("signal", f"USR1@{slurm['signal_time_seconds']}" if kind in RANKED else None),
+    ]
+    words = [f"--{name}={value}" for name, value in named if value]
+    if slurm["requeue"] is not None:
+        words.append("--requeue" if slurm["requeue"] else "--no-requeue")
+    return words + shlex.split(found.get("slurm_extra") or "")
+
+
+def describe(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> str:
+    """`2 nodes x 4 GPUs, 12:00:00`."""
+    gpus = re.search(r"(\d+)$", found.get("gres") or "")
+    nodes, devices = (
+        int(found["nodes"]),
+        int(gpus[1]) if gpus else int(found["cpus_per_task"]) * int(found["tasks_per_node"]),
+    )
+    noun = "GPU" if gpus else "core"
+    minutes = int(found["runtime"])
+    shape = f"{nodes} node{'s' * (nodes != 1)} x {devices} {noun}{'s' * (devices != 1)}"
+    return f"{shape}, {minutes // 60:02}:{minutes % 60:02}:00"

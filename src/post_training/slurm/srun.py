@@ -1,0 +1,111 @@
+"""Command and environment of a training job's ranks inside an allocation. Pure, but for one question to Slurm. Light."""
+
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from post_training.batch import Topology
+from post_training.errors import UserError
+from post_training.slurm.placement import cores
+
+# What srun would read as options of its own: counts of the whole job, where a step needs its own.
+_INPUTS = ("SLURM_", "SRUN_", "SBATCH_")
+_KEPT = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT")
+_CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+}
+_FIRST_PORT, _PORTS = 15000, 17000
+"""Below the range from which Linux takes the ports of outgoing connections."""
+
+
+def srun_command(topology: Topology, view: dict[str, Any], rank: list[str]) -> list[str]:
+    """`srun` that starts every rank of an allocation, one task a rank; `rank` is the command of one.
+
+    All three counts are given: with one missing srun takes it from the job, and can start a second
+    set of ranks that waits for ever. One dead rank ends the step.
+    """
+    return [
+        "srun",
+        f"--nodes={topology.num_nodes}",
+        f"--ntasks={topology.world_size}",
+        f"--ntasks-per-node={topology.devices_per_node}",
+        f"--cpus-per-task={cores(view)}",
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        "bash",
+        "-c",
+        rank_script(topology, view, rank),
+    ]
+
+
+def rank_script(topology: Topology, view: dict[str, Any], rank: list[str]) -> str:
+    """What bash does on each node before it becomes a rank.
+
+    USR1 and USR2 stay ignored until Python has its handlers; without that Slurm's warning kills a
+    rank that is still importing. Caches that compile go to the node's own disk, into a folder that is
+    this user's: what stands in them is executed.
+    """
+    # srun has set it to the node's GPUs; Accelerate would use one although it was told not to.
+    lines = ["export CUDA_VISIBLE_DEVICES="] if topology.device == "CPU" else []
+    # A rank alone has its numbers already; see launch.rank_environment.
+    if topology.world_size > 1:
+        lines.append("export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID")
+    lines.append('scratch="${TMPDIR:-/tmp}/post-training-$(id -u)"')
+    lines.append('mkdir -p -m 700 "$scratch" && [ -O "$scratch" ] || scratch=$(mktemp -d)')
+    lines.append("export " + " ".join(f'{variable}="$scratch/{folder}"' for variable, folder in _CACHES.items()))
+    words = shlex.join(container_command(view, rank))
+    return "; ".join(["trap '' USR1 USR2", *lines, f"exec {words}"])
+
+
+def container_command(view: dict[str, Any], command: list[str]) -> list[str]:
+    """A Python command inside of `slurm.container`, or as it is. The first word becomes the image's interpreter."""
+    container = view["slurm"]["container"]
+    if not container["image"]:
+        return command
+    binds = [word for bind in container["bind"] for word in ("--bind", bind)]
+    env_file = ["--env-file", container["env_file"]] if container["env_file"] else []
+    options = [*container["options"], "--pwd", os.getcwd(), "--bind", os.getcwd(), *binds, *env_file]
+    return [container["program"], "exec", *options, container["image"], container["python"], *command[1:]]
+
+
+def step_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """What srun inherits: the job's environment without the job's own counts."""
+    return {name: value for name, value in base.items() if name in _KEPT or not name.startswith(_INPUTS)}
+
+
+def master(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port where the ranks of this allocation meet. Called on its first node."""
+    job = environment.get("SLURM_JOB_ID")
+    if job is None:
+        raise UserError(
+            "SLURM_JOB_ID is not set: this job is meant for `snakemake --executor slurm`, not for a plain shell"
+        )
+    nodes = environment.get("SLURM_JOB_NODELIST") or _output("squeue", "-h", "-j", job, "-o", "%N")
+    return _output("scontrol", "show", "hostnames", nodes).split()[0], free_port(int(job))
+
+
+def free_port(job: int) -> int:
+    """A port that nothing listens on here; jobs that share a node begin to look in different places."""
+    for offset in range(_PORTS):
+        port = _FIRST_PORT + (job * 7 + offset) % _PORTS
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"no free port from {_FIRST_PORT} to {_FIRST_PORT + _PORTS} on {socket.gethostname()}")
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        raise UserError(f"{' '.join(command)}: failed ({str(reason).strip()})") from None

@@ -1,0 +1,101 @@
+"""The command and the environment that srun gets."""
+
+import socket
+
+import pytest
+from tiny import view_of
+
+from post_training.batch import Topology, slurm_topology
+from post_training.errors import UserError
+from post_training.slurm import srun
+
+RANK = ["/env/python", "-u", "-m", "post_training.training", "--task", "out/logs/task.json"]
+SCRATCH = (
+    'scratch="${TMPDIR:-/tmp}/post-training-$(id -u)"; '
+    'mkdir -p -m 700 "$scratch" && [ -O "$scratch" ] || scratch=$(mktemp -d); '
+    'export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor" '
+    'TORCH_EXTENSIONS_DIR="$scratch/torch_extensions"; '
+)
+
+
+def test_two_nodes_of_four_gpus(template):
+    view = view_of(template, slurm__cpus_per_gpu=12)
+    assert srun.srun_command(Topology(2, 4, "GPU"), view, RANK) == [
+        "srun",
+        "--nodes=2",
+        "--ntasks=8",
+        "--ntasks-per-node=4",
+        "--cpus-per-task=12",
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        "bash",
+        "-c",
+        "trap '' USR1 USR2; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; "
+        f"{SCRATCH}exec /env/python -u -m post_training.training --task out/logs/task.json",
+    ]
+
+
+def test_a_rank_alone_has_its_numbers_from_the_environment(template):
+    command = srun.srun_command(Topology(1, 1, "GPU"), view_of(template), RANK)
+    assert command[1:4] == ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    assert "RANK=" not in command[-1]
+
+
+def test_cpu_ranks_see_no_gpu_whatever_slurm_sets(template):
+    command = srun.srun_command(Topology(2, 2, "CPU"), view_of(template, slurm__cpus_per_task=3), RANK)
+    assert command[4] == "--cpus-per-task=3"
+    assert "; export CUDA_VISIBLE_DEVICES=; " in command[-1]
+
+
+def test_container_reaches_the_ranks_command(template, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    container = {"image": "/images/my train.sif", "bind": ["/scratch", "/data:/data:ro"], "env_file": "nccl.env"}
+    view = view_of(template, slurm__container=container)
+    assert srun.rank_script(Topology(1, 2, "GPU"), view, RANK).endswith(
+        f"exec apptainer exec --nv --pwd {tmp_path} --bind {tmp_path} --bind /scratch --bind /data:/data:ro "
+        "--env-file nccl.env '/images/my train.sif' python -u -m post_training.training --task out/logs/task.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "topology"),
+    [
+        ({"slurm__num_nodes": 2, "slurm__gpus_per_node": 4}, Topology(2, 4, "GPU")),
+        ({"slurm__gpus_per_node": 2, "accelerate__use_cpu": True}, Topology(1, 2, "CPU")),
+        ({"slurm__gpus_per_node": 0, "accelerate__num_processes": 3}, Topology(1, 3, "CPU")),
+        ({"slurm__gpus_per_node": 0, "accelerate__num_processes": None}, Topology(1, 1, "CPU")),
+    ],
+)
+def test_topology(template, keys, topology):
+    assert slurm_topology(view_of(template, **keys)) == topology
+
+
+def test_a_steps_environment_has_no_counts_of_the_job():
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "4",
+        "SLURM_CPUS_PER_TASK": "2",
+        "SBATCH_QOS": "x",
+        "SLURM_CONF": "/etc/s",
+    }
+    assert srun.step_environment({**job, "PATH": "/bin"}) == {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CONF": "/etc/s",
+        "PATH": "/bin",
+    }
+
+
+def test_ranks_meet_on_the_first_node_at_a_port_of_their_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(srun, "_output", lambda *words: asked.append(words) or "node3\nnode4")
+    environment = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[3-4]"}
+    address, port = srun.master(environment)
+    assert address == "node3"
+    assert asked == [("scontrol", "show", "hostnames", "node[3-4]")]
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        taken.listen()
+        assert srun.master(environment)[1] != port
+    assert srun.master({**environment, "SLURM_JOB_ID": "124"})[1] != port
+    with pytest.raises(UserError, match="SLURM_JOB_ID is not set"):
+        srun.master({})
