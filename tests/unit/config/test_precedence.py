@@ -1,7 +1,7 @@
 """Which layer wins, and how values are typed."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from post_training.config import resolve
@@ -20,6 +20,7 @@ LAYERS = [
 ]
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.sets(st.integers(0, 3)))
 def test_the_last_layer_wins(chosen):
     file, command_line = {}, {}
