@@ -37,6 +37,7 @@ def conversation(number: int) -> list[dict[str, str]]:
 def build_task(output: Path, corpus: Path, **weights: Any) -> Task:
     config = {
         "vocab_size": 300,
+        "special_tokens": {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "others": ["<|im_start|>"]},
         "weights": {"model_type": "llama", "config": LLAMA, "seed": 0} | weights,
     }
     return task("build_model", config, {"corpus": [str(corpus)]}, {}, output)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training import manifest
+from post_training.data.chat_template import resolve_template
 from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.model.files import stop_tokens
@@ -28,7 +29,7 @@ def run(task: Task) -> None:
     judge = Judge(
         load_for_inference(folder, trust_remote_code=trust),
         load_tokenizer(folder, trust),
-        task.config["chat_template"],
+        resolve_template(task.config["chat_template"], folder),
         task.config["max_new_tokens"],
         task.runtime["batch_size"],
     )

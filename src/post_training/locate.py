@@ -17,6 +17,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

@@ -231,7 +231,7 @@ class _Planner:
         view = self.views[method]
         parent = view[method]["init_from"]
         if parent == "base":
-            self.base_model = self.model(view["model"], view["offline"], "model")
+            self.base_model = self.model(view["model"], view["offline"], "model", view["data"]["chat_template"])
             start = self.base_model
         else:
             self._check_same_as_parent(method, parent)
@@ -372,8 +372,8 @@ class _Planner:
         label = self.dataset_name(entry, key)
         return self.plan.add(Stage(kind="download", folder="data/raw", label=label, config=config, runtime=runtime))
 
-    def model(self, model: dict[str, Any], offline: bool, key: str) -> Stage:
-        """The starting model as a folder on this machine."""
+    def model(self, model: dict[str, Any], offline: bool, key: str, chat_template: str = "chatml") -> Stage:
+        """The starting model as a folder on this machine; a new one's tokenizer has the template's tokens."""
         path, scratch = model["name_or_path"], model["from_scratch"]
         if (path is None) == (scratch is None):
             both = "both are given" if path is not None else "neither is given"
@@ -386,6 +386,7 @@ class _Planner:
             _require(bool(corpus), "model.from_scratch.corpus", "no file; the tokenizer needs text to be trained on")
             trained_on = {
                 "vocab_size": scratch["vocab_size"],
+                "special_tokens": _new_tokens(chat_template),
                 "corpus": [s for _, s in digest_files(corpus, self.hashes)],
             }
             weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
@@ -471,6 +472,22 @@ class _InRunDirectory(Stage):
     def wildcard(self) -> str:
         """The run directory."""
         return self.folder
+
+
+def _new_tokens(chat_template: str) -> dict[str, str | list[str]]:
+    """Control tokens of a tokenizer that is trained for a template: by name, and the others."""
+    _require(
+        chat_template != registry.OWN_TEMPLATE,
+        "data.chat_template",
+        f"found {chat_template!r}, but a tokenizer that model.from_scratch trains has no template of its own; name one",
+    )
+    tokens = registry.template_tokens(registry.chat_template_text(chat_template))
+    if tokens is None:  # a file of the user's that declares none: those of ChatML
+        tokens = registry.template_tokens(registry.chat_template_text("chatml"))
+        assert tokens is not None
+    used = {*tokens.needed, *tokens.named.values()}
+    pad = next(token for token in ("<|endoftext|>", "<|pad|>") if token not in used)
+    return {"pad_token": pad, **tokens.named, "others": [t for t in tokens.needed if t not in tokens.named.values()]}
 
 
 def _model_stage(kind: str, label: str, config: dict[str, Any], runtime: dict[str, Any]) -> Stage:

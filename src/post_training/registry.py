@@ -8,6 +8,7 @@ not count.
 import ast
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from post_training.errors import ConfigError, did_you_mean
 PACKAGE = Path(__file__).parent
 TRANSFORMS = PACKAGE / "data" / "transforms"
 CHAT_TEMPLATES = PACKAGE / "chat_templates"
+OWN_TEMPLATE = "tokenizer"
+"""`data.chat_template` for the template that comes with the model."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,20 @@ def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
     return known[name]
 
 
+def chat_template_names() -> list[str]:
+    """The shipped templates."""
+    return sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
+
+
 def chat_template_text(name: str) -> str:
-    """The text of a shipped template, or of a `.jinja` file given by path."""
+    """The text of a shipped template or of a `.jinja` file given by path; `tokenizer` as it stands.
+
+    What `tokenizer` means is known where the model's folder is: `data.chat_template.resolve_template`.
+    """
+    if name == OWN_TEMPLATE:
+        return name
     path = Path(name) if name.endswith(".jinja") else CHAT_TEMPLATES / f"{name}.jinja"
-    known = sorted(p.stem for p in CHAT_TEMPLATES.glob("*.jinja"))
+    known = [*chat_template_names(), OWN_TEMPLATE]
     if path.parent == CHAT_TEMPLATES and name not in known:
         raise ConfigError(
             "data.chat_template",
@@ -61,13 +74,36 @@ def chat_template_text(name: str) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("data.chat_template", f"{name}: cannot be read ({error})") from None
-    if "{% generation %}" not in text and "{%- generation" not in text:
+    if not can_mask(text):
         raise ConfigError(
             "data.chat_template",
             f"{name}: has no generation markers, so nothing could be trained on; put {{% generation %}} ... "
             "{% endgeneration %} around what the assistant says, stop token included",
         )
     return text
+
+
+def can_mask(text: str) -> bool:
+    """Whether a template says what the assistant says."""
+    return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", text) is not None
+
+
+@dataclass(frozen=True)
+class TemplateTokens:
+    """The control tokens of a template, as its first line declares them."""
+
+    needed: tuple[str, ...]
+    """Tokens that its text spells; a tokenizer without one of them cannot be used with it."""
+    named: dict[str, str]
+    """`bos_token`, `eos_token`: what a new tokenizer calls so. A model's tokenizer has its own."""
+
+
+def template_tokens(text: str) -> TemplateTokens | None:
+    """From a template's first line: `{#- tokens: <a> <b>; new tokenizer: eos_token=<b> -#}`; None without one."""
+    declared = re.match(r"\{#-? tokens: *([^\n]*?); new tokenizer: *([^\n]*?) *-?#\}", text)
+    if declared is None:
+        return None
+    return TemplateTokens(tuple(declared[1].split()), dict(word.split("=", 1) for word in declared[2].split()))
 
 
 def _module_file(module: str) -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import build_task, task
 
-from post_training import model
-from post_training.errors import ConfigError, UserError
+from post_training import model, registry
+from post_training.errors import ConfigError, DataError, UserError
 from post_training.fingerprint import file_sha256
 from post_training.model import build, download
 from post_training.model.files import cast_weights, stop_tokens
+from post_training.plan import _new_tokens
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -182,3 +183,34 @@ def test_weights_are_cast(tmp_path, corpus):
     tensors = load_file(model.folder(output) / "model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.bfloat16"}
     assert json.loads((model.folder(output) / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("name", registry.chat_template_names())
+def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
+    """Each shipped template works with a model from scratch: it ends an answer with one token, which stops generation."""
+    from transformers import AutoTokenizer
+
+    from post_training.data.blocks import check_template
+
+    tokens = _new_tokens(name)
+    tokenizer = build.train_tokenizer([corpus], 300, tokens)
+    tokenizer.save_pretrained(tmp_path)
+    text = registry.chat_template_text(name)
+    last = check_template(tmp_path, text)
+    assert last == tokenizer.eos_token_id and tokenizer.pad_token_id == 0 != last
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert stop_tokens(loaded, text) == [last]
+    for token in registry.template_tokens(text).needed:
+        assert len(loaded(token, add_special_tokens=False)["input_ids"]) == 1
+
+
+def test_a_template_that_the_tokenizer_does_not_fit(tmp_path, corpus):
+    from post_training.data.blocks import check_template
+
+    build.train_tokenizer([corpus], 300, _new_tokens("chatml")).save_pretrained(tmp_path)
+    with pytest.raises(
+        DataError, match=r"has no <\|start_header_id\|>, .*<\|eot_id\|>, which the template writes; choose"
+    ):
+        check_template(tmp_path, registry.chat_template_text("llama3"))
+    with pytest.raises(ConfigError, match=r"data\.chat_template: found 'tokenizer', but .*from_scratch"):
+        _new_tokens("tokenizer")

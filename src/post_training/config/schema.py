@@ -108,7 +108,8 @@ class DataConfig:
     datasets: list[DatasetConfig] = field(default_factory=list)
     """The sources of the mix."""
     chat_template: str = "chatml"
-    """Name of a shipped template, or the path of a `.jinja` file with generation markers."""
+    """`chatml`, `llama3`, `tulu3`, `olmo`, `qwen3`, `zephyr`, `gemma`, `apertus`, the path of a `.jinja` file with
+    generation markers, or `tokenizer` for the one that comes with the model, if it has markers."""
     transform_modules: list[str] = field(default_factory=list)
     """Your own transforms: `.py` files or importable modules that call `register_transform`."""
     max_reject_fraction: float = 0.05

@@ -1,6 +1,7 @@
 """Rows -> token ids: one block of them at a time, as a worker does it."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -8,6 +9,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from post_training import registry
 from post_training.data import shapes
 from post_training.data.chat_template import ChatTemplate, special_tokens
 from post_training.data.encode import Encoder
@@ -46,12 +48,22 @@ def block_schema(shape: ModuleType) -> pa.Schema:
     return shape.SCHEMA.append(pa.field("row", pa.int64()))
 
 
-def check_stop_token(folder: Path, template: str) -> int:
-    """The token that ends an answer; refuse a template that does not train it, or a tokenizer that cuts it up.
+def check_template(folder: Path, template: str) -> int:
+    """The token that ends an answer; refuse a template that does not train it, or whose tokens the tokenizer lacks.
 
-    A model trained without it never stops.
+    A model trained without a stop token never stops; one whose control tokens are cut up learns a format of fragments.
     """
     tokenization = Tokenization(folder, template, "messages")
+    config = orjson.loads((folder / "tokenizer.json").read_bytes())
+    special = {token["id"]: token["content"] for token in config.get("added_tokens", []) if token.get("special")}
+    declared = registry.template_tokens(template)
+    known = {token["content"] for token in config.get("added_tokens", [])}
+    lacking = [token for token in declared.needed if token not in known] if declared else []
+    if lacking:
+        raise DataError(
+            f"data.chat_template: the tokenizer in {folder} has no {', '.join(lacking)}, which the template writes; choose "
+            f"a template that fits the model (its control tokens: {_some(special.values())})"
+        )
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         text, spans = tokenization.template.render(conversation)
@@ -61,14 +73,16 @@ def check_stop_token(folder: Path, template: str) -> int:
     if not mask.any():
         raise DataError("data.chat_template: trains on nothing of an answer; put {% generation %} around it")
     last = int(ids[mask][-1])
-    config = orjson.loads((folder / "tokenizer.json").read_bytes())
-    special = {token["id"]: token["content"] for token in config.get("added_tokens", []) if token.get("special")}
     if last not in special:
         raise DataError(
             "data.chat_template: the last trained token of an answer is not a special token of the tokenizer, so the model "
-            f"would not learn to stop; end the generation block with one of {', '.join(list(special.values())[:8]) or 'its special tokens (it has none)'}"
+            f"would not learn to stop; end the generation block with one of {_some(special.values())}"
         )
     return last
+
+
+def _some(tokens: Iterable[str]) -> str:
+    return ", ".join(list(tokens)[:8]) or "none"
 
 
 def _list_array(values: list[np.ndarray]) -> pa.ListArray:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from post_training import model
 from post_training.data import shapes
-from post_training.data.blocks import Block, Tokenization, block_schema, check_stop_token
+from post_training.data.blocks import Block, Tokenization, block_schema, check_template
+from post_training.data.chat_template import resolve_template
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
 from post_training.progress import Progress
@@ -60,8 +61,8 @@ def run(task: Task) -> None:
     rows = task.input_manifest("rows")
     source = task.inputs["rows"].parent / "rows.jsonl"
     folder = model.folder(task.inputs["model"])
-    shape, template = task.config["rows"], task.config["chat_template"]
-    check_stop_token(folder, template)
+    shape, template = task.config["rows"], resolve_template(task.config["chat_template"], folder)
+    check_template(folder, template)
     task.directory.mkdir(parents=True, exist_ok=True)
     total, totals = rows["examples"], Totals(shape)
     progress = Progress("tokenize", "rows", total)

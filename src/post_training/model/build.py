@@ -11,7 +11,6 @@ from post_training.model.files import polish
 from post_training.model.loading import quiet
 from post_training.task import Task
 
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _KEY = "model.from_scratch"
 
 
@@ -20,7 +19,9 @@ def run(task: Task) -> None:
     folder = task.directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
     quiet()
-    tokenizer = train_tokenizer([Path(path) for path in task.runtime["corpus"]], task.config["vocab_size"])
+    tokenizer = train_tokenizer(
+        [Path(path) for path in task.runtime["corpus"]], task.config["vocab_size"], task.config["special_tokens"]
+    )
     tokenizer.save_pretrained(folder)
     parameters = write_weights(folder, len(tokenizer), tokenizer, task.config["weights"])
     polish(folder)
@@ -28,16 +29,25 @@ def run(task: Task) -> None:
     task.finish(folder=folder.name, parameters=parameters, vocab_size=len(tokenizer), trust_remote_code=False)
 
 
-def train_tokenizer(corpus: list[Path], vocab_size: int) -> Any:
-    """A `PreTrainedTokenizerFast` of at most `vocab_size` entries, the three control tokens first."""
+def train_tokenizer(corpus: list[Path], vocab_size: int, special_tokens: dict[str, Any]) -> Any:
+    """A `PreTrainedTokenizerFast` of at most `vocab_size` entries, the control tokens first.
+
+    Args:
+        corpus: JSON Lines files.
+        vocab_size: entries, control tokens included.
+        special_tokens: `pad_token`, `eos_token`, maybe `bos_token`, and a list of `others`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    named = {key: value for key, value in special_tokens.items() if key != "others"}
+    control = list(dict.fromkeys([named["pad_token"], *special_tokens["others"], *named.values()]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(alphabet) + 3
+    smallest = len(alphabet) + len(control)
     if vocab_size < smallest:
         raise ConfigError(
-            f"{_KEY}.vocab_size", f"found {vocab_size}, expected {smallest} or more (256 bytes and 3 control tokens)"
+            f"{_KEY}.vocab_size",
+            f"found {vocab_size}, expected {smallest} or more (256 bytes and {len(control)} control tokens)",
         )
     tokenizer = Tokenizer(models.BPE())
     # One token a digit, as in current models: numbers of any length are then spelled alike.
@@ -45,11 +55,11 @@ def train_tokenizer(corpus: list[Path], vocab_size: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, START, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=control, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(strings_of(corpus), trainer)
     # Written out, because Transformers 4 cleans up spaces unless told otherwise: decoded text would differ.
-    settings: dict[str, Any] = {"pad_token": PAD, "eos_token": END, "clean_up_tokenization_spaces": False}
+    settings: dict[str, Any] = {**named, "clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)  # type: ignore[no-untyped-call]
 
 
@@ -93,7 +103,7 @@ def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[s
             raise ConfigError(f"{_KEY}.config.vocab_size", f"give {_KEY}.vocab_size; the model follows the tokenizer")
         if name not in offered:
             raise ConfigError(f"{_KEY}.config.{name}", f"unknown for {kind}. {did_you_mean(name, offered)}")
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     try:
         config = architectures[kind](vocab_size=vocab_size, **{**tokens, **arguments})
         torch.manual_seed(weights["seed"])

@@ -7,6 +7,7 @@ from typing import Any
 from post_training import batch, methods, registry
 from post_training.batch import Topology
 from post_training.config import resolve
+from post_training.data.chat_template import resolve_template
 from post_training.errors import ConfigError, UserError
 from post_training.model import folder as model_folder
 from post_training.model.loading import quiet
@@ -160,7 +161,7 @@ def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
-    tokenizer.chat_template = registry.chat_template_text(view["data"]["chat_template"])
+    tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
     return tokenizer
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from post_training import registry
-from post_training.data.chat_template import ChatTemplate, special_tokens
+from post_training.data.chat_template import ChatTemplate, resolve_template, special_tokens
 from post_training.errors import DataError
 
 CHATML = registry.chat_template_text("chatml")
@@ -132,7 +132,7 @@ def test_text_cannot_choose_what_is_trained_on(content, role):
         ("{{ raise_exception('no system turn,\nplease') }}", "template_error: no system turn, please"),
         ("{{ messages[0].content + 1 }}", "template_error: can only concatenate"),
         ("{{ messages[9].content.x }}", "template_error: "),
-        ("{{ strftime_now('%Y') }}", "template_error: 'strftime_now' is undefined"),
+        ("{{ strftime_now('%Y') }}", "template_error: the template asks for today's date"),
         ("{{ messages.append(1) }}", "template_error: "),
         ("{{ ''.__class__.__mro__ }}", "template_error: "),
     ],
@@ -160,3 +160,17 @@ def test_special_tokens_of_a_folder(tmp_path, eos):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer_config\.json: cannot be read"):
         special_tokens(tmp_path)
+
+
+def test_the_tokenizers_own_template(tmp_path):
+    assert resolve_template(CHATML, tmp_path) == CHATML
+    with pytest.raises(
+        DataError, match=r"data\.chat_template: .* has no template of its own; choose one of apertus, chatml"
+    ):
+        resolve_template("tokenizer", tmp_path)
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert resolve_template("tokenizer", tmp_path) == CHATML
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(DataError, match=r"has no generation markers, so nothing could be trained on; choose one of"):
+        resolve_template("tokenizer", tmp_path)

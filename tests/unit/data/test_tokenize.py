@@ -247,7 +247,8 @@ def test_dropped_rows_are_counted(stages, tmp_path, read, tokens):
     [
         (CHATML.replace("{{ '<|im_end|>' }}\n{%- endgeneration -%}", "{%- endgeneration -%}{{ '<|im_end|>' }}"), "stop"),
         (CHATML.replace("{{ '<|im_end|>' }}\n{%- endgeneration -%}\n{{ '\\n' }}", "{{ '<|im_end|>\\n' }}{%- endgeneration -%}"), "stop"),
-        (CHATML.replace("im_end", "end_of_turn"), "not a special token"),
+        (CHATML.replace("im_end", "end_of_turn"), "no <.end_of_turn.>, which the template writes"),
+        (CHATML.split("\n", 1)[1].replace("im_end", "end_of_turn"), "not a special token"),
         ("{% generation %}{% endgeneration %}{{ messages[0].content }}", "trains on nothing"),
         ("{% generation %}{{ messages[0].content + 1 }}{% endgeneration %}", "cannot render .*can only concatenate"),
         ("{% generation %}{{ raise_exception('a system turn, please') }}{% endgeneration %}", "a system turn, please"),
