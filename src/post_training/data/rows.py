@@ -28,6 +28,8 @@ def validate(row: Any, shape: str) -> Checked:
             raise Bad("not_an_object", f"the transform returned {type(row).__name__}")
         if shape == "any":
             shape = shapes.name_of(row) or "messages"
+            if shape == "unpaired":
+                raise Bad("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
         return shapes.load(shape).validate(row), "", ""
     except Bad as bad:
         return None, bad.reason, bad.detail

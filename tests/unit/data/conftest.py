@@ -103,12 +103,17 @@ class Stages:
         return task.output
 
     def tokens_of(
-        self, rows: Iterable[dict[str, Any]], shape: str = "messages", name: str = "d", **kwargs: Any
+        self,
+        rows: Iterable[dict[str, Any]],
+        shape: str = "messages",
+        name: str = "d",
+        transform: str | None = None,
+        **kwargs: Any,
     ) -> Path:
         """Rows in their final shape -> tokenised."""
         file = self.base / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        transformed = self.transform(file, transform_name=shape, rows=shape, name=name)
+        transformed = self.transform(file, transform_name=transform or shape, rows=shape, name=name)
         return self.tokenize(transformed, shape=shape, name=name, **kwargs)
 
 

@@ -76,6 +76,21 @@ def module(folder, text, name="mine"):
     return path
 
 
+def test_answers_that_are_judged_one_by_one():
+    unpaired = load("unpaired_preference")
+    made = unpaired({"prompt": "1+1?", "completion": [{"role": "assistant", "content": "2"}], "label": False})
+    assert made == {"prompt": [turn("user", "1+1?")], "completion": [turn("assistant", "2")], "label": False}
+    assert unpaired({"prompt": "q", "completion": "a", "label": 1})["label"] is True
+    for verdict in ("true", None, 2, 0.5, []):
+        with pytest.raises(TypeError, match=r"label is .*, expected true, false, 1 or 0"):
+            unpaired({"prompt": "1+1?", "completion": "2", "label": verdict})
+    better, worse = load("unpair_preference")(
+        {"chosen": [turn("user", "q"), turn("assistant", "a")], "rejected": [turn("user", "q"), turn("assistant", "b")]}
+    )
+    assert better == {"prompt": [turn("user", "q")], "completion": [turn("assistant", "a")], "label": True}
+    assert worse == {"prompt": [turn("user", "q")], "completion": [turn("assistant", "b")], "label": False}
+
+
 def test_a_users_module_with_neighbours_and_dataclasses(tmp_path):
     (tmp_path / "neighbour_of_mine.py").write_text("ROLE = 'user'\n")
     path = tmp_path / "mine.py"

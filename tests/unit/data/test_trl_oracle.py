@@ -149,3 +149,34 @@ def test_pairs(stages, pairs, model_and_tokenizer, tmp_path):
     # Somewhere a token reaches over the end of the prompt, and the answer begins where the ids part.
     whole = [tokenizer.apply_chat_template(p["prompt"], add_generation_prompt=True, return_dict=True) for p in pairs]
     assert any(len(row["prompt_ids"]) < len(ids["input_ids"]) for row, ids in zip(theirs, whole, strict=True))
+
+
+def test_judged_answers(stages, pairs, model_and_tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    model, tokenizer = model_and_tokenizer
+    model.save_pretrained(tmp_path / "model")
+    model.config._name_or_path = str(tmp_path / "model")
+    args = KTOConfig(**arguments(tmp_path / "trl"), max_length=None, per_device_train_batch_size=2)
+    data = Dataset.from_list(rows)
+    theirs = KTOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train_dataset
+    ours = open_rows(
+        stages.mix(
+            {"p": stages.tokens_of(rows, shape="unpaired", transform="unpaired_preference")},
+            shape="unpaired",
+            max_seq_length=512,
+        )
+    )
+    found = sorted(
+        json.dumps([list(row["prompt_ids"]), list(row["completion_ids"]), list(row["label"])]) for row in ours
+    )
+    assert found == sorted(
+        json.dumps([row["prompt_ids"], row["completion_ids"], [int(row["label"])]]) for row in theirs
+    )

@@ -1,8 +1,9 @@
-"""Transforms: a source's row -> a conversation or a preference.
+"""Transforms: a source's row -> a conversation, a preference or a judged answer, or a list of them.
 
 A transform is a top-level function below `@register_transform("name")`, with the signature
-`fn(row: dict, **arguments) -> dict`. It returns `{"messages": [...]}` or
-`{"prompt": [...], "chosen": [...], "rejected": [...]}` and says that a row cannot be used by raising
+`fn(row: dict, **arguments) -> dict`. It returns `{"messages": [...]}`,
+`{"prompt": [...], "chosen": [...], "rejected": [...]}`, `{"prompt": [...], "completion": [...], "label": bool}` or
+a list of such, and says that a row cannot be used by raising
 KeyError (no such column), TypeError or ValueError; the row is then rejected with that reason.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from post_training.errors import DataError
 
 Row = dict[str, Any]
-Transform = Callable[..., Row]
+Transform = Callable[..., Row | list[Row]]
 _Function = TypeVar("_Function", bound=Transform)
 _registered: dict[str, Transform] = {}
 

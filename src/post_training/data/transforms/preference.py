@@ -1,4 +1,4 @@
-"""Two answers to one prompt, one of them better."""
+"""Two answers to one prompt, one of them better: as a pair, or each for itself."""
 
 from typing import Any
 
@@ -17,6 +17,26 @@ def preference(
     >>> preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"})["chosen"]
     [{'role': 'assistant', 'content': '2'}]
     """
+    return _pair(row, prompt, chosen, rejected)
+
+
+@register_transform("unpair_preference")
+def unpair_preference(
+    row: dict[str, Any], prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+) -> list[dict[str, Any]]:
+    """The same rows for a method that judges answers one by one: the chosen one desirable, the rejected one not.
+
+    >>> [row["label"] for row in unpair_preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"})]
+    [True, False]
+    """
+    pair = _pair(row, prompt, chosen, rejected)
+    return [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for side in ("chosen", "rejected")
+    ]
+
+
+def _pair(row: dict[str, Any], prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
     better, worse = _as_messages(row[chosen], "assistant"), _as_messages(row[rejected], "assistant")
     asked = _as_messages(row[prompt], "user") if row.get(prompt) is not None else []
     shared = 0

@@ -1,0 +1,119 @@
+"""What every method must do, for every file in `methods/`: a new one is tested by being there."""
+
+import json
+import math
+
+import pytest
+from tiny import LLAMA, conversation, losses_of, train_here
+
+from post_training import batch, manifest, methods
+from post_training.batch import Topology
+from post_training.config import resolve
+from post_training.data import shapes
+from post_training.errors import ConfigError
+from post_training.plan import make_plan
+from post_training.training import by_hand
+
+
+def asked(number):
+    question, answer = conversation(number)
+    return [question], [answer], [{"role": "assistant", "content": answer["content"] + "!"}]
+
+
+def row_of(shape, number):
+    prompt, right, wrong = asked(number)
+    good = number % 3 != 1
+    return {
+        "messages": {"messages": prompt + right},
+        "preference": {"prompt": prompt, "chosen": right, "rejected": wrong},
+        "unpaired": {"prompt": prompt, "completion": right if good else wrong, "label": good},
+    }[shape]
+
+
+TRANSFORMS = {"messages": "messages", "preference": "preference", "unpaired": "unpaired_preference"}
+
+
+def configuration(folder, template, method, **sections):
+    """A pipeline of one stage on a file of that method's rows and a model of random weights."""
+    shape = methods.load(method).ROWS
+    rows = folder / f"{shape}.jsonl"
+    rows.write_text("".join(json.dumps(row_of(shape, number)) + "\n" for number in range(40)))
+    file = {
+        "method": method,
+        "model": {
+            "from_scratch": {"model_type": "llama", "config": LLAMA, "vocab_size": 300, "corpus": [str(rows)]},
+            "dtype": "float32",
+        },
+        "training": {
+            "max_steps": 2,
+            "effective_batch_size": 4,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_ratio": 0.0,
+        },
+        "data": {
+            "datasets": [{"path": str(rows), "transform": TRANSFORMS[shape]}],
+            "chat_template": str(template),
+            "num_proc": 1,
+        },
+        "checkpointing": {"save_steps": 1},
+        "logging": {"logging_steps": 1, "report_to": ["none"]},
+        "accelerate": {"num_processes": 1},
+        "paths": {"output_base": str(folder / "outputs")},
+        method: {"max_seq_length": 64, "init_from": "base"},
+    }
+    for section, values in sections.items():
+        file[section] = file.get(section, {}) | values
+    return file
+
+
+def ready(file):
+    """The plan, and the task of its last training stage, with everything upstream made."""
+    plan = make_plan(resolve(file))
+    stage = plan.trained[plan.pipeline.stages[-1]]
+    by_hand._make_inputs(plan, stage, first=True)
+    return plan, by_hand.task_of(plan, stage)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_a_method_says_what_the_others_need_to_know(method):
+    module = methods.load(method)
+    assert module.ROWS in shapes.names()
+    assert module.Config().init_from
+    assert module.Config().max_seq_length
+    assert module.__doc__ and module.Config.__doc__
+
+
+@pytest.mark.parametrize("shape", shapes.names())
+def test_a_shape_is_whole(shape):
+    module = shapes.load(shape)
+    assert shapes.name_of(row_of(shape, 1)) == shape
+    assert shapes.of_columns([*module.SCHEMA.names, "seq_lengths"]) is module
+    assert module.validate(row_of(shape, 1)) == row_of(shape, 1)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_the_batch_of_a_method_is_arithmetic(tmp_path, template, method):
+    view = resolve(configuration(tmp_path, template, method)).views[method]
+    plan = batch.batch_plan(view, method, Topology(1, 2, "CPU"))
+    assert (plan.accumulation, plan.rows) == (1, 4)
+    with pytest.raises(ConfigError, match=r"training\.effective_batch_size: 4 rows do not divide"):
+        batch.batch_plan(view, method, Topology(3, 1, "CPU"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", methods.names())
+def test_from_a_file_to_an_exported_model(tmp_path, template, method):
+    from transformers import AutoModelForCausalLM
+
+    plan, task = ready(configuration(tmp_path, template, method))
+    train_here(task)
+    told = manifest.read(task.output)
+    assert told["steps"] == 2
+    assert told["tokens"] > told["trained_tokens"] > 0
+    assert len(losses_of(task.directory)) == 2
+    assert all(math.isfinite(loss) for loss in losses_of(task.directory))
+    exported = plan.exported[method]
+    by_hand._run_stage(plan, exported)
+    model = AutoModelForCausalLM.from_pretrained(plan.base / exported.directory)
+    assert model.config.model_type == "llama"
