@@ -1,6 +1,8 @@
 """Helpers of the tests: tasks, views and rows for a model of 2 layers."""
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,41 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 def losses_of(run: Path) -> list[float]:
     return [line["loss"] for line in metrics_of(run)]
+
+
+def launcher_command(task: Task) -> list[str]:
+    """The command of the rule `train`."""
+    runtime, inputs = json.dumps(task.runtime), [str(path) for path in task.inputs.values()]
+    words = ["--spec", json.dumps(task.spec), "--runtime", runtime, "--output", str(task.output), "--inputs", *inputs]
+    return [sys.executable, "-m", "post_training", "launch", *words]
+
+
+def wait_for_step(run: Path, step: int, timeout_seconds: float = 120) -> None:
+    """Until so many steps are in the metrics."""
+    deadline = time.monotonic() + timeout_seconds
+    metrics = run / "logs" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def wait_for_ranks(launcher: int, world: int = 2) -> list[int]:
+    """Process ids of a launcher's ranks, by rank, once all are there."""
+    while len(found := _ranks_of(launcher)) < world:
+        time.sleep(0.02)
+    return found
+
+
+def _ranks_of(launcher: int) -> list[int]:
+    """Process ids of a launcher's ranks, by rank."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            environment = (path.parent / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(fields[1]) == launcher and fields[0] != "Z":
+            ranks = [entry.partition(b"=")[2] for entry in environment if entry.startswith(b"RANK=")]
+            found += [(int(rank), int(path.parent.name)) for rank in ranks]
+    return [pid for _, pid in sorted(found)]

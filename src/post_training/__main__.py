@@ -10,6 +10,8 @@ import sys
 
 from post_training.errors import UserError
 from post_training.task import Task
+from post_training.training.failures import no_room
+from post_training.training.stop import REQUEST
 
 # Rule -> where its body `run(task)` stands.
 STAGES = {
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--config", required=True, help="the YAML of the pipeline")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
     options = parser.parse_args(arguments)
+    if options.command in ("launch", "train"):
+        REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
     try:
         if options.command == "train":
             from post_training.training.by_hand import train_from_config
@@ -53,6 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        reason = no_room(error)
+        if reason is None:
+            raise
+        print(f"{reason}; free some room and start again", file=sys.stderr, flush=True)
         return 1
 
 

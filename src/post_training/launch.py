@@ -2,6 +2,16 @@
 
 What the ranks get (environment, command line, srun's options) is made by pure functions at the top.
 Light: the ranks import torch, the launcher never does.
+
+Exit codes of `run`, which callers may rely on:
+
+    0               the manifest is written
+    REQUEUE (85)    stopped by SIGUSR1, all saved: start it again
+    STOPPED (143)   stopped by SIGTERM, all saved; INTERRUPTED (130) the same by SIGINT
+    LOCKED (75)     another live start trains this run; nothing was done
+    anything else   a failure, told on stderr; the last whole checkpoint is kept
+
+After a stop `<run directory>/stopped.json` names the signal and the step.
 """
 
 import json
@@ -9,31 +19,39 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from post_training import batch, manifest
 from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
+from post_training.processes import Ended, run_together, say, snakemake_above
 from post_training.slurm import srun
 from post_training.slurm.placement import cores
 from post_training.task import Task
+from post_training.training import failures
 from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete
+from post_training.training.lock import LOCKED, Lock, LockedError, is_own_file, owned
+from post_training.training.stop import (
+    INTERRUPTED,
+    REQUEST,
+    REQUEUE,
+    STOPPED,
+    forget_stopped,
+    read_stopped,
+    through_srun,
+    write_stopped,
+)
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+__all__ = ["INTERRUPTED", "LOCKED", "REQUEUE", "STOPPED", "run"]
+
 # Process id of a local launcher, with which its ranks die: orphans would train beside the next attempt.
 LAUNCHER = "POST_TRAINING_LAUNCHER"
-# After the first failure the other ranks are asked to end, then killed: they may hang in a collective.
-GRACE_SECONDS = 5.0
 
 
 def library_environment(view: dict[str, Any], directory: Path, device: str) -> dict[str, str]:
@@ -116,43 +134,102 @@ def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
 
 
 def run(task: Task) -> int:
-    """Train to the last step, or compute a reference; or say why not. Returns the code of the first rank that failed."""
+    """Train to the last step, or compute a reference; or say why not. Returns one of the exit codes above."""
+    try:
+        with REQUEST, owned(task.directory) as lock:
+            return _run_owned(task, lock)
+    except LockedError as error:
+        say(str(error))
+        return LOCKED
+
+
+def _run_owned(task: Task, lock: Lock) -> int:
     method = task.config["method"]
     view = resolve(task.runtime["pipeline"]).views[method]
-    on_slurm = bool(task.runtime.get("slurm"))
-    topology = batch.slurm_topology(view) if on_slurm else batch.local_topology(view)
+    topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
     if task.stage == "reference":
-        return _run_reference(task, view, topology)
+        from post_training.training.reference import finish_if_whole
+
+        return _run_ranks(task, view, topology, lock, lambda: finish_if_whole(task))
     plan = batch.batch_plan(view, method, topology)
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
     print(f"{method}: {plan.describe(steps)}", flush=True)
     prepare_directory(task, view)
-    # A kill between the last checkpoint and the manifest must not cost the training again.
-    if finish_if_complete(task, steps):
+    return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))
+
+
+def _run_ranks(
+    task: Task, view: dict[str, Any], topology: Topology, lock: Lock, finish_if_whole: Callable[[], bool]
+) -> int:
+    """Start the ranks, unless what they make is whole already, and finish when they are done."""
+    # A kill between the last of the work and the manifest must not cost the work again.
+    if finish_if_whole():
         return 0
-    code = _run_ranks(task, view, topology)
-    if code == 0 and not finish_if_complete(task, steps):
-        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
-    return code
+    told = task.directory / "logs" / "failures"
+    failures.forget(told)
+    forget_stopped(task.directory)
+    ended = Ended()
+    if REQUEST.wanted:
+        write_stopped(task.directory, REQUEST.wanted, None)
+    else:
+        ended = _start_and_wait(task, view, topology, lock)
+    stopped = read_stopped(task.directory)
+    if stopped is not None:
+        print(f"{task.directory}: {stopped.describe()}; start again to go on", flush=True)
+        return stopped.exit_code
+    if ended.first is not None:
+        _report(ended, failures.read(told), topology.world_size, local=not task.runtime.get("slurm"))
+        return ended.code if ended.code > 0 else 128 - ended.code
+    if not finish_if_whole():
+        raise UserError(f"{task.directory}: the ranks ended before their work was whole; run it again to go on")
+    return 0
 
 
-def _run_reference(task: Task, view: dict[str, Any], topology: Topology) -> int:
-    from post_training.training.reference import finish_if_whole
-
-    if finish_if_whole(task):
-        return 0
-    code = _run_ranks(task, view, topology)
-    if code == 0 and not finish_if_whole(task):
-        raise UserError(f"{task.directory}: the ranks ended before every pair was done; run it again to go on")
-    return code
-
-
-def _run_ranks(task: Task, view: dict[str, Any], topology: Topology) -> int:
+def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: Lock) -> Ended:
     task_file = write_task(task)
     libraries = library_environment(view, task.directory, topology.device)
-    start = _run_srun if task.runtime.get("slurm") else _run_local
-    return start(topology, view, task_file, libraries)
+    on_slurm = bool(task.runtime.get("slurm"))
+    start = srun_start if on_slurm else local_start
+    commands, environments = start(topology, view, task_file, libraries)
+    snakemake_is_gone = snakemake_above()
+
+    def abandoned() -> str | None:
+        if lock.lost:
+            return f"{task.directory}: another start has taken over from this one, which stood still for minutes"
+        gone = None if REQUEST.received else snakemake_is_gone()
+        if gone:
+            say(f"{gone}; saves and stops")
+            REQUEST.received.append(signal.SIGTERM)
+        return None
+
+    return run_together(
+        commands,
+        environments,
+        REQUEST,
+        forwarded_as=through_srun if on_slurm else signal.Signals,
+        asked=lock.say_stopping,
+        abandoned=abandoned,
+    )
+
+
+def _report(ended: Ended, told: list[failures.Failure], world_size: int, local: bool) -> None:
+    """The first error first; then, in a line each, what other ranks said that does not only follow from it."""
+    who = f"rank {ended.first}" if local else "a rank"
+    if ended.code < 0 and (not told or told[0].follows):
+        hint = " (out of memory?)" if ended.code == -signal.SIGKILL else ""
+        say(f"{who} was killed by {signal.Signals(-ended.code).name}{hint}")
+    elif not told:
+        say(f"{who} failed first, with exit code {ended.code}; what it said is above")
+    causes = {failure.line: failure for failure in reversed(told) if not failure.follows or failure is told[0]}
+    if ended.code < 0:
+        causes = {line: failure for line, failure in causes.items() if not failure.follows}
+    for number, failure in enumerate(reversed(causes.values())):
+        where = f"rank {failure.rank} on {failure.host}: " if world_size > 1 else ""
+        say(where + ((failure.trace or failure.line).rstrip() if number == 0 else failure.line))
+    followed = [str(failure.rank) for failure in told if failure.line not in causes]
+    if followed:
+        say(f"then the others ended: rank {', '.join(sorted(followed))}")
 
 
 def prepare_directory(task: Task, view: dict[str, Any]) -> None:
@@ -163,7 +240,8 @@ def prepare_directory(task: Task, view: dict[str, Any]) -> None:
     if view["debug"]["enabled"] and view["debug"]["override_existing"] and directory.is_dir():
         print(f"{directory}: wiped (debug.override_existing)", flush=True)
         for path in directory.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if not is_own_file(path):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(task.runtime["pipeline"])))
 
@@ -189,7 +267,10 @@ def read_task(path: Path) -> Task:
     return Task(spec["stage"], spec["config"], told["runtime"], inputs, Path(told["output"]), spec)
 
 
-def _run_local(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
+def local_start(
+    topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]
+) -> tuple[list[list[str]], list[dict[str, str]]]:
+    """Commands and environments of the ranks on this machine."""
     cores, group = len(os.sched_getaffinity(0)), deepspeed_config(view) is not None
     port = free_port()
     environments = [
@@ -198,91 +279,19 @@ def _run_local(topology: Topology, view: dict[str, Any], task_file: Path, librar
     ]
     for environment in environments:
         environment[LAUNCHER] = str(os.getpid())
-    return _run([rank_command(task_file)] * topology.world_size, environments)
+    return [rank_command(task_file)] * topology.world_size, environments
 
 
-def _run_srun(topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]) -> int:
+def srun_start(
+    topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]
+) -> tuple[list[list[str]], list[dict[str, str]]]:
+    """The one command, and its environment, that starts the ranks of this Slurm job."""
     address, port = srun.master(os.environ)
     node_cores = cores(view) * topology.devices_per_node
     group = deepspeed_config(view) is not None
     base = srun.step_environment(os.environ)
     environment = rank_environment(topology, 0, address, port, base, libraries=libraries, cores=node_cores, group=group)
-    return _run([srun.srun_command(topology, view, rank_command(task_file))], [environment])
-
-
-def _run(commands: list[list[str]], environments: list[dict[str, str]]) -> int:
-    """Start all, wait for all; the exit code of the first that failed, or 0."""
-    several = len(commands) > 1
-    pipe = subprocess.PIPE if several else None
-    # Own sessions: a Ctrl-C reaches the ranks once, through us, and not twice.
-    processes = [
-        subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-        for command, env in zip(commands, environments, strict=True)
-    ]
-    relays = []
-    for rank, process in enumerate(processes if several else []):
-        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            relay = threading.Thread(target=_relay, args=(source, sink, f"[rank {rank}] "), daemon=True)
-            relay.start()
-            relays.append(relay)
-    failure = _watch(processes)
-    for relay in relays:
-        relay.join(timeout=2)
-    return _report(*failure, several) if failure else 0
-
-
-def _relay(source: TextIO, sink: TextIO, prefix: str) -> None:
-    for line in source:
-        sink.write(prefix + line)
-        sink.flush()
-
-
-def _watch(processes: list[subprocess.Popen[str]]) -> tuple[int, int] | None:
-    """Wait for all and forward signals; when one fails, end the others and say which it was, with its code."""
-
-    def forward(number: int, _: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        while True:
-            codes = [process.poll() for process in processes]
-            failed = next((rank for rank, code in enumerate(codes) if code), None)
-            if failed is not None:
-                return failed, codes[failed] or 1
-            if all(code == 0 for code in codes):
-                return None
-            time.sleep(0.1)
-    finally:
-        _end(processes)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _report(rank: int, code: int, several: bool) -> int:
-    """One line for a death that explains itself nowhere else; a rank's own error has been shown already."""
-    if code < 0:
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        print(f"rank {rank} was killed by {signal.Signals(-code).name}{hint}", file=sys.stderr, flush=True)
-        return 128 - code
-    if several:
-        print(f"rank {rank} failed first, with exit code {code}; its error is above", file=sys.stderr, flush=True)
-    return code
-
-
-def _end(processes: list[subprocess.Popen[str]]) -> None:
-    alive = [process for process in processes if process.poll() is None]
-    for process in alive:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in alive:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    return [srun.srun_command(topology, view, rank_command(task_file))], [environment]
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import export_task, losses_of, metrics_of, train_task
+from tiny import export_task, launcher_command, losses_of, metrics_of, train_task
 
 from post_training import export, launch
 
@@ -20,13 +20,6 @@ pytestmark = pytest.mark.slow
 
 def weights(run, step=6):
     return (run / "checkpoints" / f"checkpoint-{step}" / "model.safetensors").read_bytes()
-
-
-def launcher(task) -> list[str]:
-    """The command of the rule `train`."""
-    runtime, inputs = json.dumps(task.runtime), [str(path) for path in task.inputs.values()]
-    words = ["--spec", json.dumps(task.spec), "--runtime", runtime, "--output", str(task.output), "--inputs", *inputs]
-    return [sys.executable, "-m", "post_training", "launch", *words]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +50,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manif
     """SIGKILL of the launcher at a random moment, ranks and all; then the same command again."""
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, checkpointing__save_steps=1)
     wait_for = random.Random(seed).choice([1, 2, 3])
-    process = subprocess.Popen(launcher(task), start_new_session=True)
+    process = subprocess.Popen(launcher_command(task), start_new_session=True)
     deadline = time.monotonic() + 60
     while len(metrics_of(task.directory) if (task.directory / "logs" / "metrics.jsonl").exists() else []) < wait_for:
         assert time.monotonic() < deadline
@@ -65,7 +58,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manif
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(0.5)  # the kernel ends the rank
-    subprocess.run(launcher(task), check=True)
+    subprocess.run(launcher_command(task), check=True)
     assert weights(task.directory) == weights(straight)
     assert [line["step"] for line in metrics_of(task.directory)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(task.directory) == losses_of(straight)
@@ -73,7 +66,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manif
 
 def test_a_configuration_error_in_a_rank_is_one_line(tmp_path, model_manifest, sft_rows, template):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, training__trainer_args={"adam_bta2": 0.9})
-    done = subprocess.run(launcher(task), capture_output=True, text=True)
+    done = subprocess.run(launcher_command(task), capture_output=True, text=True)
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if "config error" in line] == [
         "config error: training.trainer_args.adam_bta2: no argument of SFTConfig. Did you mean 'adam_beta2'?"

@@ -1,10 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +7,7 @@ from tiny import train_task, view_of
 from post_training import launch
 from post_training.batch import Topology
 from post_training.errors import UserError
+from post_training.processes import Ended
 from post_training.training.resume import mark_complete
 
 CPU2 = Topology(1, 2, "CPU")
@@ -96,73 +91,6 @@ def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
     )  # fmt: skip
 
 
-def python(text: str) -> list[str]:
-    return [sys.executable, "-c", text]
-
-
-def test_a_failed_rank_ends_the_others_and_its_code_is_reported(capfd):
-    commands = [
-        python("import time; time.sleep(60)"),
-        python("import sys; print('bad row', file=sys.stderr); sys.exit(7)"),
-    ]
-    begun = time.monotonic()
-    assert launch._run(commands, [dict(os.environ)] * 2) == 7
-    assert time.monotonic() - begun < 10
-    error = capfd.readouterr().err
-    assert error.splitlines() == ["[rank 1] bad row", "rank 1 failed first, with exit code 7; its error is above"]
-
-
-def test_a_killed_rank_is_explained(capfd):
-    assert launch._run([python("import os; os.kill(os.getpid(), 9)")], [dict(os.environ)]) == 137
-    assert capfd.readouterr().err == "rank 0 was killed by SIGKILL (out of memory?)\n"
-
-
-@pytest.mark.parametrize("number", launch.FORWARDED)
-def test_signals_reach_the_ranks(number, tmp_path):
-    ready = tmp_path / "ready"
-    waits = (
-        f"import pathlib, signal, sys, time\nsignal.signal({int(number)}, lambda *_: sys.exit(0))\n"
-        f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)"
-    )
-
-    def send() -> None:
-        while not ready.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=send).start()
-    assert launch._run([python(waits)], [dict(os.environ)]) == 0
-    assert signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, signal.Handlers.SIG_DFL)
-
-
-def test_a_rank_dies_with_its_launcher(tmp_path):
-    body = (
-        "import os, time\nfrom post_training.training.__main__ import die_with_launcher\ndie_with_launcher()\n"
-        "print(os.getpid(), flush=True)\ntime.sleep(60)"
-    )
-    launcher = subprocess.Popen(
-        python(
-            "import os, subprocess, sys\nos.environ['POST_TRAINING_LAUNCHER'] = str(os.getpid())\n"
-            f"subprocess.run([sys.executable, '-c', {body!r}])"
-        ),
-        stdout=subprocess.PIPE,
-    )
-    rank = int(launcher.stdout.readline())
-    launcher.kill()
-    launcher.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _runs(rank):
-        time.sleep(0.05)
-    assert not _runs(rank)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_trained_run_without_manifest_is_finished_without_training(
     tmp_path, model_manifest, sft_rows, template, monkeypatch, capsys
 ):
@@ -173,7 +101,7 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
     logs = tmp_path / "run" / "logs"
     logs.mkdir()
     (logs / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 6, "loss": 2.0, "epoch": 0.1}\n')
-    monkeypatch.setattr(launch, "_run_local", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(launch, "run_together", lambda *_, **__: pytest.fail("trained again"))
     assert launch.run(task) == 0
     manifest = json.loads(task.output.read_text())
     assert manifest["final_checkpoint"] == "checkpoints/checkpoint-6"
@@ -186,8 +114,8 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
 
 def test_ranks_that_end_early_leave_no_manifest(tmp_path, model_manifest, sft_rows, template, monkeypatch):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
-    monkeypatch.setattr(launch, "_run_local", lambda *_: 0)
-    with pytest.raises(UserError, match="before step 6 was saved; run it again"):
+    monkeypatch.setattr(launch, "run_together", lambda *_, **__: Ended())
+    with pytest.raises(UserError, match="before their work was whole; run it again"):
         launch.run(task)
     assert not task.output.exists()
 

@@ -180,6 +180,8 @@ class LoggingConfig:
     """Steps between two lines of `logs/metrics.jsonl`."""
     include_num_input_tokens_seen: bool = True
     """Log the tokens seen so far, padding not counted."""
+    loss_spike_sigmas: float | None = 6.0
+    """Warn of a loss this many standard deviations above the mean of the last 128 steps. Null = off."""
 
 
 @dataclass

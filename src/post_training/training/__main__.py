@@ -1,51 +1,47 @@
 """`python -m post_training.training --task FILE`: one rank, started by `post_training.launch`."""
 
-import argparse
-import ctypes
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
+from signal import Signals
 
-from post_training.errors import UserError
-from post_training.launch import LAUNCHER, read_task
+from post_training.training.stop import REQUEST, die_with_parent, write_stopped
+
+# Before everything that takes time. Slurm's warning, or a Ctrl-C, may come while torch is being imported.
+REQUEST.listen()
 
 
-def die_with_launcher() -> None:
-    """Have the kernel kill this rank when its local launcher dies. Slurm ends its ranks itself."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
-        return
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return  # not Linux
-    if os.getppid() != int(launcher):
-        os._exit(1)  # it died before the call
+def _leave(directory: Path, number: Signals) -> None:
+    write_stopped(directory, number, None)
+    os._exit(1)
 
 
 def main() -> int:
-    """Train as one rank; a person's mistake is one line and exit code 1."""
-    die_with_launcher()
+    """Train as one rank. Returns 0 when it is done, or stopped on request; any error is told in a file of its own."""
+    import argparse
+
+    from post_training.launch import LAUNCHER, read_task
+    from post_training.training import failures
+
+    if LAUNCHER in os.environ:  # Slurm ends its ranks itself
+        die_with_parent(int(os.environ[LAUNCHER]))
     parser = argparse.ArgumentParser(prog="python -m post_training.training", description="One training rank.")
     parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
-    task = read_task(parser.parse_args().task)
-    # Signal handlers belong here, before the slow imports: the default action of USR1 kills.
+    task_file = parser.parse_args().task
     try:
+        task = read_task(task_file)
         if task.stage == "reference":
-            from post_training.training.reference_rank import reference_rank as run_rank
-        else:
-            from post_training.training.run import train_rank as run_rank
+            # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
+            REQUEST.act_at_once(lambda number: _leave(task.directory, number))
+            from post_training.training.reference_rank import reference_rank
 
-        run_rank(task)
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        os._exit(128 + signal.SIGINT)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
+            reference_rank(task)
+        else:
+            from post_training.training.run import train_rank
+
+            train_rank(task)
+    except BaseException as error:
+        failures.tell(task_file.parent / "failures", int(os.environ.get("RANK", "0")), error)
     else:
         return 0
     # No orderly exit: it would wait for the other ranks, which are in a collective that never ends.

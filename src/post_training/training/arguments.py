@@ -47,6 +47,7 @@ _OURS = {
     "logging_steps": "logging.logging_steps",
     "report_to": "logging.report_to",
     "padding_free": "sft.packing",
+    "remove_unused_columns": "the rows, which have no other columns",
     "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
 }
 _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
@@ -109,6 +110,7 @@ def trainer_arguments(
         # True would log a NaN loss as 0.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "no",  # see training/meter.py
+        "remove_unused_columns": False,  # a row's number is taken off by training/samples.py
         "report_to": _report_to(logging["report_to"]),
         "disable_tqdm": True,
         "eval_strategy": "no",

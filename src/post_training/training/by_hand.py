@@ -22,6 +22,8 @@ from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
 from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete, last_checkpoint
+from post_training.training.lock import LOCKED, LockedError, owned
+from post_training.training.stop import EXIT_CODES, forget_stopped
 
 _POLL_SECONDS = 0.5
 
@@ -44,19 +46,34 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     os.environ.update(library_environment(view, task.directory, topology.device))
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
-    if rank == 0:
-        print(f"{method}: {batches.describe(steps)}", flush=True)
-        prepare_directory(task, view)
+    if rank != 0:
+        return _train(plan, task, view, steps, first=False)
+    # Nobody stands above the ranks here: the first of them is the one writer.
+    try:
+        with owned(task.directory, on_loss=lambda: os._exit(1)):
+            print(f"{method}: {batches.describe(steps)}", flush=True)
+            prepare_directory(task, view)
+            return _train(plan, task, view, steps, first=True)
+    except LockedError as error:
+        print(error, file=sys.stderr, flush=True)
+        return LOCKED
+
+
+def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool) -> int:
     # Every rank must come to the same answer, however far rank 0 is: what makes it true stays true.
     wiped = view["debug"]["enabled"] and view["debug"]["override_existing"]
     if not wiped and (task.output.exists() or last_checkpoint(task, steps)):
-        if rank == 0:
+        if first:
             _finish(plan, task, steps)
         return 0
+    if first:
+        forget_stopped(task.directory)
     from post_training.training.run import train_rank
 
-    train_rank(task)
-    if rank == 0:
+    stopped = train_rank(task)
+    if stopped is not None:
+        return EXIT_CODES[stopped]
+    if first:
         _finish(plan, task, steps)
     return 0
 

@@ -18,6 +18,7 @@ from post_training.model.files import cast_weights, make_readable, polish
 from post_training.training.finish import read_metrics
 from post_training.training.meter import Meter
 from post_training.training.resume import mark_complete, rotate
+from post_training.training.watch import SpikeRule
 
 
 def barrier() -> None:
@@ -89,22 +90,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class FiniteLossCallback(TrainerCallback):
-    """Ends the run at the step whose loss is no number, before that step can be saved."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raise UserError on the rank that saw it; the launcher ends the others."""
-        self.meter.check_finite(state.global_step, args.process_index)
-
-
 class CheckpointCallback(TrainerCallback):
     """Marks each checkpoint as whole, then removes the oldest ones."""
 
-    def __init__(self, directory: Path, meter: Meter, limit: int | None) -> None:
-        self.directory, self.meter, self.limit = directory, meter, limit
+    def __init__(self, directory: Path, meter: Meter, spikes: SpikeRule, limit: int | None) -> None:
+        self.directory, self.meter, self.spikes, self.limit = directory, meter, spikes, limit
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed state carries the intervals of the attempt that saved it; today's configuration counts."""
@@ -112,13 +102,13 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """All ranks have written their files when the marker is."""
-        totals = self.meter.totals()
+        facts = self.meter.totals() | {"losses": list(self.spikes.losses)}
         barrier()
         if state.is_world_process_zero:
             checkpoint = self.directory / f"checkpoint-{state.global_step}"
             try:
                 make_readable(checkpoint)
-                mark_complete(checkpoint, state.global_step, world_size=args.world_size, **totals)
+                mark_complete(checkpoint, state.global_step, world_size=args.world_size, **facts)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise UserError(

@@ -1,9 +1,7 @@
-"""What was trained on so far, counted where the batches are: tokens, time, and whether every loss was finite."""
+"""What was trained on so far, counted where the batches are: tokens and time."""
 
 import time
 from typing import Any
-
-from post_training.errors import UserError
 
 
 class Meter:
@@ -20,7 +18,6 @@ class Meter:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._counts: Any = None
-        self._finite: Any = None
         self._last_log = (0, 0.0)
         self.tokens_per_second = 0.0
 
@@ -35,10 +32,7 @@ class Meter:
 
         def training_step(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             self._count(inputs)
-            loss = train(model, inputs, *args, **kwargs)
-            finite = loss.detach().isfinite().all()
-            self._finite = finite if self._finite is None else self._finite & finite
-            return loss
+            return train(model, inputs, *args, **kwargs)
 
         def log_with_counts(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             if "loss" in logs:
@@ -58,15 +52,6 @@ class Meter:
         """Counts over all ranks, for a checkpoint's marker. Every rank must call it."""
         self._reduce()
         return {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "seconds": round(self.seconds, 3)}
-
-    def check_finite(self, step: int, rank: int) -> None:
-        """Stop before a broken step is saved. Raises UserError with step and rank."""
-        if self._finite is not None and not bool(self._finite):
-            raise UserError(
-                f"loss is not a finite number at step {step} on rank {rank}; the last whole checkpoint is kept. "
-                "Lower training.learning_rate, raise training.warmup_ratio, or look at the data"
-            )
-        self._finite = None
 
     def _count(self, inputs: dict[str, Any]) -> None:
         import torch

@@ -1,6 +1,7 @@
 """One rank of a training run, from the task to the last whole checkpoint."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from post_training.training.arguments import load_dtype, trainer_arguments
 from post_training.training.meter import Meter
 from post_training.training.reference import StoredReference
 from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
+from post_training.training.samples import SamplesLog
+from post_training.training.stop import REQUEST, write_stopped
 
 
-def train_rank(task: Task) -> None:
+def train_rank(task: Task) -> signal.Signals | None:
     """Train to the last step, resuming from the newest whole checkpoint. The launcher writes the manifest.
+
+    Returns the signal that ended it before its last step, if one did.
 
     Raises:
         UserError: for what the user can mend, on the rank that saw it.
@@ -56,11 +61,11 @@ def train_rank(task: Task) -> None:
     )
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
-    _train(trainer, task, view, choice.chosen)
+    return _train(trainer, task, view, choice.chosen)
 
 
-def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None) -> None:
-    """The training loop with its callbacks; ends with a whole checkpoint of the last step."""
+def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None) -> signal.Signals | None:
+    """The training loop with its callbacks; ends with a whole checkpoint of the last step, or of the one it stopped at."""
     import warnings
 
     from transformers import PrinterCallback
@@ -68,28 +73,41 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
     warnings.filterwarnings("ignore", category=FutureWarning)
     from post_training.training import callbacks
+    from post_training.training.watch import SpikeRule, StepWatch
 
-    directory, checkpointing = task.directory, view["checkpointing"]
+    directory, checkpointing, first = task.directory, view["checkpointing"], trainer.args.process_index == 0
+    facts = start.facts if start else {}
     meter = Meter(view["logging"]["include_num_input_tokens_seen"])
-    meter.restore(start.facts if start else {})
+    meter.restore(facts)
     meter.attach(trainer)
     metrics = directory / "logs" / "metrics.jsonl"
-    if trainer.args.process_index == 0:
+    if first:
         callbacks.cut_metrics(metrics, start.step if start else 0)
+    every = checkpointing["inference_checkpoint_steps"]
+    every = every if every is not None and every > 0 else None
+    samples = SamplesLog(directory / "logs" / "samples.jsonl") if first else None
+    spikes = SpikeRule(task.config["method"], view["logging"]["loss_spike_sigmas"], facts.get("losses") or [])
+    watch = StepWatch(trainer, REQUEST, samples, spikes, every)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callbacks.FiniteLossCallback(meter))
+    trainer.add_callback(watch)
     trainer.add_callback(callbacks.MetricsCallback(metrics, meter))
     trainer.add_callback(callbacks.ProgressCallback(task.config["method"], meter))
-    every = checkpointing["inference_checkpoint_steps"]
-    if every is not None and every > 0:
+    if every is not None:
         elsewhere = checkpointing["inference_checkpoint_path"]
         folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
         trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, folder, every, view["model"]["dtype"]))
     limit = checkpointing["save_total_limit"]
-    trainer.add_callback(callbacks.CheckpointCallback(directory / "checkpoints", meter, limit))
-    trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+    trainer.add_callback(callbacks.CheckpointCallback(directory / "checkpoints", meter, spikes, limit))
+    step = start.step if start else 0
+    if not watch.asked_to_stop():
+        trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+        step = trainer.state.global_step
     callbacks.barrier()
+    stopped = watch.stopped if step < trainer.args.max_steps else None
+    if stopped and first:
+        write_stopped(directory, stopped, step)
     _leave_group()
+    return stopped
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:

@@ -1,0 +1,181 @@
+"""Processes that live and die together: started, watched, told to stop, ended. Light."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TextIO
+
+from post_training.training.stop import StopRequest, held
+
+# After the first failure the others have this long to say why they fail too. No longer: the usual one
+# hangs in a collective, which no signal ends, and each second is a second of every device.
+GRACE_SECONDS = 1.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a group of processes came to its end."""
+
+    first: int | None = None
+    """Index of the first one that failed."""
+    code: int = 0
+    """Its exit code; negative for a signal."""
+
+
+def run_together(
+    commands: list[list[str]],
+    environments: list[dict[str, str]],
+    request: StopRequest,
+    *,
+    forwarded_as: Callable[[signal.Signals], signal.Signals] = signal.Signals,
+    asked: Callable[[], None] = lambda: None,
+    abandoned: Callable[[], str | None] = lambda: None,
+) -> Ended:
+    """Start all, wait for all. When one fails, or the whole is abandoned, all others are killed.
+
+    Args:
+        commands: one a process; with several, each line of output is prefixed by its rank.
+        environments: the whole environment of each.
+        request: signals to this process, which are passed on to all.
+        forwarded_as: the signal to send for one received.
+        asked: called once, when the first signal is passed on.
+        abandoned: asked all the time; a reason to kill everything at once.
+    """
+    several = len(commands) > 1
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        # Own sessions: a Ctrl-C reaches the ranks through us alone. Signals wait until a rank listens.
+        with held():
+            for command, environment in zip(commands, environments, strict=True):
+                processes.append(_start(command, environment))
+        relays = [
+            _relay(source, sink, f"[rank {rank}] " if several else "")
+            for rank, process in enumerate(processes)
+            for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+            if source is not None
+        ]
+        ended = _watch(processes, request, forwarded_as, asked, abandoned)
+    finally:
+        _kill(processes)
+    for relay in relays:
+        relay.join(timeout=2)
+    return ended
+
+
+def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
+        errors="replace", start_new_session=True,
+    )  # fmt: skip
+
+
+def _watch(
+    processes: list["subprocess.Popen[str]"],
+    request: StopRequest,
+    forwarded_as: Callable[[signal.Signals], signal.Signals],
+    asked: Callable[[], None],
+    abandoned: Callable[[], str | None],
+) -> Ended:
+    passed_on = 0
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is not None:
+            _wait(processes, GRACE_SECONDS)
+            return Ended(failed, codes[failed] or 1)
+        if all(code == 0 for code in codes):
+            return Ended()
+        reason = abandoned()
+        if reason:
+            say(reason)
+            return Ended(0, 1)
+        for number in request.received[passed_on:]:
+            if passed_on == 0:
+                asked()
+            passed_on += 1
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(forwarded_as(number))
+        time.sleep(_POLL_SECONDS)
+
+
+def _wait(processes: list["subprocess.Popen[str]"], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(_POLL_SECONDS)
+
+
+def _kill(processes: list["subprocess.Popen[str]"]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+    for process in processes:
+        process.wait()
+
+
+def _relay(source: IO[str], sink: TextIO, prefix: str) -> threading.Thread:
+    def copy() -> None:
+        for line in source:
+            write(sink, prefix + line)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    return thread
+
+
+def say(line: str) -> None:
+    """A line on stderr, if anybody still reads it."""
+    write(sys.stderr, line + "\n")
+
+
+def write(sink: TextIO, text: str) -> None:
+    """Write and flush. When the reader has gone (`| head`, Ctrl-C on a pipeline) the text is lost, the run is not."""
+    try:
+        sink.write(text)
+        sink.flush()
+    except BrokenPipeError:
+        # So that later prints, and Python at its exit, do not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
+    except OSError:
+        return  # a full disk below `tee`
+
+
+def snakemake_above() -> Callable[[], str | None]:
+    """A check whether the Snakemake that started this process, if one did, is still there.
+
+    Killed with -9 it leaves its jobs running, and whoever starts it again means to go on from here.
+    """
+    watched = []
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            break
+        # `python .../snakemake`, `python -m snakemake`, `snakemake`; not `timeout 3600 snakemake`.
+        program = words[1:3] if b"python" in Path(words[0].decode(errors="replace")).name.encode() else words[:1]
+        if any(word.endswith(b"snakemake") for word in program):
+            watched.append((pid, fields[19]))
+        pid = int(fields[1])
+
+    def gone() -> str | None:
+        for pid, started in watched:
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                alive = fields[19] == started and fields[0] != "Z"
+            except OSError:
+                alive = False
+            if not alive:
+                return f"snakemake (process {pid}), which started this run, is gone"
+        return None
+
+    return gone
