@@ -59,18 +59,48 @@ def render(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> str
 
 
 def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> Path:
-    """`rows.arrow` and a manifest like the mix stage's."""
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in rows[0]])
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema))
+    """A mix of exactly these rows in this order: tokens, index and manifest, as the stages write them."""
+    import numpy as np
+
+    from post_training.data import epochs, shapes, shards
+
+    shape = shapes.of_columns(rows[0])
+    columns = shape.SCHEMA.names
+    documents, starts = [], [0]
+    for row in rows:
+        ends = np.cumsum(row.get("seq_lengths", [len(row[columns[0]])]))
+        pairs = list(zip([0, *ends[:-1]], ends, strict=True))
+        cut = [{name: row[name][a:b] for name in columns} for a, b in pairs] if packing else [row]
+        documents += cut
+        starts.append(len(documents))
+    tokens = folder / "tokens"
+    tokens.mkdir()
+    schema = pa.schema([*((name, pa.list_(pa.int32())) for name in columns), ("row", pa.int64())])
+    table = pa.Table.from_pylist([{**document, "row": n} for n, document in enumerate(documents)], schema)
+    with pa.OSFile(str(tokens / "tokens.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table)
+    size = (tokens / "tokens.arrow").stat().st_size
+    (tokens / "manifest.json").write_text(
+        json.dumps({"files": [{"path": "tokens.arrow", "bytes": size, "sha256": digest(rows)}]})
+    )
+    name = shape.__name__.rpartition(".")[2]
+    tokenized = shards.Tokenized.open("d", tokens / "manifest.json", name, 0)
+    epochs.save(folder / "documents.npy", tokenized.documents)
+    keys = np.zeros(len(documents), epochs.KEY_TYPE)
+    keys["copies"], keys["key"], keys["length"] = 1, epochs.row_keys(0, "d", tokenized.numbers), tokenized.lengths
+    epochs.save(folder / "keys.npy", keys)
+    index = np.array([*starts, *range(len(documents))], dtype=np.int32)
+    epochs.save(folder / "epoch-00000.npy", index)
     facts = {
         "stage": "mix",
         "fingerprint": digest(rows),
         "inputs": {},
-        "config": {"packing": packing, "max_seq_length": MAX_LENGTH},
+        "config": {"rows": name, "packing": packing, "max_seq_length": MAX_LENGTH, "seed": 0},
         "rows_out": len(rows),
+        "documents": len(documents),
         "tokens": sum(len(ids) for row in rows for ids in row.values()),
         "trained_tokens": 0,
+        "shards": [{"path": "tokens/tokens.arrow", "bytes": size, "sha256": digest(rows)}],
     }
     path = folder / "manifest.json"
     path.write_text(json.dumps(facts))
@@ -158,6 +188,7 @@ def compute_reference(reference: Task) -> Path:
 def train_here(training: Task) -> Path:
     """Train in this process, as one rank without a launcher; returns the manifest."""
     from post_training import batch
+    from post_training.data.epochs import lay_out
     from post_training.launch import prepare_directory
     from post_training.training.finish import finish_if_complete
     from post_training.training.run import train_rank
@@ -165,8 +196,9 @@ def train_here(training: Task) -> Path:
     method = training.config["method"]
     view = resolve(training.runtime["pipeline"]).views[method]
     prepare_directory(training, view)
-    train_rank(training)
     steps = batch.steps(view, method, training.input_manifest("data")["rows_out"])
+    lay_out(training.inputs["data"], (steps or 0) * view["training"]["effective_batch_size"])
+    train_rank(training)
     assert finish_if_complete(training, steps or 0)
     return training.output
 
@@ -220,3 +252,10 @@ def _ranks_of(launcher: int) -> list[int]:
             ranks = [entry.partition(b"=")[2] for entry in environment if entry.startswith(b"RANK=")]
             found += [(int(rank), int(path.parent.name)) for rank in ranks]
     return [pid for _, pid in sorted(found)]
+
+
+def lists_of(mixed: Path) -> list[dict[str, list[int]]]:
+    """All rows of a mix as plain lists."""
+    from post_training.data.view import open_rows
+
+    return [{name: values.tolist() for name, values in row.items()} for row in open_rows(mixed)]

@@ -148,8 +148,8 @@ def steps(view: dict[str, Any], method: str, rows: int | None = None) -> int | N
         return math.ceil(training["num_training_tokens"] / (batch * view[method]["max_seq_length"]))
     if rows is None:
         return None
-    # A last, smaller batch of an epoch is a step of its own, as in Transformers' Trainer.
-    return math.ceil(math.ceil(rows / batch) * training["num_train_epochs"])
+    # Epochs follow one another without a smaller batch between them, and the next one's rows fill up the last step.
+    return math.ceil(rows * training["num_train_epochs"] / batch)
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from post_training import manifest
 from post_training.data import shapes
+from post_training.data.view import open_rows
 from post_training.errors import UserError
 from post_training.model.files import polish, stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
@@ -155,9 +156,7 @@ def _first_exchange(ids: list[int], trained: list[bool]) -> tuple[list[int], lis
 
 def _sequences(data: Path, rows: int) -> Iterator[tuple[list[int], list[bool]]]:
     """Token ids, and which of them are trained on, of all that the model reads of the first `rows` rows."""
-    from datasets import Dataset
-
-    mixed = Dataset.from_file(str(data.parent / "rows.arrow"))
+    mixed = open_rows(data)
     shape = shapes.of_columns(mixed.column_names)
     for index in range(min(len(mixed), rows)):
         for _, ids, trained in shape.sequences(mixed[index]):

@@ -146,6 +146,8 @@ def run(task: Task) -> int:
 def _run_owned(task: Task, lock: Lock) -> int:
     method = task.config["method"]
     view = resolve(task.runtime["pipeline"]).views[method]
+    from post_training.data.epochs import lay_out
+
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
     if task.stage == "reference":
         from post_training.training.reference import finish_if_whole
@@ -156,6 +158,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     assert steps is not None
     print(f"{method}: {plan.describe(steps)}", flush=True)
     prepare_directory(task, view)
+    lay_out(task.inputs["data"], steps * plan.rows)
     return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))
 
 

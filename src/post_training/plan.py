@@ -24,7 +24,7 @@ VERSIONS = {
     "build_model": 1,
     "transform": 2,
     "tokenize": 1,
-    "mix": 1,
+    "mix": 2,
     "reference": 1,
     "train": 1,
     "export": 1,
@@ -322,7 +322,12 @@ class _Planner:
             "max_seq_length": view[method]["max_seq_length"],
             "packing": methods.load(method).packs(view[method]),
         }
-        return self.plan.add(Stage(kind="mix", folder="data/mixed", label=method, config=config, inputs=inputs))
+        # How long is trained decides how many epochs are laid out, and no row of any of them.
+        steps, epochs = batch.steps(view, method), view["training"]["num_train_epochs"]
+        runtime = {"epochs": epochs, "training_rows": steps and steps * view["training"]["effective_batch_size"]}
+        return self.plan.add(
+            Stage(kind="mix", folder="data/mixed", label=method, config=config, inputs=inputs, runtime=runtime)
+        )
 
     def tokenize(self, transformed: Stage, view: dict[str, Any]) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""

@@ -60,7 +60,7 @@ def test_our_rows_train_like_trls_own_preparation(tmp_path, model_manifest, temp
         per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3, warmup_steps=0.03,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1}, logging_steps=1, bf16=False,
         activation_checkpointing=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none",
-        data_seed=42, disable_tqdm=True,
+        train_sampling_strategy="sequential", disable_tqdm=True,
     )  # fmt: skip
     model = load_model(folder(model_manifest), view_of(template))
     trainer = SFTTrainer(model=model, args=args, train_dataset=conversations, processing_class=tokenizer)

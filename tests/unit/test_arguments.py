@@ -38,7 +38,7 @@ def test_moved_names_and_derived_numbers(template, tmp_path):
     assert found["warmup_steps"] == 0.1
     assert (found["activation_checkpointing"], found["gradient_checkpointing"]) == (False, False)
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"], found["max_steps"]) == (2, 2, 6)
-    assert (found["seed"], found["data_seed"]) == (42, 42)
+    assert (found["seed"], found["train_sampling_strategy"]) == (42, "sequential")
     assert found["logging_nan_inf_filter"] is False
     assert found["output_dir"] == str(tmp_path / "run" / "checkpoints")
     assert (found["max_length"], found["packing"], found["report_to"]) == (64, True, ["none"])

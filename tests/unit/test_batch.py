@@ -1,7 +1,9 @@
 """Batch arithmetic and length."""
 
+import math
+
 import pytest
-from hypothesis import assume, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from post_training import batch
@@ -41,17 +43,17 @@ def test_accumulation_is_exact_or_refused_with_numbers_that_work(rows, nodes, de
             assert batch.batch_plan(made, "sft", topology).rows == int(number)
 
 
-@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 5))
+@settings(deadline=None)
+@given(st.integers(1, 10_000), st.integers(1, 64), st.sampled_from([0.3, 1, 1.5, 2, 5]))
 def test_steps(rows, size, epochs):
-    assume(rows >= 1)
-    assert batch.steps(view(max_steps=None, num_training_samples=rows, effective_batch_size=size), "sft") == -(
-        -rows // size
-    )
-    tokens = view(max_steps=None, num_training_tokens=rows, effective_batch_size=size)
-    assert batch.steps(tokens, "sft") == -(-rows // (size * 4096))
-    in_epochs = view(max_steps=None, num_train_epochs=epochs, effective_batch_size=size)
-    assert batch.steps(in_epochs, "sft") is None
-    assert batch.steps(in_epochs, "sft", rows) == -(-rows // size) * epochs
+    def steps(given_rows=None, **length):
+        training = dict.fromkeys(batch.LENGTHS) | {"effective_batch_size": size} | length
+        return batch.steps({"training": training, "sft": {"max_seq_length": 4096}}, "sft", given_rows)
+
+    assert steps(num_training_samples=rows) == -(-rows // size)
+    assert steps(num_training_tokens=rows) == -(-rows // (size * 4096))
+    assert steps(num_train_epochs=epochs) is None
+    assert steps(rows, num_train_epochs=epochs) == math.ceil(rows * epochs / size)
 
 
 def test_local_devices(monkeypatch):

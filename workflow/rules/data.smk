@@ -1,7 +1,7 @@
 """Sources to rows that a trainer memory-maps, one job a dataset until they are mixed.
 
 REQUIRED INPUTS: data.datasets of the configuration
-OUTPUTS:         <outputs>/data/mixed/<method>-<fingerprint>/manifest.json, rows.arrow beside it
+OUTPUTS:         <outputs>/data/mixed/<method>-<fingerprint>/manifest.json, documents.npy and epoch-*.npy beside it
 """
 
 

@@ -54,7 +54,7 @@ class TrainingConfig:
     num_training_tokens: int | None = None
     """Length in tokens: ceil(tokens / (effective_batch_size * max_seq_length)) steps. SFT with packing only."""
     num_train_epochs: float | None = None
-    """Length in passes over the mixed data."""
+    """Length in passes over the mixed data, each in another order and packing: ceil(rows * epochs / effective_batch_size) steps."""
     effective_batch_size: int = 32
     """Rows (pairs for DPO) an optimizer step over all devices; gradient accumulation follows from it."""
     per_device_train_batch_size: int = 1
@@ -76,7 +76,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     seed: int = 42
-    """Seed of row order and dropout."""
+    """Seed of dropout. The order of the rows is `data.seed`'s."""
     trainer_args: dict[str, Any] = field(default_factory=dict)
     """Any further argument of TRL's SFTConfig or DPOConfig, verbatim (`{adam_beta2: 0.95}`)."""
 
@@ -117,7 +117,7 @@ class DataConfig:
     strict: bool = False
     """Fail at the first rejected row instead."""
     seed: int = 42
-    """Seed of row selection and order."""
+    """Seed of which rows are used, and in what order."""
     num_proc: int | None = None
     """Worker processes of a data job, capped by the cores. Null = all cores of the job. Never makes stale."""
 

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
+    from post_training.data.view import Rows
+
 ROWS = "messages"
 
 
@@ -55,8 +57,10 @@ def config_class() -> "type[SFTConfig]":
     return SFTConfig
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "SFTTrainer":
+def build_trainer(view: dict[str, Any], model: Any, args: Any, train_dataset: "Rows", **kwargs: Any) -> "SFTTrainer":
     """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    return SFTTrainer(model=model, args=args, **kwargs)
+    from post_training.data.collate import trainer_on
+
+    return trainer_on(SFTTrainer, train_dataset, model=model, args=args, **kwargs)

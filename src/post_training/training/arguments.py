@@ -48,6 +48,8 @@ _OURS = {
     "report_to": "logging.report_to",
     "padding_free": "sft.packing",
     "remove_unused_columns": "the rows, which have no other columns",
+    "train_sampling_strategy": "data.seed",
+    "dataloader_drop_last": "training.effective_batch_size",
     "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
 }
 _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
@@ -90,7 +92,8 @@ def trainer_arguments(
         "weight_decay": training["weight_decay"],
         "max_grad_norm": training["max_grad_norm"],
         "seed": training["seed"],
-        "data_seed": training["seed"],
+        # The rows' order is the mix's, the same for any number of ranks and after any resume.
+        "train_sampling_strategy": "sequential",
         # Both names: TRL's default for the old one is true, and it would win over a false.
         "activation_checkpointing": training["gradient_checkpointing"],
         "gradient_checkpointing": training["gradient_checkpointing"],

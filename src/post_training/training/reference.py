@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from post_training import manifest
+from post_training.data.view import open_rows
 from post_training.errors import UserError
 from post_training.fingerprint import file_sha256
 from post_training.task import Task
@@ -67,8 +68,6 @@ def write_array(path: Path, array: Logps) -> None:
 
 def finish_if_whole(task: Task) -> bool:
     """Write `logps.npy` and the manifest if no shard is missing; says whether it did."""
-    from post_training.training.run import open_rows
-
     pairs = open_rows(task.inputs["data"]).distinct()
     wanted = shards(len(pairs))
     parts = [part for shard in wanted if (part := read_shard(task.directory, shard)) is not None]

@@ -10,13 +10,14 @@ import numpy as np
 from post_training import methods
 from post_training.batch import BatchPlan
 from post_training.config import resolve
+from post_training.data.view import open_rows
 from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.progress import Progress
 from post_training.task import Task
 from post_training.training.arguments import deepspeed_config, trainer_arguments
 from post_training.training.reference import Logps, Shard, missing_shards, shard_path, write_array
-from post_training.training.run import load_model, load_tokenizer, make_arguments, open_rows, topology_from_environment
+from post_training.training.run import load_model, load_tokenizer, make_arguments, topology_from_environment
 
 
 def reference_rank(task: Task) -> None:

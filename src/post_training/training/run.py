@@ -9,6 +9,7 @@ from post_training import batch, methods, registry
 from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.data.chat_template import resolve_template
+from post_training.data.view import open_rows
 from post_training.errors import ConfigError, UserError
 from post_training.model import folder as model_folder
 from post_training.model.loading import quiet
@@ -55,7 +56,7 @@ def train_rank(task: Task) -> signal.Signals | None:
         view,
         model,
         args,
-        train_dataset=open_rows(task.inputs["data"]),
+        train_dataset=open_rows(task.inputs["data"], rows=steps * plan.rows),
         processing_class=load_tokenizer(folder, view),
         **reference,
     )
@@ -181,25 +182,6 @@ def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
     tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
     return tokenizer
-
-
-def open_rows(manifest_path: Path) -> Any:
-    """The mixed rows, memory-mapped: nothing is read before it is used."""
-    from datasets import Dataset
-
-    class Whole(Dataset):
-        """Every row a document of its own."""
-
-        def distinct(self) -> Any:
-            return self
-
-        def document(self, index: int) -> int:
-            return index
-
-    rows = Whole.from_file(str(manifest_path.parent / "rows.arrow"))
-    if len(rows) == 0:
-        raise UserError(f"{manifest_path}: the mix has no rows; see its `dropped` for the reasons")
-    return rows
 
 
 def _leave_group() -> None:

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import lists_of
 
-from post_training.data.opened import open_rows
+from post_training.data.view import open_rows
 from post_training.errors import DataError
 
 
@@ -30,6 +32,11 @@ def datasets(module_stages):
 
 
 @pytest.fixture(scope="module")
+def pairs(module_stages):
+    return module_stages.tokens_of([pair(n) for n in range(50)], shape="preference", name="p")
+
+
+@pytest.fixture(scope="module")
 def document(datasets, tokens):
     """Token ids -> (dataset, row number)."""
     return {
@@ -40,7 +47,7 @@ def document(datasets, tokens):
 def documents_of(manifest, document):
     """What a mix holds, in order: (dataset, row number) of every document."""
     found = []
-    for row in open_rows(manifest):
+    for row in lists_of(manifest):
         start = 0
         for size in row.get("seq_lengths") or [len(row["input_ids"])]:
             found.append(document[tuple(row["input_ids"][start : start + size])])
@@ -95,7 +102,7 @@ def test_whole_weights_are_whole_copies(stages, datasets, document):
 @pytest.mark.parametrize("capacity", [24, 64, 500])
 def test_packing_loses_and_doubles_nothing(stages, datasets, document, tokens, read, capacity):
     manifest = stages.mix(datasets, max_seq_length=capacity)
-    rows, found = open_rows(manifest), read(manifest)
+    rows, found = lists_of(manifest), read(manifest)
     fitting = [d for ids, d in document.items() if len(ids) <= capacity]
     assert sorted(documents_of(manifest, document)) == sorted(fitting)
     labels = {tuple(row["input_ids"]): row["labels"] for name in datasets for row in tokens(datasets[name])}
@@ -111,13 +118,20 @@ def test_packing_loses_and_doubles_nothing(stages, datasets, document, tokens, r
     assert found["packing_efficiency"] == pytest.approx(found["tokens"] / (len(rows) * capacity), abs=1e-5)
 
 
-def test_columns_and_types(stages, datasets, tmp_path):
+def test_columns_and_types(stages, datasets, pairs):
     packed, plain = stages.mix(datasets), stages.mix(datasets, packing=False, name="plain")
-    assert {n: str(f) for n, f in open_rows(packed).features.items()} == dict.fromkeys(
-        ["input_ids", "labels", "seq_lengths"], "List(Value('int32'))"
-    )
-    assert list(open_rows(plain).features) == ["input_ids", "labels"]
-    assert not list(packed.parent.glob("*.tmp"))
+    paired = stages.mix({"p": pairs}, shape="preference", name="paired")
+    for mixed, columns in (
+        (packed, ["input_ids", "labels", "seq_lengths"]),
+        (plain, ["input_ids", "labels"]),
+        (paired, ["prompt_ids", "chosen_ids", "rejected_ids"]),
+    ):
+        rows = open_rows(mixed)
+        assert list(rows[0]) == rows.column_names == columns
+        assert {values.dtype for row in rows for values in row.values()} == {np.dtype(np.int32)}
+    assert sorted(path.name for path in packed.parent.iterdir()) == [
+        "documents.npy", "epoch-00000.npy", "keys.npy", "manifest.json",
+    ]  # fmt: skip
 
 
 def test_long_rows_are_counted_with_their_tokens(stages, read):
@@ -129,9 +143,9 @@ def test_long_rows_are_counted_with_their_tokens(stages, read):
     long = entry["dropped"]["too_long"]
     assert 0 < long["rows"] < 59 and found["dropped"] == {"too_long": long["rows"]}
     assert entry["rows_available"] + long["rows"] == 59 == found["rows_in"]
-    assert entry["rows_used"] == 2 * entry["rows_available"] == found["documents"]
+    assert entry["rows_used"] == 2 * entry["rows_available"] == 2 * found["documents"]
     assert entry["tokens"] == found["tokens"] == 2 * (lengths["tokens"] - long["tokens"])
-    assert max(size for row in open_rows(mixed) for size in row["seq_lengths"]) <= 40
+    assert max(size for row in lists_of(mixed) for size in row["seq_lengths"]) <= 40
 
 
 def test_a_table_of_what_was_used(stages, datasets, read):
@@ -143,18 +157,12 @@ def test_a_table_of_what_was_used(stages, datasets, read):
         assert sum(entry[key] for entry in found["table"]) == found[key]
 
 
-@pytest.fixture(scope="module")
-def pairs(module_stages):
-    return module_stages.tokens_of([pair(n) for n in range(50)], shape="preference", name="p")
-
-
 def test_pairs(stages, pairs, tokens, read):
     found = read(mixed := stages.mix({"p": pairs}, shape="preference"))
-    rows = open_rows(mixed)
+    rows = lists_of(mixed)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    assert list(rows.features) == columns
     expected = [{name: row[name] for name in columns} for row in tokens(pairs)]
-    assert sorted(map(str, rows.to_list())) == sorted(map(str, expected))
+    assert sorted(map(str, rows)) == sorted(map(str, expected))
     assert found["packing_efficiency"] is None and found["rows_out"] == found["documents"] == 50
     assert found["tokens"] == sum(len(ids) for row in expected for ids in row.values())
     assert found["trained_tokens"] == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in expected)
@@ -184,7 +192,8 @@ def test_several_shards_are_one_dataset(stages, datasets, monkeypatch, read):
     monkeypatch.setattr(tokenize, "SHARD_BLOCKS", 1)
     shards = stages.tokens_of([conversation("a", n) for n in range(300)], name="a")
     assert len(read(shards)["files"]) == 5
-    assert read(stages.mix({"a": shards}, name="again"))["files"][0]["sha256"] == read(whole)["files"][0]["sha256"]
+    again = stages.mix({"a": shards}, name="again")
+    assert len(read(again)["shards"]) == 5 and lists_of(again) == lists_of(whole)
 
 
 def test_missing_and_damaged_files_are_named(stages, tmp_path):
@@ -199,6 +208,6 @@ def test_missing_and_damaged_files_are_named(stages, tmp_path):
         stages.mix({"d": manifest})
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "manifest.json").write_text(json.dumps({"stage": "mix"}))
-    with pytest.raises(DataError, match=r"rows\.arrow: cannot be opened"):
+    (empty / "manifest.json").write_text(json.dumps({"config": {"rows": "messages", "packing": True}}))
+    with pytest.raises(DataError, match=r"documents\.npy: cannot be opened .*delete"):
         open_rows(empty / "manifest.json")

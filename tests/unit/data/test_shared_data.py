@@ -1,8 +1,7 @@
 """Real data in its own formats, through all stages: the counts add up."""
 
 import pytest
-
-from post_training.data.opened import open_rows
+from tiny import lists_of
 
 CASES = {
     "gsm8k": ("sft/gsm8k_train.jsonl", "question_answer", "messages", 3500),
@@ -27,11 +26,11 @@ def test_every_row_is_accounted_for(stages, shared, read, name):
     mixed = stages.mix({name: tokenized}, shape=shape, max_seq_length=1024)
     found = read(mixed)
     assert found["rows_in"] == read(tokenized)["rows_out"] == found["documents"] + sum(found["dropped"].values())
-    opened = open_rows(mixed)
-    assert len(opened) == found["rows_out"] > 0
+    rows = lists_of(mixed)
+    assert len(rows) == found["rows_out"] > 0
     if shape == "messages":
-        assert sum(map(len, opened["seq_lengths"])) == found["documents"]
-        assert sum(map(sum, opened["seq_lengths"])) == found["tokens"]
+        assert sum(len(row["seq_lengths"]) for row in rows) == found["documents"]
+        assert sum(sum(row["seq_lengths"]) for row in rows) == found["tokens"]
 
 
 def test_two_sources_with_weights(stages, shared, read):

@@ -4,9 +4,9 @@ import json
 import random
 
 import pytest
+from tiny import lists_of
 
 from post_training import registry
-from post_training.data.opened import open_rows
 
 CHATML = registry.chat_template_text("chatml")
 WORDS = [
@@ -101,7 +101,7 @@ def documents(rows):
 
 def test_conversations(stages, conversations, model_and_tokenizer, tmp_path):
     theirs = sft_trainer(tmp_path / "trl", conversations, model_and_tokenizer, assistant_only_loss=True).train_dataset
-    ours = open_rows(stages.mix({"d": stages.tokens_of(conversations)}, max_seq_length=512))
+    ours = lists_of(stages.mix({"d": stages.tokens_of(conversations)}, max_seq_length=512))
     assert any(len(row["seq_lengths"]) > 1 for row in ours)
     assert documents(ours) == documents(theirs)
     assert len(ours) <= len(theirs)
@@ -114,7 +114,7 @@ def test_conversations_with_tools(stages, conversations, model_and_tokenizer, tm
         {"messages": [*row["messages"][:-1], *turns, row["messages"][-1]], "tools": TOOLS} for row in conversations[:30]
     ]
     theirs = sft_trainer(tmp_path / "trl", rows, model_and_tokenizer, assistant_only_loss=True).train_dataset
-    ours = open_rows(stages.mix({"d": stages.tokens_of(rows)}, max_seq_length=512))
+    ours = lists_of(stages.mix({"d": stages.tokens_of(rows)}, max_seq_length=512))
     assert documents(ours) == documents(theirs)
 
 
@@ -139,7 +139,7 @@ def test_pairs(stages, pairs, model_and_tokenizer, tmp_path):
     args = DPOConfig(**arguments(tmp_path / "trl"), max_length=None)
     data = Dataset.from_list(pairs)
     theirs = DPOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train_dataset
-    ours = open_rows(
+    ours = lists_of(
         stages.mix({"p": stages.tokens_of(pairs, shape="preference")}, shape="preference", max_seq_length=512)
     )
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from trl.trainer import dpo_trainer
 
+from post_training.data.collate import trainer_on
 from post_training.errors import UserError
 from post_training.methods.dpo.losses import needs_reference, start_loss
 
@@ -25,7 +26,7 @@ def build(
         kwargs: `ref_model`, `processing_class`, ... Without `ref_model`, online, TRL loads the model's folder again.
     """
     with _without_hash_of_weights():
-        trainer = PairTrainer(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        trainer = trainer_on(PairTrainer, train_dataset, model=model, args=args, **kwargs)
     trainer.expected_loss = start_loss(view)
     if reference is not None:
         trainer.train_dataset = reference.join(train_dataset)

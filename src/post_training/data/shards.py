@@ -1,0 +1,67 @@
+"""One tokenised dataset as the mix sees it: where each row's tokens stand in the shards, without reading them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from post_training import manifest
+from post_training.data import shapes
+from post_training.data.view import document_type
+from post_training.errors import DataError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass
+class Tokenized:
+    """One tokenised dataset, memory-mapped."""
+
+    name: str
+    files: list[dict[str, Any]]
+    """Its shards: `path`, absolute, `bytes` and `sha256`."""
+    documents: npt.NDArray[Any]
+    """A record a row, of `view.document_type`."""
+    numbers: Indices
+    """Source row number of each row."""
+    lengths: Indices
+    """Tokens that each row takes up: of a pair, the prompt with the longer answer."""
+    tokens: Indices
+    """All tokens of each row."""
+    trained: Indices
+    """Tokens of each row that are trained on."""
+
+    @classmethod
+    def open(cls, name: str, manifest_path: Path, shape: str, first_shard: int) -> "Tokenized":
+        """Open all shards; they are numbered from `first_shard` on."""
+        files, parts = [], []
+        for number, entry in enumerate(manifest.read(manifest_path)["files"], first_shard):
+            path = manifest_path.parent / entry["path"]
+            try:
+                mapped = pa.memory_map(str(path))
+                whole = mapped.read_buffer(mapped.size())
+                reader = pa.ipc.open_file(whole)
+                batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path}: cannot be read ({error}); delete {manifest_path} to make it again") from None
+            files.append({"path": path.absolute(), "bytes": entry["bytes"], "sha256": entry["sha256"]})
+            parts += [_rows(batch, shapes.load(shape), number, whole.address) for batch in batches]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return cls(name, files, *columns)
+
+
+def _rows(batch: pa.RecordBatch, shape: ModuleType, shard: int, address: int) -> tuple[npt.NDArray[Any], ...]:
+    """Documents, numbers, lengths, tokens and trained tokens of a record batch, whose file is mapped at `address`."""
+    documents = np.zeros(batch.num_rows, dtype=document_type(shape.SCHEMA.names))
+    documents["shard"] = shard
+    for column in shape.SCHEMA.names:
+        lists = batch.column(column)
+        offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+        # Arrow aligns buffers to 8 bytes or more, so a list starts at a whole int32 of the file.
+        documents[column] = (values.ctypes.data - address) // 4 + offsets[:-1]
+        documents[f"{column}_length"] = np.diff(offsets)
+    return documents, batch.column("row").to_numpy(), shape.lengths(batch), *shape.token_counts(batch)

@@ -1,0 +1,180 @@
+"""The trainer's view of a mix: rows put together, when they are asked for, from the memory-mapped token shards.
+
+A mix has no tokens of its own. Beside its manifest, which lists the shards, it has
+
+- `documents.npy`, a record a distinct document: the shard and where in it each column stands;
+- `epoch-00000.npy`, `epoch-00001.npy`, ...: int32, for each row the place of its first document, and the place
+  behind the last one `[rows + 1]`, then the documents of all rows by number.
+
+Rows stand in the order in which they are trained on: the sampler is sequential, so that the order is the
+same for any number of ranks and after any resume. Epochs follow one another, each with an order and a
+packing of its own.
+"""
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from post_training import manifest
+from post_training.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+Row = dict[str, Ids]
+
+
+def open_rows(path: Path, rows: int | None = None) -> "Rows":
+    """Open a mix without reading its tokens: in milliseconds at any size.
+
+    Args:
+        path: manifest of the mix.
+        rows: rows to train on, from the first epoch on. None = all epochs that are there.
+
+    Raises:
+        DataError: when a file is missing or damaged, an epoch is not there yet, or a shard is not the one
+            that the mix was made over.
+    """
+    return Rows(path, rows)
+
+
+class Rows(Sequence[Row]):
+    """Rows in training order; what they hold is a view of the files where that is possible.
+
+    A row is a dict of int32 arrays, the columns of its shape (`data/shapes`), and packed also `seq_lengths`, the
+    tokens of each document. Survives a fork and pickling, which opens the files again.
+    """
+
+    def __init__(self, path: Path, rows: int | None = None, *, distinct: bool = False) -> None:
+        self._opened = (path, rows, distinct)
+        facts = manifest.read(path)
+        self.packed = bool(facts["config"]["packing"]) and not distinct
+        self._documents = _array(path.with_name("documents.npy"), path)
+        self.columns = columns_of(self._documents)
+        if distinct:
+            count = len(self._documents)
+            self.rows_per_epoch = self._length = count
+            self._epochs = [np.concatenate([np.arange(count + 1), np.arange(count)]).astype(np.int32)]
+        else:
+            self.rows_per_epoch = facts["rows_out"]
+            self._epochs = _epochs(path, self.rows_per_epoch, rows)
+            self._length = rows or len(self._epochs) * self.rows_per_epoch
+        self._shards = [_checked(path.parent / shard["path"], shard, path) for shard in facts["shards"]]
+        self._maps: list[Ids | None] = [None] * len(self._shards)
+
+    @property
+    def documents(self) -> int:
+        """Number of distinct documents (pairs) in the mix."""
+        return len(self._documents)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Keys of a row."""
+        return [*self.columns, "seq_lengths"] if self.packed else [*self.columns]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        columns: list[list[Ids]] = [[] for _ in self.columns]
+        for shard, *spans in self._documents[self._members(index)].tolist():
+            tokens = self._maps[shard]
+            if tokens is None:
+                tokens = self._maps[shard] = _map(self._shards[shard])
+            for place, parts in enumerate(columns):
+                start = spans[2 * place]
+                parts.append(tokens[start : start + spans[2 * place + 1]])
+        if not self.packed:
+            return {name: parts[0] for name, parts in zip(self.columns, columns, strict=True)}
+        row = {name: np.concatenate(parts) for name, parts in zip(self.columns, columns, strict=True)}
+        row["seq_lengths"] = np.array([len(part) for part in columns[0]], dtype=np.int32)
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(self._length))
+
+    def document(self, index: int) -> int:
+        """Number of the document, from 0 to `documents` - 1, that row `index` is; of rows that are not packed."""
+        (number,) = self._members(index)
+        return int(number)
+
+    def distinct(self) -> "Rows":
+        """Every distinct document once, a row each, by its number."""
+        path, _, _ = self._opened
+        return Rows(path, distinct=True)
+
+    def _members(self, index: int) -> Ids:
+        """Numbers of a row's documents."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"no row {index} of {self._length}")
+        number, row = divmod(index, self.rows_per_epoch)
+        epoch, first = self._epochs[number], self.rows_per_epoch + 1
+        return epoch[first + epoch[row] : first + epoch[row + 1]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._opened
+
+
+def _reopen(path: Path, rows: int | None, distinct: bool) -> Rows:
+    return Rows(path, rows, distinct=distinct)
+
+
+def document_type(columns: Iterable[str]) -> np.dtype[Any]:
+    """Record of `documents.npy`: number of the shard; of each column its first int32 in that file, and how many."""
+    fields = [("shard", "<i4")]
+    for column in columns:
+        fields += [(column, "<i8"), (f"{column}_length", "<i4")]
+    return np.dtype(fields)
+
+
+def columns_of(documents: npt.NDArray[Any]) -> list[str]:
+    """The columns that records of `documents.npy` lead to."""
+    return [name for name in documents.dtype.names or () if f"{name}_length" in (documents.dtype.names or ())]
+
+
+def epoch_path(path: Path, number: int) -> Path:
+    """File of one epoch's order beside the mix's manifest."""
+    return path.with_name(f"epoch-{number:05d}.npy")
+
+
+def _epochs(path: Path, size: int, rows: int | None) -> list[Ids]:
+    """The orders of as many epochs as `rows` need, or of all that are there."""
+    wanted = -(-rows // size) if rows else None
+    found: list[Ids] = []
+    while wanted is None or len(found) < wanted:
+        file = epoch_path(path, len(found))
+        if wanted is None and found and not file.is_file():
+            break
+        found.append(_array(file, path))
+    return found
+
+
+def _array(path: Path, made_with: Path) -> npt.NDArray[Any]:
+    try:
+        # A plain array over the map: a memmap costs a microsecond more at every access.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be opened ({error}); delete {made_with} to make it again") from None
+
+
+def _map(shard: Path) -> Ids:
+    """A shard as int32s. Mapped at its first use, so that opening costs nothing; all ranks share the pages."""
+    with shard.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype=np.int32, count=len(mapped) // 4)
+
+
+def _checked(path: Path, recorded: dict[str, Any], made_with: Path) -> Path:
+    """The shard, if it is still the one that the index was made over: others would be read as other tokens."""
+    try:
+        entries = json.loads((path.parent / "manifest.json").read_text())["files"]
+        found = {entry["path"]: entry["sha256"] for entry in entries}[path.name]
+        size = path.stat().st_size
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read ({error!r}), but {made_with} needs it; make it again") from None
+    if (size, found) != (recorded["bytes"], recorded["sha256"]):
+        raise DataError(f"{path}: is not the file that {made_with} was made over; delete that to make it again")
+    return path
