@@ -37,8 +37,9 @@ def test_stored_values_are_trls_own(dpo_reference, model_manifest, dpo_rows, tem
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
+    from post_training.data.view import open_rows
     from post_training.model import folder
-    from post_training.training.run import load_model, load_tokenizer, open_rows
+    from post_training.training.run import load_model, load_tokenizer
 
     class Stock(DPOTrainer):
         def _prepare_dataset(self, dataset, *_, **__):

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
+    from post_training.data.view import Rows
+
 ROWS = "unpaired"
 LOSSES = ("kto", "apo_zero_unpaired")
 
@@ -78,13 +80,15 @@ def config_class() -> "type[KTOConfig]":
     return KTOConfig
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "KTOTrainer":
+def build_trainer(view: dict[str, Any], model: Any, args: Any, train_dataset: "Rows", **kwargs: Any) -> "KTOTrainer":
     """TRL's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label` (`[1]` or `[0]`).
 
     Without `ref_model` TRL loads the folder that `model` came from a second time.
     """
     import numpy as np
     from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
+
+    from post_training.data.collate import trainer_on
 
     class Collator(DataCollatorForUnpairedPreference):
         """Adds the mismatched answers of the KL term, each row's from the row before it in the micro-batch.
@@ -109,4 +113,4 @@ def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) ->
 
     pad = kwargs["processing_class"].pad_token_id
     collator = Collator(pad_token_id=pad, max_length=args.max_length, pad_to_multiple_of=args.pad_to_multiple_of)
-    return TokenizedKTOTrainer(model=model, args=args, data_collator=collator, **kwargs)
+    return trainer_on(TokenizedKTOTrainer, train_dataset, model=model, args=args, data_collator=collator, **kwargs)

@@ -167,7 +167,7 @@ def test_judged_answers(stages, pairs, model_and_tokenizer, tmp_path):
     args = KTOConfig(**arguments(tmp_path / "trl"), max_length=None, per_device_train_batch_size=2)
     data = Dataset.from_list(rows)
     theirs = KTOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train_dataset
-    ours = open_rows(
+    ours = lists_of(
         stages.mix(
             {"p": stages.tokens_of(rows, shape="unpaired", transform="unpaired_preference")},
             shape="unpaired",
