@@ -37,6 +37,7 @@ from post_training.training import failures
 from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete
 from post_training.training.lock import LOCKED, Lock, LockedError, is_own_file, owned
+from post_training.training.resume import discard_incomplete, newest_complete
 from post_training.training.stop import (
     INTERRUPTED,
     REQUEST,
@@ -182,6 +183,8 @@ def _run_ranks(
         print(f"{task.directory}: {stopped.describe()}; start again to go on", flush=True)
         return stopped.exit_code
     if ended.first is not None:
+        # What was being saved takes the room that the next attempt needs.
+        discard_incomplete(newest_complete(task.directory / "checkpoints"))
         _report(ended, failures.read(told), topology.world_size, local=not task.runtime.get("slurm"))
         return ended.code if ended.code > 0 else 128 - ended.code
     if not finish_if_whole():

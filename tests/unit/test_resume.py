@@ -1,8 +1,10 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from post_training.errors import UserError
 from post_training.training import resume
 
 
@@ -11,6 +13,8 @@ def checkpoint(directory: Path, step: int, marked: bool = True) -> Path:
     (path / "global_step").mkdir(parents=True)
     (path / "model.safetensors").write_bytes(b"x" * 100)
     (path / "global_step" / "shard.pt").write_bytes(b"y" * 10)
+    for rank in range(2):
+        (path / f"rng_state_{rank}.pth").write_bytes(b"z")
     if marked:
         resume.mark_complete(path, step, world_size=2, tokens=step * 10)
     return path
@@ -41,7 +45,7 @@ def test_nothing_there(tmp_path):
         (lambda path: (path / "global_step" / "shard.pt").unlink(), "global_step/shard.pt is missing"),
     ],
 )
-def test_a_damaged_one_is_passed_over_and_removed(tmp_path, damage, why):
+def test_a_damaged_one_is_passed_over_and_out_of_the_way(tmp_path, damage, why):
     checkpoint(tmp_path, 10)
     damaged = checkpoint(tmp_path, 20)
     damage(damaged)
@@ -51,11 +55,72 @@ def test_a_damaged_one_is_passed_over_and_removed(tmp_path, damage, why):
     assert choice.describe() == f"resuming from checkpoint-10; not whole and passed over: checkpoint-20 ({why})"
     resume.discard_incomplete(choice)
     assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-10"]
+    # What was whole once is kept under another name; what never was is gone.
+    aside = [path for path in tmp_path.iterdir() if path.name.startswith("set-aside-checkpoint-20-")]
+    assert len(aside) == (0 if why == "no COMPLETE.json" else 1)
+
+
+def test_what_cannot_be_read_for_a_moment_is_read_in_the_end(tmp_path, monkeypatch):
+    checkpoint(tmp_path, 10)
+    failing(monkeypatch, times=2)
+    assert resume.newest_complete(tmp_path).describe() == "resuming from checkpoint-10"
+
+
+def test_what_cannot_be_read_is_never_deleted(tmp_path, monkeypatch):
+    """A disk that fails to read is no proof that nothing was there."""
+    checkpoint(tmp_path, 10)
+    with monkeypatch.context() as patch:
+        failing(patch, times=100)
+        choice = resume.newest_complete(tmp_path)
+        assert choice.chosen is None
+        assert "checkpoint-10 (COMPLETE.json cannot be read: Input/output error)" in choice.describe()
+        patch.setattr(os, "listdir", broken)
+        resume.discard_incomplete(choice)
+    (aside,) = tmp_path.iterdir()
+    assert resume.why_incomplete(aside) is None
+
+
+def broken(*_, **__):
+    raise OSError(5, "Input/output error")
+
+
+def failing(monkeypatch, times):
+    read, left = Path.read_text, [times]
+
+    def read_text(self, **kwargs):
+        if self.name == resume.MARKER and left[0]:
+            left[0] -= 1
+            broken()
+        return read(self, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(resume.time, "sleep", lambda _: None)
+
+
+def test_a_deletion_that_was_cut_off_is_finished_at_the_next_start(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-1" / resume.MARKER).unlink()
+    choice = resume.newest_complete(tmp_path)
+    assert choice.describe() == "resuming from checkpoint-3"
+    resume.discard_incomplete(choice)
+    assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
+
+
+def test_a_checkpoint_without_a_ranks_file_is_not_marked(tmp_path):
+    """As when every node writes to a disk of its own."""
+    path = checkpoint(tmp_path, 1, marked=False)
+    (path / "rng_state_1.pth").unlink()
+    with pytest.raises(UserError, match=r"has no rng_state_1.pth .* all nodes share"):
+        resume.mark_complete(path, 1, world_size=2)
+    assert resume.why_incomplete(path) == "no COMPLETE.json"
 
 
 def test_the_marker_lists_every_other_file(tmp_path):
     marker = json.loads((checkpoint(tmp_path, 5) / resume.MARKER).read_text())
-    assert marker["files"] == {"model.safetensors": 100, "global_step/shard.pt": 10}
+    assert marker["files"] == {
+        "model.safetensors": 100, "global_step/shard.pt": 10, "rng_state_0.pth": 1, "rng_state_1.pth": 1,
+    }  # fmt: skip
     assert marker["step"] == 5
 
 

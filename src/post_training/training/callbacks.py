@@ -3,11 +3,13 @@
 Each callback does one thing. Those that write weights or add up over ranks are called on every rank.
 """
 
-import errno
 import json
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ from transformers import TrainerCallback
 
 from post_training.errors import UserError
 from post_training.model.files import cast_weights, make_readable, polish
+from post_training.training.failures import no_room
 from post_training.training.finish import read_metrics
 from post_training.training.meter import Meter
-from post_training.training.resume import mark_complete, rotate
-from post_training.training.watch import SpikeRule
+from post_training.training.resume import flush, mark_complete, rotate
 
 
 def barrier() -> None:
@@ -90,32 +92,64 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+@contextmanager
+def needs_room(path: Path) -> Iterator[None]:
+    """Turn what goes wrong on a full disk into one line. torch does not say why a write has failed: it is tried."""
+    try:
+        yield
+    except Exception as error:
+        reason = no_room(error) or _probe(path.parent)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{path}: cannot be written, {reason}; the last whole checkpoint is kept. Free some room and start again to resume"
+        ) from None
+
+
+def _probe(folder: Path) -> str | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return no_room(error)
+    return None
+
+
 class CheckpointCallback(TrainerCallback):
     """Marks each checkpoint as whole, then removes the oldest ones."""
 
-    def __init__(self, directory: Path, meter: Meter, spikes: SpikeRule, limit: int | None) -> None:
-        self.directory, self.meter, self.spikes, self.limit = directory, meter, spikes, limit
+    def __init__(self, trainer: Any, directory: Path, limit: int | None, facts: Callable[[], dict[str, Any]]) -> None:
+        """`facts` gives what the marker says besides; it is called on every rank."""
+        self.directory, self.limit, self.facts = directory, limit, facts
+        save = trainer._save_checkpoint
+
+        def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+            with needs_room(self._path(trainer.state)):
+                save(*args, **kwargs)
+
+        trainer._save_checkpoint = save_checkpoint
+
+    def _path(self, state: Any) -> Path:
+        return self.directory / f"checkpoint-{state.global_step}"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed state carries the intervals of the attempt that saved it; today's configuration counts."""
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """All ranks have written their files when the marker is."""
-        facts = self.meter.totals() | {"losses": list(self.spikes.losses)}
+        """All ranks have written their files, and these are on disk, when the marker is."""
+        checkpoint, facts = self._path(state), self.facts()
         barrier()
-        if state.is_world_process_zero:
-            checkpoint = self.directory / f"checkpoint-{state.global_step}"
-            try:
+        with needs_room(checkpoint):
+            if args.local_process_index == 0:
+                flush(checkpoint)
+            barrier()
+            if state.is_world_process_zero:
                 make_readable(checkpoint)
-                mark_complete(checkpoint, state.global_step, world_size=args.world_size, **facts)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise UserError(
-                        f"{checkpoint}: {error.strerror}; free some room and start again to resume"
-                    ) from None
-                raise
-            rotate(self.directory, self.limit)
+                mark_complete(checkpoint, state.global_step, **facts)
+                rotate(self.directory, self.limit)
         barrier()
 
 
@@ -131,17 +165,19 @@ class InferenceCheckpointCallback(TrainerCallback):
             return
         unfinished = self.folder / f".step-{state.global_step}"
         final = self.folder / f"step-{state.global_step}"
-        if state.is_world_process_zero:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        barrier()
-        self.trainer.save_model(str(unfinished))
-        barrier()
-        if state.is_world_process_zero:
-            (unfinished / "training_args.bin").unlink(missing_ok=True)
-            cast_weights(unfinished, self.dtype)
-            polish(unfinished)
-            replace_folder(unfinished, final)
+        with needs_room(final):
+            if state.is_world_process_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+            barrier()
+            self.trainer.save_model(str(unfinished))
+            barrier()
+            if state.is_world_process_zero:
+                (unfinished / "training_args.bin").unlink(missing_ok=True)
+                cast_weights(unfinished, self.dtype)
+                polish(unfinished)
+                flush(unfinished)
+                replace_folder(unfinished, final)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -77,9 +77,9 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     from post_training.training.watch import SpikeRule, StepWatch
 
     directory, checkpointing, first = task.directory, view["checkpointing"], trainer.args.process_index == 0
-    facts = start.facts if start else {}
+    told = start.facts if start else {}
     meter = Meter(view["logging"]["include_num_input_tokens_seen"])
-    meter.restore(facts)
+    meter.restore(told)
     meter.attach(trainer)
     metrics = directory / "logs" / "metrics.jsonl"
     if first:
@@ -87,7 +87,7 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     every = checkpointing["inference_checkpoint_steps"]
     every = every if every is not None and every > 0 else None
     samples = SamplesLog(directory / "logs" / "samples.jsonl") if first else None
-    spikes = SpikeRule(task.config["method"], view["logging"]["loss_spike_sigmas"], facts.get("losses") or [])
+    spikes = SpikeRule(task.config["method"], view["logging"]["loss_spike_sigmas"], told.get("losses") or [])
     watch = StepWatch(trainer, REQUEST, samples, spikes, every)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
@@ -98,7 +98,11 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
         folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
         trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, folder, every, view["model"]["dtype"]))
     limit = checkpointing["save_total_limit"]
-    trainer.add_callback(callbacks.CheckpointCallback(directory / "checkpoints", meter, spikes, limit))
+
+    def facts() -> dict[str, Any]:
+        return {"world_size": trainer.args.world_size, **meter.totals(), "losses": list(spikes.losses)}
+
+    trainer.add_callback(callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts))
     step = start.step if start else 0
     if not watch.asked_to_stop():
         trainer.train(resume_from_checkpoint=str(start.path) if start else None)

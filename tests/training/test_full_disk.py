@@ -1,0 +1,55 @@
+"""A real file system that runs full while a run saves."""
+
+import os
+import subprocess
+
+import pytest
+from tiny import launcher_command, losses_of, train_task
+
+from post_training import launch
+from post_training.training.resume import checkpoints, newest_complete
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs in which two checkpoints and a part of a third fit."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
+    tmp_path, small_disk, model_manifest, sft_rows, template
+):
+    settings = {"checkpointing__save_steps": 2, "checkpointing__save_total_limit": None}
+    roomy = train_task(tmp_path / "roomy", model_manifest, sft_rows, template, **settings)
+    assert launch.run(roomy) == 0
+    size = sum(
+        path.stat().st_size for path in (tmp_path / "roomy/checkpoints/checkpoint-6").rglob("*") if path.is_file()
+    )
+    (small_disk / "ballast").write_bytes(bytes((8 << 20) - int(2.5 * size) - (200 << 10)))
+
+    task = train_task(small_disk / "run", model_manifest, sft_rows, template, **settings)
+    done = subprocess.run(launcher_command(task), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "no space left on device" in line.lower()]
+    assert len(errors) == 1, done.stderr
+    assert "checkpoint-6: cannot be written, no space left on device; the last whole checkpoint is kept" in errors[0]
+    assert "Traceback" not in done.stderr
+    # The part that was written is gone again.
+    assert [path.name for path in checkpoints(small_disk / "run/checkpoints")] == ["checkpoint-4", "checkpoint-2"]
+    assert newest_complete(small_disk / "run/checkpoints").chosen.step == 4
+
+    (small_disk / "ballast").unlink()
+    done = subprocess.run(launcher_command(task), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from checkpoint-4" in done.stdout
+    assert losses_of(task.directory) == losses_of(roomy.directory)
+    weights = "checkpoints/checkpoint-6/model.safetensors"
+    assert (task.directory / weights).read_bytes() == (roomy.directory / weights).read_bytes()
+    assert os.listdir(small_disk) == ["run"]
