@@ -14,7 +14,7 @@ from post_training import batch, methods, registry
 from post_training.config.load import Pipeline
 from post_training.errors import ConfigError, did_you_mean
 from post_training.fingerprint import FileHashes, canonical, digest, digest_files, is_safe_name, slug
-from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder
+from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder, parse_split
 from post_training.slurm import placement
 
 # Raise a number when a change of the stage's code changes what it writes.
@@ -156,6 +156,8 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     _check_types(view)
     fraction = view["data"]["max_reject_fraction"]
     _require(0 <= fraction <= 1, "data.max_reject_fraction", f"found {fraction}, expected a share from 0 to 1")
+    last = view["data"]["last_turn"]
+    _require(last in ("trim", "reject"), "data.last_turn", f"found {last!r}. {did_you_mean(last, ['trim', 'reject'])}")
     _require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
     length = view[name]["max_seq_length"]
     _require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
@@ -353,20 +355,35 @@ class _Planner:
             kind="transform",
             folder="data/transformed",
             label=self.dataset_name(entry, key),
-            config={"transform": name, "arguments": arguments, "source": source.digest, "rows": rows},
+            config={
+                "transform": name,
+                "arguments": arguments,
+                "source": source.digest,
+                "rows": rows,
+                "slice": self._slice(entry, key),
+                "last_turn": view["data"]["last_turn"],
+            },
             inputs={"raw": self.download(entry, view, key)},
             runtime={
                 "file": str(source.file),
                 "max_reject_fraction": view["data"]["max_reject_fraction"],
                 "strict": view["data"]["strict"],
+                "num_proc": view["data"]["num_proc"],
             },
         )
         return self.plan.add(stage)
 
+    @staticmethod
+    def _slice(entry: dict[str, Any], key: str) -> str | None:
+        """The part of local files that is asked for; a Hub dataset comes cut already."""
+        if data_files(entry["path"], f"{key}.path", entry["split"]) is None:
+            return None
+        return parse_split(entry["split"], f"{key}.split")[1]
+
     def download(self, entry: dict[str, Any], view: dict[str, Any], key: str) -> Stage:
         """The source's rows as files on this machine; local files stay where they are."""
         _require(bool(entry["path"]), f"{key}.path", "is empty; give a file or a Hugging Face dataset id")
-        files = data_files(entry["path"], f"{key}.path")
+        files = data_files(entry["path"], f"{key}.path", entry["split"])
         if files is None:
             hub = {part: entry[part] for part in ("path", "subset", "split", "revision")}
             config: dict[str, Any] = {"hub": hub}
@@ -445,7 +462,8 @@ class _Planner:
 
     def dataset_name(self, entry: dict[str, Any], key: str) -> str:
         """The dataset's name, given or made from its path."""
-        name = entry["name"] or slug(Path(entry["path"]).name.split(".")[0])
+        path = entry["path"][0] if isinstance(entry["path"], list) else entry["path"]
+        name = entry["name"] or slug(Path(path).name.split(".")[0])
         _require(is_safe_name(name), f"{key}.name", f"found {name!r}; use letters, digits, '.', '_' and '-' only")
         return str(name)
 

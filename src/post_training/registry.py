@@ -1,8 +1,8 @@
 """Transforms and chat templates by name, found by reading files, not by importing them. Light.
 
 A transform's identity is its source: the function and whatever else its module says at top level
-(helpers, constants, imports), but not the module's other transforms. Comments and formatting do
-not count.
+(helpers, constants, imports), the modules beside it that it imports, but not the module's other transforms. Comments
+and formatting do not count.
 """
 
 import ast
@@ -123,16 +123,40 @@ def _module_file(module: str) -> Path:
 
 def _registered(file: Path) -> dict[str, TransformSource]:
     """Functions below `@register_transform("name")` in one file."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ConfigError("data.transform_modules", f"{file}: cannot be read as Python ({error})") from None
+    tree = _parsed(file)
     named = {node: name for node in tree.body if (name := _registered_name(node))}
     shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
+    shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(file, tree, {file})]
     found = {}
     for node, name in named.items():
         text = "\n".join([ast.dump(node), *shared])
         found[name] = TransformSource(name, file, hashlib.sha256(text.encode()).hexdigest())
+    return found
+
+
+def _parsed(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise ConfigError("data.transform_modules", f"{file}: cannot be read as Python ({error})") from None
+
+
+def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:
+    """The modules in a file's own folder that it imports, and those that they import."""
+    found: list[Path] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            own = name.removeprefix("post_training.data.transforms.") if file.parent == TRANSFORMS else name
+            neighbour = file.parent / f"{own.replace('.', '/')}.py"
+            if neighbour not in seen and neighbour.is_file():
+                seen.add(neighbour)
+                found += [neighbour, *_neighbours(neighbour, _parsed(neighbour), seen)]
     return found
 
 

@@ -10,6 +10,7 @@ from post_training import batch, manifest, methods
 from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.data import shapes
+from post_training.data.rows import Rules
 from post_training.errors import ConfigError
 from post_training.plan import make_plan
 from post_training.training import by_hand
@@ -89,7 +90,7 @@ def test_a_shape_is_whole(shape):
     module = shapes.load(shape)
     assert shapes.name_of(row_of(shape, 1)) == shape
     assert shapes.of_columns([*module.SCHEMA.names, "seq_lengths"]) is module
-    assert module.validate(row_of(shape, 1)) == row_of(shape, 1)
+    assert module.validate(row_of(shape, 1), Rules()) == row_of(shape, 1)
 
 
 @pytest.mark.parametrize("method", methods.names())

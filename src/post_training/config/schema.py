@@ -87,12 +87,13 @@ class DatasetConfig:
 
     name: str = ""
     """Your name for it, used in paths: letters, digits, `.`, `_`, `-`. Empty = from `path`."""
-    path: str = ""
-    """Local file, list by glob, folder of `save_to_disk`, or Hugging Face dataset id."""
+    path: Any = ""
+    """Local file, glob, folder of files or of `save_to_disk`, a list of these, or Hugging Face dataset id."""
     subset: str | None = None
     """Configuration name of a Hub dataset."""
     split: str = "train"
-    """Split of a Hub dataset, slices allowed (`train[:1%]`). Local files are one split."""
+    """Split of a Hub dataset or of a folder of `save_to_disk`; other local files are one, `train`. May be cut:
+    `train[:1%]`, `train[100:200]`."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; recorded as a commit."""
     weight: float = 1.0
@@ -116,6 +117,9 @@ class DataConfig:
     """Share of a dataset's rows that may be rejected before its job fails."""
     strict: bool = False
     """Fail at the first rejected row instead."""
+    last_turn: str = "trim"
+    """A conversation or answer whose last turn is not the assistant's: `trim` cuts what follows the assistant's last
+    turn, which nothing would be learned from, and counts it; `reject` rejects the row."""
     seed: int = 42
     """Seed of which rows are used, and in what order."""
     num_proc: int | None = None

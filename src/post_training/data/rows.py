@@ -1,16 +1,28 @@
-"""What is wrong with a row's messages, whatever its shape (`shapes/`) asks besides.
+"""Messages in one spelling, and what is wrong with a row's, whatever its shape (`shapes/`) asks besides.
 
-Roles are system (first only), user, assistant and tool. User and assistant alternate; a tool turn
-follows an assistant turn with `tool_calls` or another tool turn.
+A message is `{"role", "content"}`, content being text, with where it has them `tool_calls` (in OpenAI's form, arguments
+as an object), `reasoning_content`, `name` and `tool_call_id`. Typed content blocks become text, reasoning gets the one
+name, `function_call` becomes a tool call, keys that are null go: parquet fills them in.
+
+Roles are system (first only), user, assistant and tool. User and assistant alternate; a tool turn follows an
+assistant turn with `tool_calls` or another tool turn.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from post_training.data import shapes
 
 ROLES = ("system", "user", "assistant", "tool")
-Checked = tuple[dict[str, Any] | None, str, str]
-"""(row or None, reason code, detail); the reason is empty for a good row."""
+_FOLLOWS = {
+    (None, "system"), (None, "user"), ("system", "user"), ("assistant", "user"), ("user", "assistant"),
+    ("tool", "assistant"), ("tool", "tool"),
+}  # fmt: skip
+_TEXT_BLOCKS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class Bad(Exception):
@@ -21,69 +33,48 @@ class Bad(Exception):
         self.reason, self.detail = reason, detail
 
 
-def validate(row: Any, shape: str) -> Checked:
-    """Check a transformed row; `shape` names a shape, or is `any` (by its columns)."""
-    try:
-        if not isinstance(row, dict):
-            raise Bad("not_an_object", f"the transform returned {type(row).__name__}")
-        if shape == "any":
-            shape = shapes.name_of(row) or "messages"
-            if shape == "unpaired":
-                raise Bad("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
-        return shapes.load(shape).validate(row), "", ""
-    except Bad as bad:
-        return None, bad.reason, bad.detail
+@dataclass
+class Rules:
+    """`data.last_turn`, and how often it was applied: turns after the assistant's last are cut off or the row is rejected."""
+
+    last_turn: str = "trim"
+    trimmed_rows: int = 0
+    trimmed_turns: int = 0
 
 
-def check_answer(prompt: list[dict[str, Any]], answer: list[dict[str, Any]]) -> None:
-    """An answer goes on where the prompt ends, and its last turn is the assistant's."""
-    check_order([*prompt, *answer])
-    if answer[-1]["role"] != "assistant":
-        raise Bad("last_turn_not_assistant", f"it is {answer[-1]['role']}'s")
+def checker(shape: str) -> Callable[[dict[str, Any], Rules], dict[str, Any]]:
+    """The check of a transformed row of a shape, or of `any` (by its columns): gives the row, or raises Bad."""
+    if shape != "any":
+        checked: Callable[[dict[str, Any], Rules], dict[str, Any]] = shapes.load(shape).validate
+        return checked
+    return _of_any_shape
 
 
-def check_tools(row: dict[str, Any]) -> dict[str, Any]:
-    """`{"tools": [...]}`, or nothing where there are none."""
-    tools = row.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise Bad("wrong_type", "tools is not a list of objects")
-    return {"tools": tools} if tools else {}
+def _of_any_shape(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
+    shape = shapes.name_of(row) or "messages"
+    if shape == "unpaired":
+        raise Bad("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
+    return checker(shape)(row, rules)
 
 
 def turns(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The checked messages of one column, without the keys that are null (parquet fills those in)."""
-    if row.get(key) is None:
-        raise Bad("missing_column", key)
-    found = row[key]
+    """The messages of one column, each checked and in the one spelling."""
+    found = row.get(key)
     if not isinstance(found, list):
+        if found is None:
+            raise Bad("missing_column", key)
         raise Bad("wrong_type", f"{key} is {type(found).__name__}, expected a list of messages")
     if not found:
         raise Bad("empty_conversation", key)
-    return [_turn(turn, f"{key}[{index}]") for index, turn in enumerate(found)]
-
-
-def _turn(turn: Any, where: str) -> dict[str, Any]:
-    if not isinstance(turn, dict):
-        raise Bad("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
-    turn = {key: value for key, value in turn.items() if value is not None}
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        raise Bad("unknown_role", f"{where}: {role!r}")
-    calls = turn.get("tool_calls")
-    if calls is not None and not (role == "assistant" and isinstance(calls, list)):
-        raise Bad("wrong_type", f"{where}.tool_calls")
-    if content is None and calls:
-        return turn
-    if not isinstance(content, str):
-        found = "missing" if content is None else type(content).__name__
-        raise Bad("wrong_type", f"{where}.content is {found}, expected text")
-    if not content.strip() and not calls and role != "tool":
-        raise Bad("empty_content", where)
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise Bad("undecodable_text", f"{where}: half a surrogate pair, which no file can hold") from None
-    return turn
+    made = []
+    for index, turn in enumerate(found):
+        if type(turn) is dict and len(turn) == 2:  # the common case, in as few steps as can be
+            content = turn.get("content")
+            if type(content) is str and turn.get("role") in ROLES and content and not content.isspace():
+                made.append(turn)
+                continue
+        made.append(_turn(turn, f"{key}[{index}]"))
+    return made
 
 
 def check_order(turns: list[dict[str, Any]]) -> None:
@@ -91,12 +82,150 @@ def check_order(turns: list[dict[str, Any]]) -> None:
     before = None
     for index, turn in enumerate(turns):
         role = turn["role"]
-        allowed = {
-            "system": before is None,
-            "user": before in (None, "system", "assistant"),
-            "assistant": before in ("user", "tool"),
-            "tool": before == "tool" or (before == "assistant" and bool(turns[index - 1].get("tool_calls"))),
-        }[role]
-        if not allowed:
+        if (before, role) not in _FOLLOWS and not (
+            before == "assistant" and role == "tool" and "tool_calls" in turns[index - 1]
+        ):
             raise Bad("role_order", f"turn {index}: {role} after {before or 'nothing'}")
         before = role
+
+
+def end_with_assistant(turns: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+    """The turns up to the assistant's last one, as `data.last_turn` says."""
+    last = turns[-1]["role"]
+    if last == "assistant":
+        return turns
+    size = next((index for index in range(len(turns), 0, -1) if turns[index - 1]["role"] == "assistant"), 0)
+    if not size:
+        raise Bad("no_assistant_turn")
+    if rules.last_turn == "reject":
+        raise Bad("last_turn_not_assistant", f"it is {last}'s")
+    rules.trimmed_rows += 1
+    rules.trimmed_turns += len(turns) - size
+    return turns[:size]
+
+
+def answer(row: dict[str, Any], key: str, prompt: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+    """The messages of an answer, which goes on where the prompt ends and whose last turn is the assistant's."""
+    made = end_with_assistant(turns(row, key), rules)
+    check_order([*prompt, *made])
+    return made
+
+
+def check_tools(row: dict[str, Any]) -> dict[str, Any]:
+    """`{"tools": [...]}` in OpenAI's form, or nothing where there are none; a list, or the JSON text of one."""
+    tools = row.get("tools")
+    if not tools:
+        return {}
+    if isinstance(tools, str):
+        tools = _parsed(tools, "tools")
+        if not tools:
+            return {}
+    if not isinstance(tools, list):
+        raise Bad("wrong_type", f"tools is {type(tools).__name__}, expected a list of objects")
+    made = []
+    for index, tool in enumerate(tools):
+        if isinstance(tool, str):
+            tool = _parsed(tool, f"tools[{index}]")
+        if not isinstance(tool, dict):
+            raise Bad("wrong_type", f"tools[{index}] is {type(tool).__name__}, expected an object")
+        bare = "function" not in tool and "name" in tool
+        made.append({"type": "function", "function": tool} if bare else tool)
+    _check_numbers(made, "tools")
+    return {"tools": made}
+
+
+def _turn(turn: Any, where: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise Bad("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
+    rest = {key: value for key, value in turn.items() if value is not None}
+    role, content = rest.pop("role", None), rest.pop("content", None)
+    if role not in ROLES:
+        raise Bad("unknown_role", f"{where}: {role!r}" if role is not None else f"{where} has no role")
+    if rest.get("weight") == 0:
+        raise Bad("message_weight", f"{where}.weight is 0, a turn that must not be trained on, which no row can say")
+    calls = _tool_calls(rest, where)
+    if calls and role != "assistant":
+        raise Bad("wrong_type", f"{where}.tool_calls: only the assistant calls tools")
+    reasoning = [rest.pop(key) for key in _REASONING if key in rest]
+    if content is None:
+        content = rest.pop("refusal", "" if calls or role == "tool" else None)
+    if isinstance(content, list):
+        content, thoughts = _text_of_blocks(content, where)
+        reasoning += thoughts
+    if not isinstance(content, str):
+        found = "missing" if content is None else type(content).__name__
+        raise Bad("wrong_type", f"{where}.content is {found}, expected text")
+    if (not content or content.isspace()) and not calls and role != "tool":
+        raise Bad("empty_content", where)
+    if any(not isinstance(text, str) for text in reasoning):
+        raise Bad("wrong_type", f"{where}.reasoning_content is not text")
+    thought = next((text for text in reasoning if text), None)
+    extra = {"reasoning_content": thought} if thought else {}
+    return {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
+
+
+def _text_of_blocks(blocks: list[Any], where: str) -> tuple[str, list[Any]]:
+    """The text of typed content blocks, and the reasoning among them."""
+    parts, thoughts = [], []
+    for index, block in enumerate(blocks):
+        if not isinstance(block, dict):
+            raise Bad("wrong_type", f"{where}.content[{index}] is {type(block).__name__}, expected a block of text")
+        kind = block.get("type")
+        if kind in _TEXT_BLOCKS:
+            text = block.get(_TEXT_BLOCKS[kind])
+            if not isinstance(text, str):
+                raise Bad("wrong_type", f"{where}.content[{index}] has no text")
+            parts.append(text)
+        elif kind in ("thinking", "reasoning"):
+            thoughts.append(block.get(kind, block.get("text")))
+        else:
+            raise Bad("unsupported_content", f"{where}.content[{index}] is of type {kind!r}, expected text")
+    return "".join(parts), thoughts
+
+
+def _tool_calls(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Taken out of a turn: `[{"id"?, "type": "function", "function": {"name", "arguments": {...}}}, ...]`."""
+    calls, old = turn.pop("tool_calls", None), turn.pop("function_call", None)
+    where = f"{where}.tool_calls" if calls else f"{where}.function_call"
+    calls = calls or ([old] if old else [])
+    if isinstance(calls, str):
+        calls = _parsed(calls, where)
+    if not isinstance(calls, list):
+        raise Bad("wrong_type", f"{where} is {type(calls).__name__}, expected a list")
+    made = []
+    for call in calls:
+        function = (call.get("function") or call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
+            raise Bad("bad_tool_call", f"{where}: names no function")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            arguments = _parsed(arguments, f"{where}: arguments of {name}") if arguments.strip() else {}
+        if not isinstance(arguments, dict | None):
+            raise Bad(
+                "bad_tool_call", f"{where}: arguments of {name} are {type(arguments).__name__}, expected an object"
+            )
+        _check_numbers(arguments, f"{where}: arguments of {name}")
+        identity = {"id": call["id"]} if call.get("id") is not None else {}
+        made.append({**identity, "type": "function", "function": {"name": name, "arguments": arguments or {}}})
+    return made
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        reason = "wrong_type" if where.startswith("tools") else "bad_tool_call"
+        raise Bad(reason, f"{where}: not JSON ({error})") from None
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """Refuse whole numbers beyond 64 bits, which the JSON reader has rounded."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, float) and abs(value) >= 2.0**63 and value.is_integer():
+            raise Bad("huge_number", f"{where}: {value!r} does not fit 64 bits; write it as text")

@@ -1,136 +1,193 @@
 """One dataset -> `rows.jsonl` of validated examples and `rejects.jsonl` of the rest, with reasons.
 
-A source row gives one example, or several (pairs of n answers, paths of a tree). Always: rows_in = rows_out + the sum
-over `dropped`, in source rows, where rows_out counts those that gave an example; `examples` counts the lines of
-`rows.jsonl`. An example that is refused while its row gave others is in `dropped_examples`. A line carries `row`, the
-number of its source row (from 0, over all files), and `part` where that row gave several.
+A source row gives one example, or several (pairs of n answers), and a tree of rows gives one or several too. Always:
+rows_in = rows_out + the sum over `dropped`, in source rows, where rows_out counts those that are in an example;
+`examples` counts the lines of `rows.jsonl`. `dropped` holds rejected rows and `skipped` ones, which the transform left out
+by choice; an example that is refused while its rows are in others is in `dropped_examples`. A line carries `row`, the
+number of its source row (from 0, over all files), and `part` where there are several of that number.
 """
 
-from collections import Counter
+import hashlib
+import multiprocessing
+import os
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import orjson
-
-from post_training.data.rows import validate
-from post_training.data.sources import Problem, Record, read_rows
-from post_training.data.transforms import Transform, load_transform
+from post_training.data.apply import Application, Done
+from post_training.data.groups import apply_to_groups
+from post_training.data.sources import BLOCK_BYTES, Block, read_blocks, unreadable
 from post_training.errors import DataError
-from post_training.fingerprint import file_sha256
+from post_training.locate import Slice
 from post_training.progress import Progress
 from post_training.task import Task
+
+# Below this a second process costs more time than it saves.
+_WORTH_A_PROCESS_BYTES = 4 * BLOCK_BYTES
 
 
 def run(task: Task) -> None:
     """Body of the rule `transform`."""
     raw = task.input_manifest("raw")
     files = [task.inputs["raw"].parent / entry["path"] for entry in raw["files"]]
-    transform = load_transform(task.config["transform"], Path(task.runtime["file"]), task.config["arguments"])
     task.directory.mkdir(parents=True, exist_ok=True)
     rows_path, rejects_path = task.directory / "rows.jsonl", task.directory / "rejects.jsonl"
-    dropped: Counter[str] = Counter()
-    dropped_examples: Counter[str] = Counter()
-    rows_in = examples = 0
-    progress = Progress("transform", "rows")
     unfinished = rows_path.with_suffix(".jsonl.tmp")
-    with unfinished.open("wb") as rows, rejects_path.open("wb") as rejects:
-        for record in read_rows(files):
-            rows_in += 1
-            lines, faults = _apply(transform, record, task.config["rows"], rows_in - 1)
-            rows.writelines(lines)
-            examples += len(lines)
-            if not lines:
-                dropped[faults[0][0]] += 1
-            for reason, detail in faults if lines else faults[:1]:
-                if lines:
-                    dropped_examples[reason] += 1
-                _reject(rejects, record, reason, detail)
-                if task.runtime.get("strict"):
-                    raise DataError(
-                        f"{record.file}: row {record.number}: {reason}: {detail}; data.strict stops at the first"
-                    )
-            progress.update(rows_in)
+    total = Done()
+    progress = Progress("transform", "rows")
+    with _Hashed(unfinished) as rows, _Hashed(rejects_path) as rejects:
+        for done in _results(task, files):
+            rows.write(done.lines)
+            rejects.write(done.rejects)
+            _add(total, done)
+            if task.runtime.get("strict") and done.first_fault:
+                raise DataError(f"{done.first_fault}; data.strict stops at the first")
+            progress.update(total.rows_in)
     # What a person reads after a failure is in place before the verdict.
-    rows_out = rows_in - dropped.total()
-    print(f"{rows_in:,} rows in, {rows_out:,} out{_summary(dropped)}")
-    _check(task, rows_in, rows_out, dropped, rejects_path)
+    print(_summary(total))
+    _check(task, total, rejects_path)
     unfinished.replace(rows_path)
-    described = [
-        {"path": p.name, "bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in (rows_path, rejects_path)
-    ]
     task.finish(
-        rows_in=rows_in,
-        rows_out=rows_out,
-        examples=examples,
-        dropped=dict(dropped),
-        dropped_examples=dict(dropped_examples),
-        files=described,
+        rows_in=total.rows_in,
+        rows_out=total.rows_out,
+        examples=total.examples,
+        dropped=dict(total.dropped),
+        skipped=dict(total.skipped),
+        dropped_examples=dict(total.dropped_examples),
+        trimmed={"rows": total.trimmed_rows, "turns": total.trimmed_turns},
+        files=[
+            {"path": path.name, "bytes": file.size, "sha256": file.sha256.hexdigest()}
+            for path, file in ((rows_path, rows), (rejects_path, rejects))
+        ],
     )
 
 
-def _apply(transform: Transform, record: Record, shape: str, number: int) -> tuple[list[bytes], list[tuple[str, str]]]:
-    """The lines of `rows.jsonl` that a record gives, and (reason, detail) of each example that it does not."""
-    if isinstance(record.row, Problem):
-        return [], [(record.row.reason, record.row.detail)]
+class _Hashed:
+    """A file that is written once, and its size and hash."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.size, self.sha256 = path.open("wb"), 0, hashlib.sha256()
+
+    def __enter__(self) -> "_Hashed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self.file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+
+
+def _results(task: Task, files: list[Path]) -> Iterator[Done]:
+    """What came of each block, in order, whatever the number of processes."""
+    setting = (task.config, Path(task.runtime["file"]))
+    application = Application(*setting)  # here too, so that a mistake in it is one line
+    blocks = _selected(files, task.config["slice"])
+    if application.transform.keys is not None:
+        yield from apply_to_groups(application, blocks, task.directory)
+        return
+    cores = len(os.sched_getaffinity(0))
+    workers = min(task.runtime.get("num_proc") or cores, cores)
+    if workers == 1 or sum(file.stat().st_size for file in files) < _WORTH_A_PROCESS_BYTES:
+        yield from (_apply(application, base, block) for base, block in blocks)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["post_training.data.apply", "post_training.data.shapes.messages"])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, setting)
+    waiting: deque[Future[Done]] = deque()
     try:
-        made = transform(record.row)
-        parts = list(made) if isinstance(made, list | tuple | Iterator) else [made]
-    except KeyError as error:
-        return [], [("missing_column", f"{error} (the row has {', '.join(record.row)})")]
-    except (TypeError, AttributeError) as error:
-        return [], [("wrong_type", str(error))]
-    except ValueError as error:
-        reason, separator, detail = str(error).partition(": ")
-        is_code = bool(separator) and reason.isidentifier()
-        return [], [(reason, detail) if is_code else ("unusable_row", str(error))]
-    except Exception as error:  # a user's transform may fail in any way; the row is at fault until shown otherwise
-        return [], [("transform_error", f"{type(error).__name__}: {error}")]
-    lines, faults = [], [] if parts else [("no_example", "the transform made nothing of it")]
-    for part, example in enumerate(parts):
-        row, reason, detail = validate(example, shape)
-        if row is None:
-            faults.append((reason, detail))
-            continue
-        place = {"row": number} if len(parts) == 1 else {"row": number, "part": part}
-        try:
-            lines.append(orjson.dumps({**place, **row}) + b"\n")
-        except TypeError as error:  # half a surrogate pair, an integer of 65 bits, a type of Python's own, deep in it
-            faults.append(("not_json", str(error)))
-    return lines, faults
+        for base, block in blocks:
+            waiting.append(pool.submit(_worker_block, base, block))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            f"{task.inputs['raw']}: a worker process died, most likely for want of memory; lower data.num_proc (now {workers})"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _reject(rejects: IO[bytes], record: Record, reason: str, detail: str) -> None:
-    row = record.row
-    excerpt = row.excerpt if isinstance(row, Problem) else str(row)[:200]
-    entry = {
-        "file": str(record.file),
-        "row": record.number,
-        "reason": reason,
-        "detail": detail[:500],
-        "excerpt": excerpt,
-    }
-    rejects.write(
-        orjson.dumps({k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in entry.items()})
-        + b"\n"
-    )
+def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block]]:
+    """(number of its file's first row over all files, block) of the rows that are asked for."""
+    part = Slice.parse(asked) if asked else Slice()
+    total = sum(block.size for block in read_blocks(files)) if part.needs_total else None
+    start, stop = part.bounds(total)
+    before = base = 0
+    file = None
+    for block in read_blocks(files):
+        if block.file is not file:
+            file, base = block.file, before
+        block.skip = max(0, start - before)
+        block.take = max(0, stop - max(before, start))
+        before += block.size
+        if block.rows:
+            yield base, block
+        if before >= stop:
+            return
 
 
-def _check(task: Task, rows_in: int, rows_out: int, dropped: Counter[str], rejects: Path) -> None:
+def _apply(application: Application, base: int, block: Block) -> Done:
+    try:
+        return application.block(block, base)
+    except (OSError, EOFError) as error:
+        raise unreadable(block.file, block.first, error) from None
+
+
+_worker: Application
+
+
+def _start_worker(config: dict[str, Any], file: Path) -> None:
+    global _worker
+    _worker = Application(config, file)
+
+
+def _worker_block(base: int, block: Block) -> Done:
+    return _apply(_worker, base, block)
+
+
+def _add(total: Done, done: Done) -> None:
+    for name in ("rows_in", "rows_out", "examples", "trimmed_rows", "trimmed_turns"):
+        setattr(total, name, getattr(total, name) + getattr(done, name))
+    for name in ("dropped", "skipped", "dropped_examples"):
+        getattr(total, name).update(getattr(done, name))
+
+
+def _check(task: Task, total: Done, rejects: Path) -> None:
     tolerated = task.runtime.get("max_reject_fraction", 0.0)
+    rows_in, rejected = total.rows_in, total.dropped - total.skipped
     if rows_in == 0:
         raise DataError(f"{task.inputs['raw']}: the source has no rows; check its path and split")
-    found = f"{rejects}: {dropped.total():,} of {rows_in:,} rows rejected ({dropped.total() / rows_in:.1%})"
-    if rows_out == 0:
-        raise DataError(f"{found}{_summary(dropped)}; nothing is left; choose a transform that fits the source")
-    if dropped.total() / rows_in > tolerated:
+    found = f"{rejects}: {rejected.total():,} of {rows_in:,} rows rejected ({rejected.total() / rows_in:.1%})"
+    if total.rows_out == 0:
+        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left; choose a transform that fits the source")
+    if rejected.total() / rows_in > tolerated:
         raise DataError(
-            f"{found}{_summary(dropped)}; more than data.max_reject_fraction={tolerated:g}; mend the source, choose another "
+            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}; mend the source, choose another "
             "transform, or raise the limit"
         )
 
 
-def _summary(dropped: Counter[str]) -> str:
+def _summary(total: Done) -> str:
+    said = [f"{total.rows_in:,} rows in, {total.rows_out:,} out{_reasons(total.dropped)}"]
+    if total.examples != total.rows_out:
+        said.append(f"{total.examples:,} examples")
+    if total.dropped_examples:
+        said.append(f"examples dropped{_reasons(total.dropped_examples)}")
+    if total.trimmed_rows:
+        said.append(f"{total.trimmed_turns:,} turns after the assistant's last trimmed from {total.trimmed_rows:,}")
+    return "; ".join(said)
+
+
+def _reasons(dropped: Counter[str]) -> str:
     return "".join(
         f"{': ' if index == 0 else ', '}{reason} {count:,}"
         for index, (reason, count) in enumerate(dropped.most_common())

@@ -70,9 +70,11 @@ class Stages:
     def transform(
         self, *files: Path, transform_name: str = "messages", rows: str = "messages", name: str = "d", **runtime: Any
     ) -> Path:
-        arguments = runtime.pop("arguments", {})
+        arguments, last_turn = runtime.pop("arguments", {}), runtime.pop("last_turn", "trim")
+        asked = runtime.pop("slice", None)
         source = runtime.pop("source", None) or registry.transform_names([])[transform_name].file
         config = {"transform": transform_name, "arguments": arguments, "source": "0", "rows": rows}
+        config |= {"slice": asked, "last_turn": last_turn}
         runtime = {"file": str(source), "max_reject_fraction": 0.05, "strict": False} | runtime
         inputs = {"raw": self.download(*files, name=name)}
         return self.run(transform, self.task("transform", name, config, runtime, inputs))

@@ -105,7 +105,7 @@ def test_whatever_a_users_transform_does_is_a_reason(stages, tmp_path, read):
     manifest = stages.transform(path, transform_name="mine", source=module, max_reject_fraction=1.0)
     assert [(r["row"], r["reason"]) for r in lines(manifest.parent / "rejects.jsonl")] == [
         (2, "no_votes"), (3, "unusable_row"), (4, "wrong_type"), (5, "transform_error"), (6, "transform_error"),
-        (7, "not_json"), (8, "not_json"), (9, "not_json"), (10, "not_an_object"), (11, "empty_content"), (12, "missing_column"),
+        (7, "undecodable_text"), (8, "not_json"), (9, "not_json"), (10, "not_an_object"), (11, "empty_content"), (12, "missing_column"),
     ]  # fmt: skip
     found = read(manifest)
     assert (found["rows_in"], found["rows_out"], found["examples"]) == (12, 2, 3)

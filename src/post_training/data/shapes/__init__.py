@@ -5,7 +5,7 @@ A shape is one module here, and whatever stages need to know of it stands there:
 - `KEY`: the column that rows of no other shape have;
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
   trainer's view maps them into memory;
-- `validate(row)`: the checked row; raises `rows.Bad` with the reason;
+- `validate(row, rules)`: the checked row; raises `rows.Bad` with the reason;
 - `tokenize(rows, template, encoder, dropped)`: for each row that can be trained on its columns and
   `row`, its number; the others are counted in `dropped` by reason;
 - `lengths(batch)`: tokens of each row as `max_seq_length` counts them, int64 [n];

@@ -1,8 +1,4 @@
-"""Conversations: `{"messages": [{"role", "content"}, ...], "tools"?: [...]}`, ending with the assistant.
-
-A conversation whose last turn is not the assistant's is rejected, not trimmed: what was cut would be
-lost without a trace.
-"""
+"""Conversations: `{"messages": [{"role", "content"}, ...], "tools"?: [...]}`, ending with the assistant."""
 
 from collections import Counter
 from typing import Any
@@ -12,20 +8,16 @@ import pyarrow as pa
 
 from post_training.data.chat_template import ChatTemplate
 from post_training.data.encode import IGNORED, Encoder, Ids, Mask
-from post_training.data.rows import Bad, check_order, check_tools, turns
+from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
 
 KEY = "messages"
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
 
-def validate(row: dict[str, Any]) -> dict[str, Any]:
+def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     """Turns in order, the assistant's last."""
-    messages = turns(row, "messages")
+    messages = end_with_assistant(turns(row, "messages"), rules)
     check_order(messages)
-    if not any(turn["role"] == "assistant" for turn in messages):
-        raise Bad("no_assistant_turn")
-    if messages[-1]["role"] != "assistant":
-        raise Bad("last_turn_not_assistant", f"it is {messages[-1]['role']}'s")
     return {"messages": messages, **check_tools(row)}
 
 

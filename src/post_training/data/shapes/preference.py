@@ -8,21 +8,20 @@ import pyarrow as pa
 
 from post_training.data.chat_template import ChatTemplate
 from post_training.data.encode import Encoder, Ids, Mask, common_prefix
-from post_training.data.rows import Bad, check_answer, turns
+from post_training.data.rows import Bad, Rules, answer, check_tools, turns
 
 KEY = "chosen"
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)])
 
 
-def validate(row: dict[str, Any]) -> dict[str, Any]:
+def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     """Two different answers, each of which ends the conversation that the prompt began."""
-    prompt, chosen, rejected = (turns(row, key) for key in ("prompt", "chosen", "rejected"))
-    for answer in (chosen, rejected):
-        check_answer(prompt, answer)
+    prompt = turns(row, "prompt")
+    chosen, rejected = (answer(row, key, prompt, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:
         raise Bad("identical_pair")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
 
 def tokenize(

@@ -10,21 +10,21 @@ import pyarrow as pa
 
 from post_training.data.chat_template import ChatTemplate
 from post_training.data.encode import Encoder, Ids, Mask, common_prefix
-from post_training.data.rows import Bad, check_answer, turns
+from post_training.data.rows import Bad, Rules, answer, check_tools, turns
 
 KEY = "completion"
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("completion_ids", _IDS), ("label", _IDS)])
 
 
-def validate(row: dict[str, Any]) -> dict[str, Any]:
+def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     """An answer that ends the conversation, and a verdict that is true or false and nothing like it."""
-    prompt, completion = turns(row, "prompt"), turns(row, "completion")
-    check_answer(prompt, completion)
+    prompt = turns(row, "prompt")
+    completion = answer(row, "completion", prompt, rules)
     label = row.get("label")
     if not isinstance(label, bool):
         raise Bad("missing_column" if label is None else "wrong_type", f"label is {label!r}, expected true or false")
-    return {"prompt": prompt, "completion": completion, "label": label}
+    return {"prompt": prompt, "completion": completion, "label": label, **check_tools(row)}
 
 
 def tokenize(
@@ -33,9 +33,10 @@ def tokenize(
     """Ids of prompt and completion, and the label as `[1]` or `[0]`."""
     texts, kept = [], []
     for row in rows:
+        tools = row.get("tools")
         try:
-            asked, _ = template.render(row["prompt"], add_generation_prompt=True)
-            whole, _ = template.render([*row["prompt"], *row["completion"]])
+            asked, _ = template.render(row["prompt"], tools, add_generation_prompt=True)
+            whole, _ = template.render([*row["prompt"], *row["completion"]], tools)
         except ValueError as error:
             dropped[str(error).partition(":")[0]] += 1
             continue

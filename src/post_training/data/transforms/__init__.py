@@ -1,40 +1,69 @@
-"""Transforms: a source's row -> a conversation, a preference or a judged answer, or a list of them.
+"""Transforms: a source's row -> conversations, preferences or judged answers.
 
 A transform is a top-level function below `@register_transform("name")`, with the signature
-`fn(row: dict, **arguments) -> dict`. It returns `{"messages": [...]}`,
-`{"prompt": [...], "chosen": [...], "rejected": [...]}`, `{"prompt": [...], "completion": [...], "label": bool}` or
-a list of such, and says that a row cannot be used by raising
-KeyError (no such column), TypeError or ValueError; the row is then rejected with that reason.
+`fn(row: dict, **arguments) -> dict`, or a list of dicts where one row gives several examples. It returns
+`{"messages": [...]}`, `{"prompt": [...], "chosen": [...], "rejected": [...]}` or `{"prompt", "completion", "label"}`,
+each with `tools` where there are any. That a row cannot be used it says by raising KeyError (no such column),
+TypeError or ValueError("reason: detail"); the row is then rejected with that reason. `Skip("reason: detail")` says
+that a sound row gives no example, such as a tie: it is counted too, but not against `data.max_reject_fraction`.
+
+Where one example takes several rows (`@register_transform("name", group=keys)`), `keys(row, **arguments)` gives the
+keys of a row, rows that share one are a group, and the function is called with a group's rows, in file order. It
+yields `(indices of the rows used, example)`, or ValueError or Skip in the example's place.
 """
 
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from post_training.errors import DataError
 
 Row = dict[str, Any]
-Transform = Callable[..., Row | list[Row]]
-_Function = TypeVar("_Function", bound=Transform)
-_registered: dict[str, Transform] = {}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_registered: dict[str, tuple[Callable[..., Any], Callable[..., Iterable[Any]] | None]] = {}
 
 
-def register_transform(name: str) -> Callable[[_Function], _Function]:
+class Skip(ValueError):
+    """A sound row that gives no example, by the transform's choice."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A transform with its arguments."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    """All of them, defaults included."""
+    keys: Callable[..., Iterable[Any]] | None = None
+
+    def __call__(self, row: Any) -> Any:
+        """What it makes of a row, or of a group of rows."""
+        return self.function(row, **self.arguments)
+
+    def group_keys(self, row: Row) -> list[Any]:
+        """Keys that tie a row to others."""
+        assert self.keys is not None
+        return [key for key in self.keys(row, **self.arguments) if key is not None]
+
+
+def register_transform(
+    name: str, group: Callable[..., Iterable[Any]] | None = None
+) -> Callable[[_Function], _Function]:
     """Give a function a name by which `transform:` finds it.
 
     The planner finds it without importing it, so the decorator stands literally above a top-level `def`.
     """
 
     def register(function: _Function) -> _Function:
-        places = [
-            f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}" for f in (function, _registered.get(name, function))
-        ]
+        before = _registered.get(name, (function, None))[0]
+        places = [f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}" for f in (function, before)]  # type: ignore[attr-defined]
         if len(set(places)) > 1:
             raise DataError(f"transform {name!r} is registered twice: at {places[1]} and {places[0]}; rename one")
-        _registered[name] = function
+        _registered[name] = (function, group)
         return function
 
     return register
@@ -62,12 +91,18 @@ def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transfor
         raise DataError(f"{file}: importing it failed: {type(error).__name__}: {error}") from None
     finally:
         sys.path.pop(0)
-    function = _registered.get(name)
+    function, keys = _registered.get(name, (None, None))
     if function is None:
         raise DataError(f"{file}: does not register a transform named {name!r}")
     try:
-        inspect.signature(function).bind({}, **arguments)
+        bound = inspect.signature(function).bind({}, **arguments)
     except TypeError as error:
         taken = ", ".join(list(inspect.signature(function).parameters)[1:]) or "none"
         raise DataError(f"transform {name!r}: {error}; its arguments are: {taken}") from None
-    return lambda row: function(row, **arguments)
+    bound.apply_defaults()
+    given = dict(list(bound.arguments.items())[1:])
+    # `**kwargs` of the function come as one entry.
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(parameter.name)
+    return Transform(function, given, keys)

@@ -1,57 +1,204 @@
-"""Two answers to one prompt, one of them better: as a pair, or each for itself."""
+"""Answers to one prompt, some better than others: as pairs, transcripts, votes or rankings."""
 
+import re
 from typing import Any
 
-from post_training.data.transforms import register_transform
+from post_training.data.transforms import Skip, register_transform
+from post_training.data.transforms._parts import messages, ranked_pairs, text
 
 
 @register_transform("preference")
 def preference(
-    row: dict[str, Any], prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+    row: dict[str, Any],
+    prompt: str | list[str] = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    system: str | None = None,
+    tools: str = "tools",
 ) -> dict[str, Any]:
-    """Prompt and answers as text or as messages.
+    """Prompt and answers as text, messages or ShareGPT turns.
 
-    Answers that are whole conversations are cut at what they share, which becomes the prompt when
-    there is none or when it repeats it.
+    Answers that are whole conversations are cut at what they share, which becomes the prompt when there is none or when
+    it repeats it. `prompt` may be several columns of text or a template, as in `question_answer`; `system` names a
+    column with a system prompt.
 
     >>> preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"})["chosen"]
     [{'role': 'assistant', 'content': '2'}]
     """
-    return _pair(row, prompt, chosen, rejected)
+    better, worse = messages(row[chosen], "assistant"), messages(row[rejected], "assistant")
+    asked: list[Any] = []
+    if isinstance(prompt, list) or (prompt not in row and "{" in prompt):
+        asked = messages(text(row, prompt), "user")
+    elif row.get(prompt) is not None:
+        asked = messages(row[prompt], "user")
+    if system is not None and row.get(system):
+        asked = [{"role": "system", "content": row[system]}, *asked]
+    return _pair(asked, better, worse, {"tools": row[tools]} if row.get(tools) else {})
 
 
 @register_transform("unpair_preference")
 def unpair_preference(
-    row: dict[str, Any], prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+    row: dict[str, Any],
+    prompt: str | list[str] = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    system: str | None = None,
+    tools: str = "tools",
 ) -> list[dict[str, Any]]:
-    """The same rows for a method that judges answers one by one: the chosen one desirable, the rejected one not.
+    """The rows of `preference` for a method that judges answers one by one: chosen is desirable, rejected is not.
 
     >>> [row["label"] for row in unpair_preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"})]
     [True, False]
     """
-    pair = _pair(row, prompt, chosen, rejected)
+    pair = preference(row, prompt, chosen, rejected, system, tools)
+    shared = {key: value for key, value in pair.items() if key in ("prompt", "tools")}
+    return [{**shared, "completion": pair[side], "label": side == "chosen"} for side in ("chosen", "rejected")]
+
+
+@register_transform("preference_transcripts")
+def preference_transcripts(
+    row: dict[str, Any],
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    user: str = "Human:",
+    assistant: str = "Assistant:",
+    separator: str = "\n\n",
+) -> dict[str, Any]:
+    """Two whole conversations, each written as one text, such as HH's; what they share is the prompt.
+
+    A turn begins with `user` or `assistant` at the beginning of the text or after `separator`; white space around a
+    turn is not part of it.
+
+    >>> preference_transcripts({"chosen": "\\n\\nHuman: 1+1?\\n\\nAssistant: 2", "rejected": "\\n\\nHuman: 1+1?\\n\\nAssistant: 3"})
+    {'prompt': [{'role': 'user', 'content': '1+1?'}], 'chosen': [{'role': 'assistant', 'content': '2'}], 'rejected': [{'role': 'assistant', 'content': '3'}]}
+    """
+    begins = re.compile(rf"(?:\A|{re.escape(separator)})\s*({re.escape(user)}|{re.escape(assistant)})")
+    answers = []
+    for column in (chosen, rejected):
+        if not isinstance(row[column], str):
+            raise KeyError(column) if row[column] is None else TypeError(f"{column} is {type(row[column]).__name__}")
+        before, *parts = begins.split(row[column])
+        if before.strip() or not parts:
+            raise ValueError(f"not_a_transcript: {column} does not begin with {user!r} or {assistant!r}")
+        spoken = zip(parts[0::2], parts[1::2], strict=True)
+        answers.append(
+            [{"role": "user" if name == user else "assistant", "content": said.strip()} for name, said in spoken]
+        )
+    return _pair([], answers[0], answers[1], {})
+
+
+@register_transform("preference_votes")
+def preference_votes(
+    row: dict[str, Any],
+    prompt: str | list[str] = "prompt",
+    first: str = "response1",
+    second: str = "response2",
+    votes: str | list[str] = "winner",
+    first_wins: Any = 1,
+    second_wins: Any = 2,
+    ties: Any = (0,),
+) -> dict[str, Any]:
+    """Two answers and one vote or several; the majority decides, and a tie gives no pair.
+
+    `prompt`, `first` and `second` are as in `preference`; `votes` names the columns of the votes, whose values mean what
+    `first_wins`, `second_wins` and `ties` (one or a list) say.
+
+    >>> preference_votes({"prompt": "1+1?", "response1": "3", "response2": "2", "winner": 2})["chosen"][0]["content"]
+    '2'
+    """
+    columns = votes if isinstance(votes, list) else [votes]
+    neither = [str(value) for value in (ties if isinstance(ties, list | tuple) else [ties])]
+    balance = 0
+    for column in columns:
+        if row[column] is None:
+            raise KeyError(column)
+        vote = str(row[column])
+        if vote not in (str(first_wins), str(second_wins), *neither):
+            raise ValueError(f"unknown_vote: {column} is {row[column]!r}")
+        balance += (vote == str(first_wins)) - (vote == str(second_wins))
+    if not balance:
+        raise Skip(f"tie: {', '.join(f'{column}={row[column]}' for column in columns)}")
+    better, worse = (first, second) if balance > 0 else (second, first)
+    return preference(row, prompt, better, worse)
+
+
+@register_transform("preference_ranking")
+def preference_ranking(
+    row: dict[str, Any],
+    prompt: str | list[str] = "prompt",
+    answers: str | list[str] = "completions",
+    answer: str = "response",
+    scores: str | list[str] = "overall_score",
+    preferences: str | None = None,
+    choice: str = "best_worst",
+    margin: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Several answers with scores, or with a verdict on each two of them, as one pair or more.
+
+    `answers` is a column with a list, or a list of columns; where an answer is an object, `answer` is the key of its text
+    or messages. `scores` is a key of that object, a column with a list, or a list of columns; a pair's scores differ by
+    more than `margin`. With `preferences`, a column of verdicts for the pairs (1, 2), (1, 3), ... in that order, 1 says
+    that the first is better, 2 the second, 0 neither. `choice` is `best_worst` (one pair a row), `best_rest` (the
+    best with each that it beats) or `all`.
+
+    >>> row = {"prompt": "1+1?", "completions": [{"response": "3", "overall_score": 1}, {"response": "2", "overall_score": 9}]}
+    >>> preference_ranking(row)[0]["chosen"][0]["content"]
+    '2'
+    """
+    found = [row[column] for column in answers] if isinstance(answers, list) else row[answers]
+    if not isinstance(found, list):
+        raise KeyError(answers) if found is None else TypeError(f"{answers} is {type(found).__name__}, expected a list")
+    texts = [one[answer] if isinstance(one, dict) and answer in one else one for one in found]
+    if preferences is not None:
+        better = _verdicts(row[preferences], len(texts), preferences)
+        decided = ranked_pairs(len(texts), lambda i, j: (i, j) in better, choice)
+    else:
+        values = _scores(row, found, scores)
+        decided = ranked_pairs(len(texts), lambda i, j: values[i] - values[j] > margin, choice)
+    if not decided:
+        raise Skip(f"tie: none of {len(texts)} answers is better than another")
+    given = {key: value for key, value in row.items() if key not in ("_better", "_worse")}
     return [
-        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
-        for side in ("chosen", "rejected")
+        preference({**given, "_better": texts[i], "_worse": texts[j]}, prompt, "_better", "_worse") for i, j in decided
     ]
 
 
-def _pair(row: dict[str, Any], prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    better, worse = _as_messages(row[chosen], "assistant"), _as_messages(row[rejected], "assistant")
-    asked = _as_messages(row[prompt], "user") if row.get(prompt) is not None else []
+def _pair(asked: list[Any], better: list[Any], worse: list[Any], more: dict[str, Any]) -> dict[str, Any]:
     shared = 0
     while shared < min(len(better), len(worse)) - 1 and better[shared] == worse[shared]:
         shared += 1
     if shared and (not asked or better[: len(asked)] == asked):
-        return {"prompt": better[:shared], "chosen": better[shared:], "rejected": worse[shared:]}
+        if isinstance(better[shared], dict) and better[shared].get("role") == "user":
+            raise ValueError("no_shared_prefix: the conversations part at a turn of the user")
+        return {"prompt": better[:shared], "chosen": better[shared:], "rejected": worse[shared:], **more}
     if not asked:
         raise ValueError("no_shared_prefix: the answers share no first turn and there is no prompt")
-    return {"prompt": asked, "chosen": better, "rejected": worse}
+    return {"prompt": asked, "chosen": better, "rejected": worse, **more}
 
 
-def _as_messages(value: Any, role: str) -> list[Any]:
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if isinstance(value, list):
-        return value
-    raise TypeError(f"found {type(value).__name__}, expected text or a list of messages")
+def _verdicts(found: Any, count: int, column: str) -> set[tuple[int, int]]:
+    compared = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    if not isinstance(found, list) or len(found) != len(compared):
+        raise ValueError(f"wrong_number_of_verdicts: {column} must list {len(compared)} for {count} answers")
+    better = set()
+    for (i, j), verdict in zip(compared, found, strict=True):
+        if str(verdict) not in ("0", "1", "2"):
+            raise ValueError(f"unknown_vote: {column} holds {verdict!r}, expected 0, 1 or 2")
+        if str(verdict) != "0":
+            better.add((i, j) if str(verdict) == "1" else (j, i))
+    return better
+
+
+def _scores(row: dict[str, Any], answers: list[Any], scores: str | list[str]) -> list[float]:
+    if isinstance(scores, list):
+        found = [row[column] for column in scores]
+    elif scores in row:
+        found = row[scores]
+    else:
+        found = [one[scores] if isinstance(one, dict) else None for one in answers]
+    if not isinstance(found, list) or len(found) != len(answers):
+        raise ValueError(f"wrong_number_of_scores: {len(answers)} answers need as many in {scores}")
+    try:
+        return [float(value) for value in found]
+    except (TypeError, ValueError):
+        raise ValueError(f"wrong_type: {scores} holds {found!r:.80}, expected numbers") from None
