@@ -59,6 +59,7 @@ def test_environment_of_the_second_rank():
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29511",
         "OMP_NUM_THREADS": "4",
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
