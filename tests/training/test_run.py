@@ -142,3 +142,44 @@ def test_tensorboard_and_length_in_epochs(tmp_path, model_manifest, sft_rows, te
     assert len(metrics_of(run)) == 6
     assert list((run / "logs").glob("events.out.tfevents.*"))
     assert (run / "checkpoints" / "checkpoint-6" / MARKER).is_file()
+
+
+def test_no_tokenizer_is_read_before_the_first_step(
+    tmp_path, model_manifest, sft_rows, dpo_rows, template, monkeypatch
+):
+    """Neither by SFT nor by DPO: one of real size takes a second."""
+    from post_training.model import deferred
+    from post_training.training.meter import Meter
+
+    read_at = []
+    become, count = deferred._become_real, Meter._count
+    monkeypatch.setattr(deferred, "_become_real", lambda tokenizer: (read_at.append("tokenizer"), become(tokenizer))[1])
+    monkeypatch.setattr(Meter, "_count", lambda *arguments: (read_at.append("batch"), count(*arguments))[1])
+    for method, rows in (("sft", sft_rows), ("dpo", dpo_rows)):
+        train_here(train_task(tmp_path / method, model_manifest, rows, template, method, training__max_steps=1))
+        assert read_at[0] == "batch" and "tokenizer" in read_at, method
+        read_at.clear()
+
+
+def test_a_rank_imports_no_package_that_it_does_not_use(tmp_path, model_manifest, sft_rows, template):
+    """In the real process: the list of its modules is written when it ends."""
+    import os
+    import subprocess
+    import sys
+
+    from post_training.launch import prepare_directory, write_task
+
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template, training__max_steps=1)
+    prepare_directory(task, resolve(task.runtime["pipeline"]).views["sft"])
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import atexit, sys\natexit.register(lambda: open({str(tmp_path / 'modules')!r}, 'w').write('\\n'.join(sys.modules)))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "post_training.training", "--task", str(write_task(task))]
+    assert subprocess.run(command, env=environment).returncode == 0
+    loaded = (tmp_path / "modules").read_text().split()
+    assert "trl.trainer.sft_trainer" in loaded
+    # A hidden package stands in sys.modules by its own name, with nothing below it.
+    used = [name for name in loaded if name.startswith(("wandb.", "deepspeed.", "peft.", "tensorboard."))]
+    assert used == []

@@ -70,7 +70,10 @@ def test_files_that_leave_it_open_are_read_at_once(folder):
     assert control_tokens(folder) is not None
     assert changed(folder, pad_token={"content": "<|endoftext|>", "special": True}) is not None
     assert changed(folder, tokenizer_class="LlamaTokenizer") is None  # has a begin token of its own
-    assert changed(folder, tokenizer_class="LlamaTokenizer", bos_token="<|im_start|>")["bos_token"] == ("<|im_start|>", 1)
+    assert changed(folder, tokenizer_class="LlamaTokenizer", bos_token="<|im_start|>")["bos_token"] == (
+        "<|im_start|>",
+        1,
+    )
     assert changed(folder, pad_token="absent") is None
     assert changed(folder, pad_token="a") is None  # not among the added tokens
     assert changed(folder, pad_token="<|endoftext|>", auto_map={"AutoTokenizer": "x.y"}) is None

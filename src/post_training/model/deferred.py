@@ -43,7 +43,7 @@ def control_tokens(folder: Path) -> dict[str, tuple[str, int] | None] | None:
     for role in _ROLES:
         told = config.get(role)
         token = told.get("content") if isinstance(told, dict) else told
-        if token in ids:
+        if isinstance(token, str) and token in ids:
             known[role] = (token, ids[token])
         elif token is None and role == "bos_token" and config.get("tokenizer_class") in _GENERIC:
             known[role] = None
@@ -79,6 +79,7 @@ class DeferredTokenizer(PreTrainedTokenizerBase):
         return len(_become_real(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the real one."""
         return _become_real(self)(*args, **kwargs)
 
     def __repr__(self) -> str:

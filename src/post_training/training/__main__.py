@@ -20,8 +20,10 @@ def main() -> int:
     """Train as one rank. Returns 0 when it is done, or stopped on request; any error is told in a file of its own."""
     import argparse
 
+    from post_training.config import resolve
     from post_training.launch import LAUNCHER, read_task
     from post_training.training import failures
+    from post_training.training.startup import hide_unused
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
         die_with_parent(int(os.environ[LAUNCHER]))
@@ -30,6 +32,7 @@ def main() -> int:
     task_file = parser.parse_args().task
     try:
         task = read_task(task_file)
+        hide_unused(resolve(task.runtime["pipeline"]).views[task.config["method"]])
         if task.stage == "reference":
             # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))

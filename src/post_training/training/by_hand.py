@@ -23,6 +23,7 @@ from post_training.task import Task
 from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete, last_checkpoint
 from post_training.training.lock import LOCKED, LockedError, owned
+from post_training.training.startup import hide_unused
 from post_training.training.stop import EXIT_CODES, forget_stopped
 
 _POLL_SECONDS = 0.5
@@ -34,6 +35,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     method = plan.pipeline.stages[-1]
     view, stage = plan.pipeline.views[method], plan.trained[method]
     _set_defaults(view)
+    hide_unused(view)
     rank = int(os.environ["RANK"])
     from post_training.data.epochs import lay_out
     from post_training.training.run import topology_from_environment

@@ -180,12 +180,17 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
 
 
 def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
-    """The model's tokenizer, with our chat template so that every save carries it."""
+    """The model's tokenizer, read when it is needed, with our chat template so that every save carries it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
-    tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
-    return tokenizer
+    from post_training.model.deferred import defer
+
+    def load() -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
+        tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
+        return tokenizer
+
+    return defer(folder, load)
 
 
 def _leave_group() -> None:
