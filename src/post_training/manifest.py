@@ -20,6 +20,7 @@ _VERSIONS = (
     "accelerate",
     "datasets",
     "tokenizers",
+    "fastokens",
     "deepspeed",
     "pyarrow",
     "snakemake",

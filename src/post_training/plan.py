@@ -23,7 +23,7 @@ VERSIONS = {
     "download_model": 1,
     "build_model": 1,
     "transform": 2,
-    "tokenize": 1,
+    "tokenize": 2,
     "mix": 2,
     "reference": 1,
     "train": 1,
@@ -31,6 +31,7 @@ VERSIONS = {
     "evaluate": 1,
     "report": 1,
 }
+POLICIES = ("encode_as_text", "reject", "allow")
 # Keys of the training section that say how fast, not what.
 _SPEED_KEYS = ("per_device_train_batch_size", "gradient_checkpointing", "use_liger_kernel")
 
@@ -154,6 +155,10 @@ def check_view(name: str, pipeline: Pipeline) -> None:
             f"found {target!r}. {did_you_mean(target, ['tensorboard', 'wandb', 'none'])}",
         )
     _check_types(view)
+    policy = view["data"]["special_tokens_in_content"]
+    _require(
+        policy in POLICIES, "data.special_tokens_in_content", f"found {policy!r}. {did_you_mean(policy, POLICIES)}"
+    )
     fraction = view["data"]["max_reject_fraction"]
     _require(0 <= fraction <= 1, "data.max_reject_fraction", f"found {fraction}, expected a share from 0 to 1")
     last = view["data"]["last_turn"]
@@ -310,7 +315,7 @@ class _Planner:
         for index, entry in enumerate(view["data"]["datasets"]):
             key = f"{method}.data.datasets[{index}]"
             _require(entry["weight"] >= 0, f"{key}.weight", f"found {entry['weight']}, expected 0 or more")
-            tokenized = self.tokenize(self.transform(entry, view, key, rows), view)
+            tokenized = self.tokenize(self.transform(entry, view, key, rows), view, method)
             name = self.dataset_name(entry, key)
             _require(name not in inputs, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
             if entry["weight"] > 0:
@@ -331,7 +336,7 @@ class _Planner:
             Stage(kind="mix", folder="data/mixed", label=method, config=config, inputs=inputs, runtime=runtime)
         )
 
-    def tokenize(self, transformed: Stage, view: dict[str, Any]) -> Stage:
+    def tokenize(self, transformed: Stage, view: dict[str, Any], method: str) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""
         assert self.base_model is not None
         text = registry.chat_template_text(view["data"]["chat_template"])
@@ -339,7 +344,12 @@ class _Planner:
             kind="tokenize",
             folder="data/tokenized",
             label=transformed.label,
-            config={"chat_template": text, "rows": transformed.config["rows"]},
+            config={
+                "chat_template": text,
+                "rows": transformed.config["rows"],
+                "special_tokens_in_content": view["data"]["special_tokens_in_content"],
+                **({"train_on": view[method]["train_on"]} if "train_on" in view[method] else {}),
+            },
             inputs={"rows": transformed, "model": self.base_model},
             # Other weights or another size of model leave the tokens as they are.
             identity={"rows": transformed.fingerprint, "tokenizer": self.base_model.config["tokenizer"]},

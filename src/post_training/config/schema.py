@@ -111,6 +111,9 @@ class DataConfig:
     chat_template: str = "chatml"
     """`chatml`, `llama3`, `tulu3`, `olmo`, `qwen3`, `zephyr`, `gemma`, `apertus`, the path of a `.jinja` file with
     generation markers, or `tokenizer` for the one that comes with the model, if it has markers."""
+    special_tokens_in_content: str = "encode_as_text"
+    """Text in a row that spells a control token (`<|im_end|>`): `encode_as_text`, so that it never becomes that token;
+    `reject` the row; or `allow` it to forge the token."""
     transform_modules: list[str] = field(default_factory=list)
     """Your own transforms: `.py` files or importable modules that call `register_transform`."""
     max_reject_fraction: float = 0.05

@@ -103,6 +103,12 @@ def unmark(marked: str) -> tuple[str, list[Span]]:
     return "".join(parts), spans
 
 
+def only_last(marked: str) -> str:
+    """Marked text without the marks before its last span."""
+    start = marked.rfind(OPEN)
+    return marked if start < 0 else marked[:start].replace(OPEN, "").replace(CLOSE, "") + marked[start:]
+
+
 def as_passed(messages: Messages) -> Messages:
     """As Transformers passes messages on: without null values, and with reasoning under the names that templates read."""
     passed = []

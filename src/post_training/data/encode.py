@@ -1,112 +1,152 @@
-"""Text -> token ids and the tokens that its trained characters cover."""
+"""Rendered text -> token ids, and which tokens its trained characters cover.
 
-import json
-from pathlib import Path
-from typing import Any
+Whole renderings are encoded: turn by turn would give other ids where tokens merge across a boundary. Spans
+are found in the whole text afterwards, as `apply_chat_template(return_assistant_tokens_mask)` does.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from post_training.data.chat_template import Span
-from post_training.errors import DataError
+from post_training.data.chat_template import CLOSE, OPEN, Span, unmark
+from post_training.data.engine import Engine, HuggingFace, flat
+from post_training.data.tokenizer_file import TokenizerFile
 
 IGNORED = -100
 """The label of a token that is not trained on, as torch's cross entropy has it."""
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Offsets = npt.NDArray[np.int64]
+Lists = tuple[Ids, Offsets]
+"""Lists of int32: their values one after the other, and where each begins, `[lists + 1]`."""
+
+
+@dataclass
+class Encoded:
+    """Several texts, one after the other."""
+
+    ids: Ids
+    mask: Mask
+    """Whether each token belongs to a span."""
+    offsets: Offsets
+    """Where each text's tokens begin, `[texts + 1]`."""
+
+    @classmethod
+    def of(cls, texts: list[tuple[Ids, Mask]]) -> "Encoded":
+        """Put texts together."""
+        ids, offsets = flat([ids for ids, _ in texts])
+        return cls(ids, flat([mask for _, mask in texts])[0].astype(np.bool_), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[Ids, Mask]:
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        return self.ids[part], self.mask[part]
+
+    def sums(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+        """The sum over each text of a value a token."""
+        before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+        return np.diff(before[self.offsets])
 
 
 class Encoder:
-    """A tokenizer that encodes whole renderings.
+    """One tokenizer; marks are U+FDD0 and U+FDD1 around what is trained on (`chat_template`)."""
 
-    Encoding turn by turn would give other ids where tokens merge across a boundary, so spans are
-    found in the whole text afterwards, as `apply_chat_template(return_assistant_tokens_mask)` does.
-    """
+    def __init__(self, file: TokenizerFile, engine: Engine | None = None) -> None:
+        self.file = file
+        self._engine = engine
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            raise DataError(
-                f"{path}: cannot be read as a tokenizer ({error}); save the model's tokenizer with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...) to make it"
-            ) from None
-        # Truncation or padding saved with a tokenizer would cut or fill every row in silence.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._normalizer = self._tokenizer.normalizer
-        self._byte_lengths = _byte_lengths(json.loads(path.read_text(encoding="utf-8")))
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The `tokenizers` library's, loaded when it is needed."""
+        return self.file.load()
 
-    def encode(self, texts: list[str], spans: list[list[Span]]) -> list[tuple[Ids, Mask]]:
-        """Ids (int32) and, of the same length, whether a token belongs to a span; one pair a text."""
-        # `fast` computes no offsets; they are made from the ids' byte lengths below, where that is possible.
-        batch = self._tokenizer.encode_batch_fast if self._byte_lengths is not None else self._tokenizer.encode_batch
-        encodings = batch(texts, add_special_tokens=False)
-        return [self._masked(*row) for row in zip(texts, spans, encodings, strict=True)]
+    @cached_property
+    def engine(self) -> Engine:
+        """What encodes."""
+        return self._engine or HuggingFace(self.tokenizer)
 
-    def _masked(self, text: str, spans: list[Span], encoding: Encoding) -> tuple[Ids, Mask]:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        mask = np.zeros(len(ids), dtype=np.bool_)
-        if not spans:
-            return ids, mask
-        if self._byte_lengths is not None:
-            ends = np.cumsum(self._byte_lengths[ids])
-            if len(ids) and ends[-1] == len(text.encode()) and self._keeps(text):
-                positions = [(_byte_position(text, start), _byte_position(text, end - 1)) for start, end in spans]
-                return ids, _cover(mask, ends, positions)
-            # A normaliser changed the text: the library's own offsets refer to the original.
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        return ids, _cover(mask, offsets[:, 1], [(start, end - 1) for start, end in spans], offsets[:, 0])
+    def encode(self, marked: list[str]) -> Encoded:
+        """Ids and masks of marked texts."""
+        if self.file.byte_lengths is None:
+            plain = [unmark(text) for text in marked]
+            encodings = self.tokenizer.encode_batch([text for text, _ in plain], add_special_tokens=False)
+            return Encoded.of([by_offsets(e, spans) for e, (_, spans) in zip(encodings, plain, strict=True)])
+        return self._by_byte_lengths(marked, self.file.byte_lengths)
+
+    def _by_byte_lengths(self, marked: list[str], byte_lengths: npt.NDArray[np.int64]) -> Encoded:
+        """The sum of the ids' byte lengths up to a token is its place in the text: no offsets are asked for."""
+        texts: list[str] = []
+        sizes: list[int] = []  # bytes of each part: outside, inside, outside, ..., outside
+        lasts: list[int] = []  # bytes of each part's last character
+        counts: list[int] = []  # parts of each text
+        changed: list[int] = []  # texts that the normaliser alters
+        for index, text in enumerate(marked):
+            parts = text.replace(CLOSE, OPEN).split(OPEN)
+            plain = "".join(parts)
+            texts.append(plain)
+            counts.append(len(parts))
+            if plain.isascii():
+                sizes += map(len, parts)
+                lasts += [1] * len(parts)
+            else:
+                sizes += [len(part.encode()) for part in parts]
+                lasts += [len(part[-1:].encode()) for part in parts]
+            if self.file.normalizer is not None and not self._keeps(plain):
+                changed.append(index)
+        ids, offsets = self.engine.encode(texts)
+        encoded = Encoded(ids, np.zeros(len(ids), dtype=np.bool_), offsets)
+        part_counts = np.array(counts, dtype=np.int64)
+        part_ends = np.cumsum(np.array(sizes, dtype=np.int64))
+        text_ends = part_ends[np.cumsum(part_counts) - 1] if counts else part_ends
+        text_starts = np.concatenate([[0], text_ends[:-1]])
+        # Where each text begins by the ids' own count; the two differ where ids are not the whole text.
+        token_ends = np.cumsum(byte_lengths[ids])
+        before = np.concatenate([[0], token_ends])[offsets]
+        good = np.diff(before) == text_ends - text_starts
+        good[changed] = False
+        owner = np.repeat(np.arange(len(counts)), part_counts)
+        place = np.arange(len(sizes)) - np.repeat(np.cumsum(part_counts) - part_counts, part_counts)
+        inside = np.flatnonzero((place % 2 == 1) & (np.array(sizes) > 0) & good[owner])
+        shift = (before[:-1] - text_starts)[owner[inside]]
+        first = part_ends[inside] - np.array(sizes, dtype=np.int64)[inside] + shift
+        last = part_ends[inside] - np.array(lasts, dtype=np.int64)[inside] + shift
+        steps = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.add.at(steps, np.searchsorted(token_ends, first, "right"), 1)
+        np.add.at(steps, np.searchsorted(token_ends, last, "right") + 1, -1)
+        np.greater(np.cumsum(steps[:-1]), 0, out=encoded.mask)
+        for index in np.flatnonzero(~good).tolist():
+            # The library's own offsets refer to the text before the normaliser.
+            plain, spans = unmark(marked[index])
+            encoded[index][1][:] = by_offsets(self.tokenizer.encode(plain, add_special_tokens=False), spans)[1]
+        return encoded
 
     def _keeps(self, text: str) -> bool:
         """Whether the tokenizer's normaliser leaves a text as it is."""
-        return self._normalizer is None or self._normalizer.normalize_str(text) == text
+        if self.file.normalizer == "NFC":
+            return text.isascii() or unicodedata.is_normalized("NFC", text)
+        return bool(self.tokenizer.normalizer.normalize_str(text) == text)
 
 
-def _cover(mask: Mask, ends: Offsets, positions: list[tuple[int, int]], starts: Offsets | None = None) -> Mask:
-    """Mark the tokens from the one with the first position to the one with the last, both included.
-
-    A position can be in no token where `starts` are given, because some tokenizers drop blanks: then the nearest
-    token inside the span counts. (Transformers would mark everything up to the end of the text.)
-    """
-    for first, last in positions:
-        if last >= first:
-            begin, end = np.searchsorted(ends, (first, last), "right")
-            past = starts is not None and (end == len(starts) or starts[end] > last)
+def by_offsets(encoding: Encoding, spans: list[Span]) -> tuple[Ids, Mask]:
+    """Ids and mask by the characters that each token comes from."""
+    ids = np.array(encoding.ids, dtype=np.int32)
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    for start, stop in spans:
+        if stop > start:
+            begin, end = np.searchsorted(ends, (start, stop - 1), "right")
+            # A place can be in no token, because some tokenizers drop blanks: then the nearest token inside the
+            # span counts. (Transformers would mark everything up to the end of the text.)
+            past = end == len(starts) or starts[end] > stop - 1
             mask[begin : end if past else end + 1] = True
-    return mask
-
-
-def _byte_position(text: str, position: int) -> int:
-    return position if text.isascii() else len(text[:position].encode())
-
-
-def _byte_lengths(tokenizer: dict[str, Any]) -> npt.NDArray[np.int64] | None:
-    """Bytes that each id stands for, where every id has a fixed number of them (byte-level BPE); else None."""
-    kinds = [part for part in _parts(tokenizer.get("pre_tokenizer")) if part.get("type") == "ByteLevel"]
-    if tokenizer["model"].get("type") != "BPE" or not kinds or any(part.get("add_prefix_space") for part in kinds):
-        return None
-    entries = {**tokenizer["model"]["vocab"]}
-    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    # Tokens that swallow neighbouring blanks stand for more bytes than their text has.
-    if any(token.get("lstrip") or token.get("rstrip") for token in tokenizer.get("added_tokens", [])):
-        return None
-    lengths = np.zeros(max([*entries.values(), *added.values()]) + 1, dtype=np.int64)
-    for text, index in entries.items():
-        lengths[index] = len(text)  # one character of the byte alphabet a byte
-    for text, index in added.items():
-        lengths[index] = len(text.encode())
-    return lengths
-
-
-def _parts(component: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if component is None:
-        return []
-    return [component, *(part for key in ("pretokenizers",) for part in component.get(key, []))]
+    return ids, mask
 
 
 def common_prefix(first: Ids, second: Ids) -> int:

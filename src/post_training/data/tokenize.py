@@ -1,59 +1,27 @@
-"""One dataset's rows -> `tokens-*.arrow`: token ids, and for conversations which of them are trained on.
+"""One dataset's rows -> `tokens-*.arrow`: token ids, and for conversations which of them are trained on."""
 
-Rows go through in blocks of fixed size, one Arrow record batch a block, and a fixed number of blocks
-makes a shard: the files are the same, byte for byte, for any number of worker processes.
-"""
-
-import multiprocessing
+import importlib.metadata
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from post_training import model
-from post_training.data import shapes
-from post_training.data.blocks import Block, Tokenization, block_schema, check_template
+from post_training.data.blocks import Settings, check_template
 from post_training.data.chat_template import resolve_template
+from post_training.data.engine import EngineFails, HuggingFace, Ids, Offsets, fastokens_name, flat, hard_cases
+from post_training.data.tokenizer_file import TokenizerFile
+from post_training.data.workers import Job, Shard, Workers, byte_ranges, describe
 from post_training.errors import DataError
-from post_training.fingerprint import file_sha256
+from post_training.fingerprint import digest, file_sha256
 from post_training.progress import Progress
 from post_training.task import Task
 
-BLOCK_ROWS = 1000
-SHARD_BLOCKS = 64
-
-
-@dataclass
-class Totals:
-    """What has been written so far."""
-
-    shape: str
-    rows_out: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-
-    @property
-    def rows_in(self) -> int:
-        """Rows that came in: each was written or dropped."""
-        return self.rows_out + self.dropped.total()
-
-    def add(self, block: Block) -> None:
-        """Count a block."""
-        batch, dropped, tokens, trained = block
-        self.rows_out += batch.num_rows
-        self.tokens += tokens
-        self.trained_tokens += trained
-        self.dropped += dropped
-        self.lengths += shapes.load(self.shape).lengths(batch).tolist()
+# Below this a tokenizer is not worth loading twice: the fast engine needs a second and more for a large vocabulary.
+FAST_ABOVE_BYTES = 4 << 20
 
 
 def run(task: Task) -> None:
@@ -61,99 +29,111 @@ def run(task: Task) -> None:
     rows = task.input_manifest("rows")
     source = task.inputs["rows"].parent / "rows.jsonl"
     folder = model.folder(task.inputs["model"])
-    shape, template = task.config["rows"], resolve_template(task.config["chat_template"], folder)
-    check_template(folder, template)
+    settings = Settings(
+        resolve_template(task.config["chat_template"], folder),
+        task.config["rows"],
+        task.config["special_tokens_in_content"],
+        task.config.get("train_on", "assistant"),
+    )
+    check_template(folder, settings.template)
     task.directory.mkdir(parents=True, exist_ok=True)
-    total, totals = rows["examples"], Totals(shape)
-    progress = Progress("tokenize", "rows", total)
-    files = []
-    blocks = _blocks(source, folder, template, shape, task.runtime.get("num_proc"), total)
-    for number in count():
-        first = next(blocks, None)
-        if first is None:
-            break
-        path = task.directory / f"tokens-{number:05d}.arrow"
-        files.append(_write_shard(path, chain([first], islice(blocks, SHARD_BLOCKS - 1)), totals, progress))
-    if totals.rows_in != total:
+    file = TokenizerFile.read(folder)
+    total = rows["examples"]
+    identity = digest([task.spec["fingerprint"], settings.__dict__, file_sha256(file.path), _content_of(rows)])
+    job = Job(source, task.directory, folder, settings, file, _may_be_fast(file, source), identity)
+    shards, engine = _make(job, task.runtime.get("num_proc"), total)
+    dropped = sum((shard.dropped for shard in shards), Counter[str]())
+    rows_in, lengths = sum(shard.rows_in for shard in shards), np.concatenate([shard.lengths for shard in shards])
+    if rows_in != total:
         raise DataError(
-            f"{source}: holds {totals.rows_in:,} rows, its manifest says {total:,}; delete {task.inputs['rows']} to make it again"
+            f"{source}: holds {rows_in:,} rows, its manifest says {total:,}; delete {task.inputs['rows']} to make it again"
         )
-    if totals.rows_out == 0:
+    if not len(lengths):
         raise DataError(
-            f"{source}: none of {total:,} rows can be trained on ({dict(totals.dropped)}); check data.chat_template"
+            f"{source}: none of {total:,} rows can be trained on ({dict(dropped)}); check data.chat_template"
         )
-    longest = {f"p{q}": int(np.percentile(totals.lengths, q)) for q in (50, 90, 99)} | {"max": max(totals.lengths)}
+    longest = {f"p{q}": int(np.percentile(lengths, q)) for q in (50, 90, 99)} | {"max": int(lengths.max())}
+    tokens, trained = sum(shard.tokens for shard in shards), sum(shard.trained_tokens for shard in shards)
     print(
-        f"{totals.rows_out:,} rows, {totals.tokens:,} tokens, {totals.trained_tokens:,} trained; lengths {longest}; "
-        f"dropped {dict(totals.dropped) or 'none'}"
+        f"{len(lengths):,} rows, {tokens:,} tokens, {trained:,} trained; lengths {longest}; "
+        f"dropped {dict(dropped) or 'none'}; {engine}"
     )
     task.finish(
         rows_in=total,
-        rows_out=totals.rows_out,
-        dropped=dict(totals.dropped),
-        tokens=totals.tokens,
-        trained_tokens=totals.trained_tokens,
+        rows_out=len(lengths),
+        dropped=dict(dropped),
+        tokens=tokens,
+        trained_tokens=trained,
         lengths=longest,
-        files=files,
+        engine=engine,
+        files=[describe(shard) for shard in shards],
     )
 
 
-def _write_shard(path: Path, blocks: Iterator[Block], totals: Totals, progress: Progress) -> dict[str, str | int]:
-    """Write one Arrow file and describe it; it has its name only once it is whole."""
-    unfinished = path.with_suffix(".arrow.tmp")
-    before = totals.rows_out
-    schema = block_schema(shapes.load(totals.shape))
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for block in blocks:
-            writer.write_batch(block[0])
-            totals.add(block)
-            progress.update(totals.rows_in)
-    unfinished.replace(path)
-    rows = totals.rows_out - before
-    return {"path": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "rows": rows}
+def _content_of(rows: dict[str, Any]) -> str:
+    return next(str(entry["sha256"]) for entry in rows["files"] if entry["path"] == "rows.jsonl")
 
 
-def _blocks(path: Path, folder: Path, template: str, shape: str, num_proc: int | None, total: int) -> Iterator[Block]:
+def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
+    """Masks without offsets need a byte-level tokenizer, and little text is done before a second one is loaded."""
+    if file.byte_lengths is None or source.stat().st_size < FAST_ABOVE_BYTES:
+        return False
+    try:
+        return bool(fastokens_name())
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _make(job: Job, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
+    """All shards, and what encoded them."""
+    progress = Progress("tokenize", "rows", total)
+    shards: list[Shard] = []
+    try:
+        for shard in _shards(job, num_proc):
+            shards.append(shard)
+            progress.update(sum(shard.rows_in for shard in shards))
+    except EngineFails as error:
+        print(
+            f"tokenize: {fastokens_name()} is not used here: {error}; going on with the tokenizers library", flush=True
+        )
+        for path in job.directory.glob("tokens-*.arrow"):  # also those of a killed job that did not get so far
+            path.unlink()
+        job.fast = False
+        shards = list(_shards(job, num_proc))
+    for shard in shards:
+        shard.samples.clear()
+    return shards, fastokens_name() if job.fast else HuggingFace(job.file.load()).name
+
+
+def _shards(job: Job, num_proc: int | None) -> Iterator[Shard]:
+    """Shards in order; with the fast engine each is looked at before it is taken."""
+    ranges = byte_ranges(job.source)
     cores = len(os.sched_getaffinity(0))
     allowed = min(num_proc or cores, cores)
-    workers = min(allowed, -(-total // BLOCK_ROWS))
+    processes = min(allowed, len(ranges))
     # A lone worker may use the tokenizer library's threads; those of several would fight for the same cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers <= 1 < allowed else "false"
-    with path.open("rb") as lines:
-        blocks = iter(lambda: tuple(islice(lines, BLOCK_ROWS)), ())
-        if workers <= 1:
-            yield from map(Tokenization(folder, template, shape).block, blocks)
-            return
-        context = multiprocessing.get_context("forkserver")
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, template, shape))
-        try:
-            yield from _in_order(pool, blocks, ahead=2 * workers)
-        except BrokenProcessPool:
-            raise DataError(
-                f"{path}: a worker process died, most likely for want of memory; lower data.num_proc (now {workers})"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if processes <= 1 < allowed else "false"
+    workers = Workers(job, processes)
+    try:
+        judge = HuggingFace(job.file.load()) if job.fast else None
+        if judge is not None:
+            texts = hard_cases(list(job.file.control))
+            _compare(judge, texts, *workers.encode(texts))
+        for shard in workers.shards(ranges):
+            if judge is not None and shard.samples:
+                texts = [text for text, _ in shard.samples]
+                _compare(judge, texts, *flat([ids for _, ids in shard.samples]))
+            shard.samples.clear()
+            yield shard
+    finally:
+        workers.close()
 
 
-def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[tuple[bytes, ...]], ahead: int) -> Iterator[Block]:
-    """The blocks' results in the blocks' order, with at most `ahead` of them in memory."""
-    waiting: deque[Future[Block]] = deque()
-    for block in blocks:
-        waiting.append(pool.submit(_worker_block, block))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-_worker: Tokenization
-
-
-def _start_worker(folder: Path, template: str, shape: str) -> None:
-    global _worker
-    _worker = Tokenization(folder, template, shape)
-
-
-def _worker_block(lines: tuple[bytes, ...]) -> Block:
-    return _worker.block(lines)
+def _compare(judge: HuggingFace, texts: list[str], ids: Ids, offsets: Offsets) -> None:
+    expected, places = judge.encode(texts)
+    if np.array_equal(expected, ids) and np.array_equal(places, offsets):
+        return
+    for index, text in enumerate(texts):
+        ours, theirs = ids[offsets[index] : offsets[index + 1]], expected[places[index] : places[index + 1]]
+        if not np.array_equal(ours, theirs):
+            raise EngineFails(f"it gives other ids than tokenizers for {text[:80]!r}")

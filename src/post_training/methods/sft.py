@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from post_training.errors import ConfigError, did_you_mean
+
 if TYPE_CHECKING:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -20,6 +22,8 @@ class Config:
     """What the stage starts from: `base` (`model`)."""
     max_seq_length: int = 2048
     """Tokens of a row; longer conversations are dropped and counted."""
+    train_on: str = "assistant"
+    """Which tokens have a label: `assistant` (every answer), `last` (the last one only), `all`."""
     packing: bool = True
     """Put several conversations into a row, without attention across them."""
 
@@ -30,7 +34,10 @@ def packs(config: dict[str, Any]) -> bool:
 
 
 def check(view: dict[str, Any]) -> None:
-    """Nothing beyond the shared checks."""
+    """What is trained on is one of three."""
+    found, offered = view["sft"]["train_on"], ("assistant", "last", "all")
+    if found not in offered:
+        raise ConfigError("sft.train_on", f"found {found!r}. {did_you_mean(found, offered)}")
 
 
 def training_arguments(view: dict[str, Any]) -> dict[str, Any]:

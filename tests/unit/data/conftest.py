@@ -88,9 +88,10 @@ class Stages:
         name: str = "d",
         num_proc: int | None = 1,
         model: Path | None = None,
+        **settings: Any,
     ) -> Path:
         text = template if "{" in template else registry.chat_template_text(template)
-        config = {"chat_template": text, "rows": shape}
+        config = {"chat_template": text, "rows": shape, "special_tokens_in_content": "encode_as_text"} | settings
         inputs = {"rows": rows, "model": model or self.model}
         return self.run(tokenize, self.task("tokenize", name, config, {"num_proc": num_proc}, inputs))
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from post_training import registry
-from post_training.data import tokenize
-from post_training.data.blocks import Tokenization
+from post_training.data import workers
+from post_training.data.blocks import Settings, Tokenization, record_batch
+from post_training.data.chat_template import CLOSE, OPEN
 from post_training.data.encode import IGNORED, Encoder
+from post_training.data.tokenizer_file import TokenizerFile
 from post_training.errors import DataError
 
 CHATML = registry.chat_template_text("chatml")
@@ -37,23 +39,39 @@ def runs_of(ids, labels):
     return [[i for i, _ in run] for trained, run in itertools.groupby(pairs, lambda p: p[1] != IGNORED) if trained]
 
 
+def rows_of(tokenization, *rows):
+    """(the tokenised rows, dropped by reason) of a block."""
+    block = tokenization.block([orjson.dumps({"row": 7 + index, **row}) for index, row in enumerate(rows)])
+    assert block.rows_in == len(rows) == len(block.rows) + sum(block.dropped.values())
+    return record_batch([block], tokenization.shape, {}).to_pylist(), block.dropped
+
+
+def encoded(encoder, text, spans):
+    """Ids and mask of a text of which spans are trained on."""
+    for start, end in sorted(spans, reverse=True):
+        text = f"{text[:start]}{OPEN}{text[start:end]}{CLOSE}{text[end:]}"
+    return encoder.encode([text])[0]
+
+
+def encoder_of(folder):
+    return Encoder(TokenizerFile.read(folder))
+
+
 @pytest.fixture(scope="module")
 def tokenization(bpe_folder):
-    return Tokenization(bpe_folder, CHATML, "messages")
+    return Tokenization(bpe_folder, Settings(CHATML, "messages"))
 
 
 @settings(max_examples=150, deadline=None)
 @given(conversations())
 def test_documents_decode_to_the_rendering_and_labels_are_the_answers(tokenization, bpe, messages):
-    block, dropped, tokens, trained = tokenization.block((orjson.dumps({"row": 7, "messages": messages}),))
+    (row,), dropped = rows_of(tokenization, {"messages": messages})
     assert not dropped
-    (row,) = block.to_pylist()
     ids, labels = row["input_ids"], row["labels"]
-    assert row["row"] == 7 and tokens == len(ids) == len(labels)
+    assert (row["row"], row["part"]) == (7, 0) and len(ids) == len(labels)
     text, _ = tokenization.template.render(messages)
     assert bpe.decode(ids, skip_special_tokens=False) == text
     assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
-    assert trained == sum(label != IGNORED for label in labels)
     answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
     decoded = [bpe.decode(run, skip_special_tokens=False) for run in runs_of(ids, labels)]
     for found, answer in zip(decoded, answers, strict=True):
@@ -69,16 +87,15 @@ def test_a_pair_decodes_to_its_two_conversations(bpe_folder, bpe, messages, chos
     answers = {
         name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))
     }
-    tokenization = Tokenization(bpe_folder, CHATML, "preference")
-    block, dropped, tokens, trained = tokenization.block((orjson.dumps({"row": 0, "prompt": prompt, **answers}),))
+    tokenization = Tokenization(bpe_folder, Settings(CHATML, "preference"))
+    found, dropped = rows_of(tokenization, {"prompt": prompt, **answers})
     if chosen == rejected:
-        assert dropped == {"identical_pair": 1} and block.num_rows == 0
+        assert dropped == {"identical_pair": 1} and not found
         return
-    (row,) = block.to_pylist()
+    (row,) = found
     for name, answer in answers.items():
         text, _ = tokenization.template.render([*prompt, *answer])
         assert bpe.decode(row["prompt_ids"] + row[f"{name}_ids"], skip_special_tokens=False) == text
-    assert trained == len(row["chosen_ids"]) + len(row["rejected_ids"]) == tokens - len(row["prompt_ids"])
 
 
 def wordpiece():
@@ -145,8 +162,8 @@ def test_masks_of_other_tokenizers_are_those_of_transformers(other_folder):
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(other_folder)
-    template = Tokenization(other_folder, CHATML, "messages").template
-    encoder = Encoder(other_folder)
+    tokenization = Tokenization(other_folder, Settings(CHATML, "messages"))
+    template, encoder = tokenization.template, tokenization.encoder
     for first, second in itertools.permutations(ANSWERS, 2):
         roles = ("user", "assistant") * 2
         # A normaliser that shortens one turn and lengthens the next leaves the sum of the lengths as it was.
@@ -156,7 +173,7 @@ def test_masks_of_other_tokenizers_are_those_of_transformers(other_folder):
             messages, chat_template=CHATML, return_dict=True, return_assistant_tokens_mask=True
         )
         text, spans = template.render(messages)
-        ((ids, mask),) = encoder.encode([text], [spans])
+        ids, mask = encoded(encoder, text, spans)
         assert ids.tolist() == expected["input_ids"], text
         assert mask.astype(int).tolist() == expected["assistant_masks"], text
 
@@ -168,7 +185,7 @@ def test_an_answer_that_begins_with_a_removed_character_is_trained_on(tmp_path):
     tokenizer.train_from_iterator(["q"], trainer(initial_alphabet=alphabet, vocab_size=256, show_progress=False))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = "q aaT\nq aaT"  # the same number of bytes before and after: q bee
-    ((ids, mask),) = Encoder(tmp_path).encode([text], [[(2, 5), (8, 11)]])
+    ids, mask = encoded(encoder_of(tmp_path), text, [(2, 5), (8, 11)])
     assert [tokenizer.id_to_token(token) for token in ids] == list("qĠbeeĊqĠbee")
     # Of a last character that is two tokens the first counts, as in Transformers; real answers end with a stop token.
     assert mask.astype(int).tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0]
@@ -178,7 +195,7 @@ def test_blanks_that_are_in_no_token_train_nothing_outside_of_the_span(tmp_path)
     tokenizer, trainer = wordpiece()
     tokenizer.train_from_iterator(["a b c"] * 5, trainer(special_tokens=["[UNK]"], show_progress=False))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encoder = Encoder(tmp_path)
+    encoder = encoder_of(tmp_path)
     text = "a  b  c"
     for span, expected in {
         (1, 5): [0, 1, 0],
@@ -187,7 +204,7 @@ def test_blanks_that_are_in_no_token_train_nothing_outside_of_the_span(tmp_path)
         (0, 2): [1, 0, 0],
         (5, 7): [0, 0, 1],
     }.items():
-        ((_, mask),) = encoder.encode([text], [[span]])
+        _, mask = encoded(encoder, text, [span])
         assert mask.astype(int).tolist() == expected, span
 
 
@@ -201,8 +218,8 @@ def many(number):
 
 def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tokens, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr(tokenize, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(tokenize, "SHARD_BLOCKS", 2)
+    monkeypatch.setattr(workers, "LEAST_BYTES", 20_000)
+    monkeypatch.setattr(workers, "_BLOCK_ROWS", 37)
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in many(550)))
     transformed = stages.transform(source)
@@ -212,17 +229,8 @@ def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tok
         found[num_proc] = read(manifest)
         assert not list(manifest.parent.glob("*.tmp"))
     assert all(f["files"] == found[1]["files"] for f in found.values())
-    assert [(entry["path"], entry["rows"]) for entry in found[1]["files"]] == [
-        ("tokens-00000.arrow", 200), ("tokens-00001.arrow", 200), ("tokens-00002.arrow", 150),
-    ]  # fmt: skip
+    assert [entry["path"] for entry in found[1]["files"]] == [f"tokens-{n:05d}.arrow" for n in range(4)]
     assert [row["row"] for row in tokens(manifest)] == list(range(550))
-
-
-def test_a_dead_worker_is_an_error_and_not_a_hang(tmp_path):
-    (tmp_path / "rows.jsonl").write_text("{}\n" * 3000)
-    blocks = tokenize._blocks(tmp_path / "rows.jsonl", tmp_path / "gone", CHATML, "messages", 2, 3000)
-    with pytest.raises(DataError, match=r"rows\.jsonl: a worker process died.*data\.num_proc"):
-        list(blocks)
 
 
 def test_dropped_rows_are_counted(stages, tmp_path, read, tokens):
@@ -277,8 +285,8 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(bpe, bpe_fold
     altered.enable_padding(length=50)
     altered.save(str(tmp_path / "tokenizer.json"))
     text = "There are 12 of them. " * 3
-    ((ids, _),) = Encoder(tmp_path).encode([text], [[]])
-    ((plain, _),) = Encoder(bpe_folder).encode([text], [[]])
+    ids, _ = encoded(encoder_of(tmp_path), text, [])
+    plain, _ = encoded(encoder_of(bpe_folder), text, [])
     assert ids.tolist() == plain.tolist() and len(ids) > 4
 
 

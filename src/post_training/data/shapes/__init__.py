@@ -6,8 +6,10 @@ A shape is one module here, and whatever stages need to know of it stands there:
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
   trainer's view maps them into memory;
 - `validate(row, rules)`: the checked row; raises `rows.Bad` with the reason;
-- `tokenize(rows, template, encoder, dropped)`: for each row that can be trained on its columns and
-  `row`, its number; the others are counted in `dropped` by reason;
+- `conversations(row)`: what is rendered of a row, each with whether the prompt for an answer ends it; as many for
+  every row;
+- `columns(rows, encoded, train_on, dropped)`: which rows can be trained on, and the columns of those, from the
+  encoded conversations of all rows; the others are counted in `dropped` by reason;
 - `lengths(batch)`: tokens of each row as `max_seq_length` counts them, int64 [n];
 - `token_counts(batch)`: all tokens and the trained ones of each row, two arrays of int64 [n];
 - `sequences(row)`: what the model reads of one training row, as (name, token ids, trained mask).

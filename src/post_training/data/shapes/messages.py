@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.chat_template import ChatTemplate
-from post_training.data.encode import IGNORED, Encoder, Ids, Mask
+from post_training.data.encode import IGNORED, Encoded, Ids, Lists, Mask
 from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
 
 KEY = "messages"
@@ -21,27 +20,26 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return {"messages": messages, **check_tools(row)}
 
 
-def tokenize(
-    rows: list[dict[str, Any]], template: ChatTemplate, encoder: Encoder, dropped: Counter[str]
-) -> list[dict[str, Any]]:
-    """Ids of the whole rendering, and labels on what the template marks as generated."""
-    texts, spans, kept = [], [], []
-    for row in rows:
-        try:
-            text, trained = template.render(row["messages"], row.get("tools"))
-        except ValueError as error:
-            dropped[str(error).partition(":")[0]] += 1
-            continue
-        texts.append(text)
-        spans.append(trained)
-        kept.append(row["row"])
-    made = []
-    for number, (ids, mask) in zip(kept, encoder.encode(texts, spans), strict=True):
-        if mask.any():
-            made.append({"input_ids": ids, "labels": np.where(mask, ids, np.int32(IGNORED)), "row": number})
-        else:
-            dropped["no_trained_token"] += 1
-    return made
+def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
+    """The whole conversation."""
+    return [(row["messages"], False)]
+
+
+def columns(
+    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
+) -> tuple[Mask, dict[str, Lists]]:
+    """Ids of the whole rendering; labels on what the template marks as generated, or on all of it."""
+    ids, offsets = encoded.ids, encoded.offsets
+    mask = np.ones(len(ids), dtype=np.bool_) if train_on == "all" else encoded.mask
+    kept = encoded.sums(mask) > 0
+    if not kept.all():
+        dropped["no_trained_token"] += int((~kept).sum())
+        sizes = np.diff(offsets)
+        tokens = np.repeat(kept, sizes)
+        ids, mask = ids[tokens], mask[tokens]
+        offsets = np.concatenate([[0], np.cumsum(sizes[kept])])
+    labels = np.where(mask, ids, np.int32(IGNORED))
+    return kept, {"input_ids": (ids, offsets), "labels": (labels, offsets)}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:

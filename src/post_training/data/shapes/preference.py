@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.chat_template import ChatTemplate
-from post_training.data.encode import Encoder, Ids, Mask, common_prefix
+from post_training.data.encode import Encoded, Ids, Lists, Mask, common_prefix
+from post_training.data.engine import flat
 from post_training.data.rows import Bad, Rules, answer, check_tools, turns
 
 KEY = "chosen"
@@ -24,36 +24,32 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
 
-def tokenize(
-    rows: list[dict[str, Any]], template: ChatTemplate, encoder: Encoder, dropped: Counter[str]
-) -> list[dict[str, Any]]:
+def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
+    """The prompt as it is asked, and with each answer."""
+    prompt = row["prompt"]
+    return [(prompt, True), ([*prompt, *row["chosen"]], False), ([*prompt, *row["rejected"]], False)]
+
+
+def columns(
+    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
+) -> tuple[Mask, dict[str, Lists]]:
     """Ids of the prompt that both answers share, and of each answer."""
-    texts, kept = [], []
-    for row in rows:
-        prompt, tools = row["prompt"], row.get("tools")
-        try:
-            asked, _ = template.render(prompt, tools, add_generation_prompt=True)
-            chosen, _ = template.render([*prompt, *row["chosen"]], tools)
-            rejected, _ = template.render([*prompt, *row["rejected"]], tools)
-        except ValueError as error:
-            dropped[str(error).partition(":")[0]] += 1
-            continue
-        texts += [asked, chosen, rejected]
-        kept.append(row["row"])
-    encoded = [ids for ids, _ in encoder.encode(texts, [[]] * len(texts))]
-    made = []
-    triples = zip(kept, encoded[0::3], encoded[1::3], encoded[2::3], strict=True)
-    for number, prompt_ids, chosen_ids, rejected_ids in triples:
+    kept = np.ones(len(rows), dtype=np.bool_)
+    made: list[tuple[Ids, Ids, Ids]] = []
+    for number in range(len(rows)):
+        prompt, chosen, rejected = (encoded[3 * number + text][0] for text in range(3))
         # An answer starts where the renderings diverge, which is before the prompt's end where tokens merge across it.
-        shared = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
-        answers = {"chosen_ids": chosen_ids[shared:], "rejected_ids": rejected_ids[shared:]}
-        if not len(answers["chosen_ids"]) or not len(answers["rejected_ids"]):
+        shared = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
+        answers = chosen[shared:], rejected[shared:]
+        if not len(answers[0]) or not len(answers[1]):
             dropped["no_trained_token"] += 1
-        elif np.array_equal(answers["chosen_ids"], answers["rejected_ids"]):
+        elif np.array_equal(*answers):
             dropped["identical_pair"] += 1
         else:
-            made.append({"prompt_ids": prompt_ids[:shared], **answers, "row": number})
-    return made
+            made.append((prompt[:shared], *answers))
+            continue
+        kept[number] = False
+    return kept, {name: flat([row[place] for row in made]) for place, name in enumerate(SCHEMA.names)}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:

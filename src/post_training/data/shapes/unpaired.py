@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.chat_template import ChatTemplate
-from post_training.data.encode import Encoder, Ids, Mask, common_prefix
+from post_training.data.encode import Encoded, Ids, Lists, Mask, common_prefix
+from post_training.data.engine import flat
 from post_training.data.rows import Bad, Rules, answer, check_tools, turns
 
 KEY = "completion"
@@ -27,32 +27,27 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion, "label": label, **check_tools(row)}
 
 
-def tokenize(
-    rows: list[dict[str, Any]], template: ChatTemplate, encoder: Encoder, dropped: Counter[str]
-) -> list[dict[str, Any]]:
+def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
+    """The prompt as it is asked, and with its completion."""
+    return [(row["prompt"], True), ([*row["prompt"], *row["completion"]], False)]
+
+
+def columns(
+    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
+) -> tuple[Mask, dict[str, Lists]]:
     """Ids of prompt and completion, and the label as `[1]` or `[0]`."""
-    texts, kept = [], []
-    for row in rows:
-        tools = row.get("tools")
-        try:
-            asked, _ = template.render(row["prompt"], tools, add_generation_prompt=True)
-            whole, _ = template.render([*row["prompt"], *row["completion"]], tools)
-        except ValueError as error:
-            dropped[str(error).partition(":")[0]] += 1
-            continue
-        texts += [asked, whole]
-        kept.append(row)
-    encoded = [ids for ids, _ in encoder.encode(texts, [[]] * len(texts))]
-    made = []
-    for row, asked_ids, whole_ids in zip(kept, encoded[0::2], encoded[1::2], strict=True):
+    kept = np.ones(len(rows), dtype=np.bool_)
+    made: list[tuple[Ids, Ids, Ids]] = []
+    for number, row in enumerate(rows):
+        prompt, whole = encoded[2 * number][0], encoded[2 * number + 1][0]
         # As with pairs: the answer starts where the renderings diverge.
-        shared = common_prefix(asked_ids, whole_ids)
-        if shared == len(whole_ids):
+        shared = common_prefix(prompt, whole)
+        if shared == len(whole):
             dropped["no_trained_token"] += 1
+            kept[number] = False
             continue
-        ids = {"prompt_ids": whole_ids[:shared], "completion_ids": whole_ids[shared:]}
-        made.append({**ids, "label": np.array([row["label"]], dtype=np.int32), "row": row["row"]})
-    return made
+        made.append((whole[:shared], whole[shared:], np.array([row["label"]], dtype=np.int32)))
+    return kept, {name: flat([row[place] for row in made]) for place, name in enumerate(SCHEMA.names)}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:
