@@ -3,6 +3,7 @@
 Kept out of the `.smk` files so that it can be typed and tested.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ from post_training.errors import UserError
 from post_training.fingerprint import canonical
 from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
+from post_training.slurm import placement
+from post_training.slurm.job import StageJob, stage_command
 
 Inputs = Callable[[Any], list[Any]]
 
@@ -34,9 +37,11 @@ class WorkflowPlan:
         except UserError as error:
             raise SystemExit(str(error)) from None
         self._announced: set[str] = set()
-        if self._is_main() and not getattr(workflow.output_settings, "dryrun", False):
-            self._discard_debug_runs()
-            point_links(self.plan)
+        if self._is_main():
+            _use_our_slurm_executor(self.slurm_job)
+            if not getattr(workflow.output_settings, "dryrun", False):
+                self._discard_debug_runs()
+                point_links(self.plan)
 
     @property
     def shell_prefix(self) -> str:
@@ -109,12 +114,59 @@ class WorkflowPlan:
 
         def function(wildcards: Any, resources: Any) -> str:
             stage = self._stage(kind, wildcard, wildcards)
+            self._announce_placement(stage, resources)
             return canonical(
                 {**stage.runtime, "slurm": self._on_slurm()} if kind in ("train", "reference") else stage.runtime
             )
 
         # Snakemake decides by the parameter's name, which the closure above keeps.
         return function
+
+    def resources(self, kind: str, wildcard: str = "stage") -> dict[str, Callable[[Any], Any]]:
+        """Resources of a rule's jobs under Slurm, by name; on this machine they have none."""
+
+        def function(name: str) -> Callable[[Any], Any]:
+            def value(wildcards: Any) -> Any:
+                if not self._on_slurm():
+                    return 0 if name in ("mem_mb", "runtime") else None
+                return placement.resources(self._view(self._stage(kind, wildcard, wildcards)), kind)[name]
+
+            return value
+
+        return {name: function(name) for name in placement.resources(self.plan.pipeline.last, kind)}
+
+    def slurm_job(self, job: Any) -> StageJob | None:
+        """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""
+        for stage in (stage for stages in self.plan.stages.values() for stage in stages.values()):
+            if job.output and str(job.output[0]).endswith(stage.manifest):
+                return self._slurm_job(
+                    stage, job.resources, str(job.params.spec), str(job.params.runtime), list(job.input)
+                )
+        return None
+
+    def _slurm_job(self, stage: Stage, resources: Any, spec: str, runtime: str, inputs: list[str]) -> StageJob:
+        output = str(self.plan.base / stage.manifest)
+        command = stage_command(stage.kind, spec, runtime, [str(path) for path in inputs], output)
+        found = {name: resources.get(name) for name in placement.resources(self.plan.pipeline.last, stage.kind)}
+        return StageJob(stage.kind, self._view(stage), Path(output).absolute(), command, found)
+
+    def _view(self, stage: Stage) -> dict[str, Any]:
+        """The flat configuration that places a stage; data stages, which methods may share, go by the last one's."""
+        views = self.plan.pipeline.views
+        return views.get(str(stage.config.get("method")), self.plan.pipeline.last)
+
+    def _announce_placement(self, stage: Stage, resources: Any) -> None:
+        """In a dry run, where each GPU rule would run."""
+        if (
+            stage.kind not in placement.ON_GPU
+            or not (self.workflow.dryrun and self._on_slurm())
+            or stage.name in self._announced
+        ):
+            return
+        self._announced.add(stage.name)
+        job = self._slurm_job(stage, resources, "", "", [])
+        shape = placement.describe(job.resources, job.view, stage.kind)
+        print(f"{stage.kind} {job.name}: {shape}\n    {job.sbatch_line()}", file=sys.stderr)
 
     def finish_run(self) -> None:
         """At the end of a successful run: what was reached, and where it is."""
@@ -131,7 +183,11 @@ class WorkflowPlan:
         return bool(self.workflow.exec_mode.name == "DEFAULT")
 
     def _on_slurm(self) -> bool:
-        return bool(self.workflow.remote_exec or (self.workflow.executor_plugin and not self.workflow.local_exec))
+        # A dry run has an executor of its own; Snakemake takes this setting from the one that was asked for.
+        would = self.workflow.dryrun and self.workflow.execution_settings.use_threads
+        return bool(
+            self.workflow.remote_exec or would or (self.workflow.executor_plugin and not self.workflow.local_exec)
+        )
 
     def _discard_debug_runs(self) -> None:
         """`debug.override_existing`: forget that debug runs are finished; the trainer wipes them when it starts."""
@@ -144,6 +200,14 @@ class WorkflowPlan:
             (self.plan.base / stage.manifest).unlink(missing_ok=True)
         for stage in references:
             shutil.rmtree(self.plan.base / stage.directory / "shards", ignore_errors=True)
+
+
+def _use_our_slurm_executor(find_job: Callable[[Any], StageJob | None]) -> None:
+    """Where the plugin is installed, which an environment without Slurm need not have."""
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+        from post_training.slurm.executor import install
+
+        install(find_job)
 
 
 def _own_command_line(workflow: Any, config: Mapping[str, Any]) -> dict[str, Any]:

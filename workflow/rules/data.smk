@@ -41,6 +41,8 @@ rule transform:
         stage=WORKFLOW.names("transform"),
     conda:
         "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("transform"),
     params:
         spec=WORKFLOW.spec("transform"),
         runtime=WORKFLOW.runtime("transform"),
@@ -68,6 +70,8 @@ rule tokenize:
     conda:
         "../../envs/cpu.yaml"
     threads: WORKFLOW.data_threads
+    resources:
+        **WORKFLOW.resources("tokenize"),
     params:
         spec=WORKFLOW.spec("tokenize"),
         runtime=WORKFLOW.runtime("tokenize"),
@@ -94,6 +98,8 @@ rule mix:
         stage=WORKFLOW.names("mix"),
     conda:
         "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("mix"),
     params:
         spec=WORKFLOW.spec("mix"),
         runtime=WORKFLOW.runtime("mix"),

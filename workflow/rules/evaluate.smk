@@ -16,6 +16,8 @@ rule evaluate:
         stage=WORKFLOW.names("evaluate"),
     conda:
         "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("evaluate"),
     params:
         spec=WORKFLOW.spec("evaluate"),
         runtime=WORKFLOW.runtime("evaluate"),
@@ -42,6 +44,8 @@ rule report_page:
         stage=WORKFLOW.names("report"),
     conda:
         "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("report"),
     params:
         spec=WORKFLOW.spec("report"),
         runtime=WORKFLOW.runtime("report"),

@@ -38,6 +38,8 @@ rule build_model:
         stage=WORKFLOW.names("build_model"),
     conda:
         "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("build_model"),
     params:
         spec=WORKFLOW.spec("build_model"),
         runtime=WORKFLOW.runtime("build_model"),

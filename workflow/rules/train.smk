@@ -23,6 +23,8 @@ rule train:
         "../../envs/cpu.yaml"
     # Every core: two runs of one plan must not share this machine's devices.
     threads: WORKFLOW.train_threads
+    resources:
+        **WORKFLOW.resources("train", "run"),
     params:
         spec=WORKFLOW.spec("train", "run"),
         runtime=WORKFLOW.runtime("train", "run"),
@@ -50,6 +52,8 @@ rule reference:
     conda:
         "../../envs/cpu.yaml"
     threads: WORKFLOW.train_threads
+    resources:
+        **WORKFLOW.resources("reference"),
     params:
         spec=WORKFLOW.spec("reference"),
         runtime=WORKFLOW.runtime("reference"),
@@ -77,6 +81,8 @@ rule export:
     conda:
         "../../envs/cpu.yaml"
     threads: WORKFLOW.train_threads
+    resources:
+        **WORKFLOW.resources("export", "run"),
     params:
         spec=WORKFLOW.spec("export", "run"),
         runtime=WORKFLOW.runtime("export", "run"),

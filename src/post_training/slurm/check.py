@@ -1,0 +1,153 @@
+"""Whether the cluster would take the jobs, asked before one is queued. Light.
+
+`sbatch --test-only` knows partitions, accounts, nodes and limits. It does not refuse a time limit above the
+partition's (such a job waits for ever), and refuses what only waits for a drained node to come back;
+both are compared with what `sinfo` lists.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from post_training import batch
+from post_training.errors import ConfigError
+from post_training.slurm import cluster, placement
+from post_training.slurm.job import StageJob
+
+# A word of Slurm's complaint -> the key that it is about.
+_KEYS = {
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "reservation": "reservation",
+    "feature": "constraint",
+    "time limit": "wall_time",
+    "gres": "gpus_per_node",
+    "node list": "exclude",
+}
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one kind in a partition."""
+
+    count: int
+    cores: int
+    megabytes: int
+    gpus: int
+    minutes: float
+    """Longest job."""
+
+
+def check_jobs(jobs: list[StageJob]) -> list[str]:
+    """Ask Slurm about every placement among some jobs; returns warnings.
+
+    Raises:
+        ConfigError: for the first job that the cluster would not take.
+    """
+    warnings: list[str] = []
+    asked: set[tuple[str, ...]] = set()
+    for job in jobs:
+        words = tuple(placement.options(job.resources, job.view, job.kind))
+        if words in asked:
+            continue
+        asked.add(words)
+        _check_torch(job)
+        warnings += _check_one(job, list(words))
+    return warnings
+
+
+def _check_one(job: StageJob, words: list[str]) -> list[str]:
+    section = "slurm" if job.kind in placement.ON_GPU else "slurm.cpu"
+    found = job.resources
+    partition = found.get("slurm_partition")
+    kinds = nodes(partition)
+    minutes, wanted_gpus = int(found["runtime"]), int((re.findall(r"\d+$", found.get("gres") or "") or ["0"])[0])
+    shown = f"partition {partition}" if partition else "the default partition"
+    fitting = list(kinds)
+    cores, memory = found["cpus_per_task"] * found["tasks_per_node"], int(found.get("mem_mb") or 0)
+    per_gpu = wanted_gpus and not job.view["slurm"]["cpus_per_task"]
+    for key, attribute, least, noun in (
+        ("wall_time", "minutes", minutes, "minutes"),
+        ("gpus_per_node", "gpus", wanted_gpus, "GPUs a node"),
+        ("cpus_per_gpu" if per_gpu else "cpus_per_task", "cores", cores, "cores a node"),
+        ("mem", "megabytes", memory, "MB a node"),
+    ):
+        left = [kind for kind in fitting if getattr(kind, attribute) >= least]
+        if fitting and not left:
+            most = max(getattr(kind, attribute) for kind in fitting)
+            raise ConfigError(f"{section}.{key}", f"{least} {noun} asked of {shown}, which has {most} at most")
+        fitting = left
+    there = sum(kind.count for kind in fitting)
+    if kinds and there < found["nodes"]:
+        raise ConfigError(
+            f"{section}.num_nodes", f"{found['nodes']} nodes asked of {shown}, which has {there} such nodes"
+        )
+    done = cluster.run("sbatch", "--test-only", *words, "--wrap=true")
+    if done.returncode == 0:
+        _check_accounting(job, section)
+        return []
+    told = cluster.one_line(done.stderr)
+    if kinds and "node configuration is not available" in told:
+        return [f"{job.name}: not enough nodes of {shown} are up now; the job will wait for them"]
+    key = next((key for word, key in _KEYS.items() if word in told.lower()), "partition")
+    value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
+    raise ConfigError(
+        f"{section}.{key}", f"found {value!r}; the cluster refuses the job: {told} (sbatch {' '.join(words)})"
+    )
+
+
+def nodes(partition: str | None) -> list[Nodes]:
+    """Kinds of nodes of a partition, drained and down ones as well; empty when it cannot be asked or does not exist."""
+    where = [f"--partition={partition}"] if partition else []
+    done = cluster.run("sinfo", "--noheader", *where, "--format=%P|%D|%c|%m|%G|%l")
+    kinds = []
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        name, count, cores, megabytes, gres, limit = line.split("|")
+        if partition is None and not name.endswith("*"):
+            continue
+        gpus = sum(int(number) for number in re.findall(r"gpu(?::[\w.-]+)?:(\d+)", gres))
+        kinds.append(Nodes(int(count), int(cores.rstrip("+")), int(megabytes.rstrip("+")), gpus, _minutes(limit)))
+    return kinds
+
+
+def _minutes(limit: str) -> float:
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if not match:
+        return math.inf
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes
+
+
+def _check_accounting(job: StageJob, section: str) -> None:
+    """Account and QOS that do not exist: clusters that do not enforce them accept any word."""
+    for key, resource, query in (
+        ("account", "slurm_account", ("account", "format=Account")),
+        ("qos", "qos", ("qos", "format=Name")),
+    ):
+        name = job.resources.get(resource)
+        if not name:
+            continue
+        done = cluster.run("sacctmgr", "--noheader", "--parsable2", "show", *query)
+        known = {line.strip().lower() for line in done.stdout.splitlines() if line.strip()}
+        if done.returncode == 0 and known and str(name).lower() not in known:
+            raise ConfigError(f"{section}.{key}", f"found {name!r}, which the cluster's accounting does not know")
+
+
+def _check_torch(job: StageJob) -> None:
+    """GPUs that this environment's PyTorch could never use."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    if job.kind not in placement.RANKED or job.view["slurm"]["container"]["image"]:
+        return
+    with_gpus = batch.slurm_topology(job.view).device == "GPU"
+    try:
+        build = version("torch")
+    except PackageNotFoundError:
+        return
+    if with_gpus and build.endswith("+cpu"):
+        raise ConfigError(
+            "slurm.gpus_per_node",
+            f"found {job.view['slurm']['gpus_per_node']}, but PyTorch {build} here has no GPU support; install with "
+            "`make BUILD=cuda`, or train on the CPU with accelerate.use_cpu=true",
+        )

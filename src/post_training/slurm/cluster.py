@@ -1,0 +1,148 @@
+"""Everything that asks Slurm something, with answers that survive a controller that is away. Light."""
+
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from post_training.errors import UserError
+
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+_SECONDS = 60
+"""How long a busy controller may take for one answer."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What Slurm says of a job."""
+
+    name: str
+    """`PENDING`, `RUNNING`, ..., as in `squeue %T`."""
+    where: str = ""
+    """Nodes of a running job, reason of a waiting one."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job will do nothing more."""
+        return self.name in ENDED
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.where}".strip()
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    """One command of Slurm; a missing program or no answer in a minute is exit code 127."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 127, "", str(error))
+
+
+def states(jobs: list[str]) -> dict[str, State] | None:
+    """States of jobs. One that Slurm has forgotten is missing; None when Slurm cannot be asked now."""
+    if not jobs:
+        return {}
+    done = run("squeue", "--noheader", "--states=all", "--format=%A|%T|%R", f"--jobs={','.join(jobs)}")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    found = {}
+    for line in done.stdout.splitlines():
+        job, name, where = line.split("|", 2)
+        found[job] = State(name, "" if where == "(None)" else where)
+    for job in jobs:
+        remembered = None if job in found else _from_accounting(job)
+        if remembered:
+            found[job] = State(remembered)
+    return found
+
+
+def _from_accounting(job: str) -> str | None:
+    """Newest state that accounting has, where there is accounting: `CANCELLED by 0` is CANCELLED."""
+    done = run("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
+    lines = done.stdout.split("\n")[0].split() if done.returncode == 0 else []
+    return lines[0] if lines else None
+
+
+def live_jobs(script: Path) -> list[tuple[str, State]]:
+    """Jobs of anybody that wait for or run a script, oldest first.
+
+    The script's path stands for the stage: it survives the loss of every file that a killed process
+    had no time to write.
+
+    Raises:
+        UserError: when Slurm cannot be asked; two jobs of one stage must not be submitted by mistake.
+    """
+    done = run("squeue", "--noheader", "--format=%A|%T|%o")
+    for _ in range(3):
+        if done.returncode == 0:
+            break
+        time.sleep(5)
+        done = run("squeue", "--noheader", "--format=%A|%T|%o")
+    if done.returncode:
+        raise UserError(f"squeue: {one_line(done.stderr)}; Slurm must answer before a job can be submitted")
+    found = []
+    for line in done.stdout.splitlines():
+        job, name, command = line.split("|", 2)
+        if os.path.realpath(command) == os.path.realpath(script) and name not in ENDED:
+            found.append((job, State(name)))
+    return sorted(found, key=lambda pair: int(pair[0]))
+
+
+def submit(words: list[str], script: Path) -> str:
+    """Submit a script; returns the job's id.
+
+    Raises:
+        UserError: with what sbatch said.
+    """
+    done = run("sbatch", "--parsable", *words, str(script))
+    for _ in range(3):
+        if done.returncode == 0 or not _may_pass(done.stderr):
+            break
+        # The answer was lost, or the controller is restarting; the job may be there all the same.
+        time.sleep(10)
+        there = live_jobs(script)
+        if there:
+            return there[-1][0]
+        done = run("sbatch", "--parsable", *words, str(script))
+    if done.returncode:
+        raise UserError(f"sbatch: {one_line(done.stderr)} ({' '.join(words)})")
+    match = re.search(r"\d+", done.stdout)
+    if not match:
+        raise UserError(f"sbatch: no job id in {done.stdout.strip()!r}")
+    return match[0]
+
+
+def _may_pass(stderr: str) -> bool:
+    return any(text in stderr for text in ("Socket timed out", "Unable to contact slurm controller", "timed out after"))
+
+
+def requeue(job: str) -> bool:
+    """Have this running job start again under its id. False where the cluster or the job does not allow it."""
+    return run("scontrol", "requeue", job).returncode == 0
+
+
+def cancel(jobs: list[str]) -> str | None:
+    """Cancel jobs; what scancel complained of, if it did."""
+    done = run("scancel", *jobs)
+    return one_line(done.stderr) if done.returncode else None
+
+
+def one_line(text: str) -> str:
+    """Slurm's complaint without its prefixes."""
+    lines = [
+        re.sub(r"^(sbatch|squeue|scancel|slurm_load_jobs|srun)?:? ?(error: )?", "", line) for line in text.splitlines()
+    ]
+    return "; ".join(line.strip() for line in lines if line.strip()) or "no answer"

@@ -1,0 +1,203 @@
+"""Snakemake's Slurm executor, with jobs that are followed to their end. Used for `--executor slurm`.
+
+What the plugin's own (2.8.0) does with a job, and what this one does instead, each seen on a cluster:
+
+- It submits a Snakemake that runs a Snakemake that runs the rule, in each start anew with whatever the
+  Snakefile and the configuration are by then. Here `job.sh` holds the rule's command as it was planned.
+- It follows jobs by the name of its own call: after `kill -9` a new call submits the same stage
+  beside the job that still runs. Here a stage's live job is found, and waited for.
+- With sacct a cancelled job is never noticed, and one that Slurm has forgotten counts as a success. Here
+  the manifest is the result, and Slurm's word and the job's record say why there is none.
+- `--retries` submits a cancelled job again, and counts wall time as a failure. Here `slurm.max_failures` counts.
+
+Jobs that are no stage of ours (another workflow that uses this one as a module) go the plugin's way.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any, ClassVar
+
+from snakemake_executor_plugin_slurm import Executor as PluginExecutor
+from snakemake_executor_plugin_slurm import ExecutorSettings
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+from post_training.errors import UserError
+from post_training.fingerprint import write_atomically
+from post_training.slurm import check, cluster, follow, record
+from post_training.slurm.cluster import State
+from post_training.slurm.job import StageJob, script
+
+FindJob = Callable[[Any], StageJob | None]
+# Settings of the plugin that still mean something here.
+_USED = ("init_seconds_before_status_checks", "logdir", "status_command", "status_attempts", "keep_successful_logs",
+         "delete_logfiles_older_than", "no_account")  # fmt: skip
+
+
+def install(find_job: FindJob) -> None:
+    """Have `--executor slurm` use this executor for the jobs that `find_job` knows."""
+    plugin = ExecutorPluginRegistry().plugins.get("slurm")
+    if plugin is not None:
+        StageExecutor.finders.append(find_job)
+        plugin.executor = StageExecutor
+
+
+class StageExecutor(PluginExecutor):
+    """Submits stages, follows them, and submits them again."""
+
+    finders: ClassVar[list[FindJob]] = []
+
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        # Before the base class starts the thread that checks jobs: what that misses ends it without a word.
+        self._stopping = threading.Event()
+        self._mine: dict[Any, str] = {}
+        self._said: dict[str, str] = {}
+        self._seconds = workflow.remote_execution_settings.seconds_between_status_checks
+        super().__init__(workflow, logger)
+
+    def __post_init__(self, test_mode: bool = False) -> None:
+        """Refuse what would fail before anything is queued."""
+        super().__post_init__(test_mode)
+        planned = [job for job in self.workflow.dag.needrun_jobs() if not job.is_local]
+        stages = [stage for stage in map(self._stage, planned) if stage]
+        if stages:
+            _refuse_unused(self.workflow.executor_settings)
+        for job in planned:
+            if self._stage(job):
+                job.rule.restart_times = 0  # --retries knows neither wall time nor your scancel
+        try:
+            for warning in check.check_jobs(stages):
+                self.logger.warning(warning)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    def _stage(self, job: Any) -> StageJob | None:
+        return None if job.is_group() else next((stage for find in self.finders if (stage := find(job))), None)
+
+    def run_job(self, job: Any) -> None:
+        """In a thread of its own: submit a stage, or find the job that is at it already."""
+        stage = self._stage(job)
+        if stage is None:
+            super().run_job(job)
+            return
+        try:
+            self._report_job_submission_threadsafe(self._start(job, stage, first=True))
+        except Exception as error:  # every one must end the job: Snakemake would wait for it for ever
+            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._report_job_error_threadsafe(SubmittedJobInfo(job), told)
+
+    def _start(self, job: Any, stage: StageJob, *, first: bool) -> SubmittedJobInfo:
+        """Submit, or attach to the live job of this stage; never both, however many calls try at once."""
+        with _submitting(stage):
+            if self._stopping.is_set():
+                raise UserError(f"{stage.name}: not submitted, because snakemake was interrupted")
+            live = follow.owner(stage)
+            if live:
+                self.logger.info(
+                    f"{stage.name}: Slurm job {live} is at it already; waiting for that one (scancel {live} ends it)"
+                )
+                return SubmittedJobInfo(job, external_jobid=live, aux={"stage": stage})
+            if stage.output.exists():
+                return SubmittedJobInfo(job, external_jobid="0", aux={"stage": stage})
+            if first and record.failures(stage.folder) > stage.max_failures:
+                count = record.failures(stage.folder)
+                self.logger.info(
+                    f"{stage.name}: had ended after {count} failures; this call tries again, counting from 0"
+                )
+                record.forget_failures(stage.folder)
+            write_atomically(stage.script, script(stage))
+            job_id = cluster.submit(stage.options, stage.script)
+            self._mine[job] = job_id
+        self.logger.info(f"{stage.name}: Slurm job {job_id} (output: {stage.folder}/slurm-{job_id}.out)")
+        return SubmittedJobInfo(job, external_jobid=job_id, aux={"stage": stage})
+
+    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+        """One squeue for all stages; ended ones are done, submitted again, or reported."""
+        self.next_seconds_between_status_checks = self._seconds
+        if not active_jobs:
+            return
+        stages = [info for info in active_jobs if info.aux and "stage" in info.aux]
+        others = [info for info in active_jobs if info not in stages]
+        async for info in super().check_active_jobs(others):
+            yield info
+        async with self.status_rate_limiter:
+            states = await asyncio.to_thread(cluster.states, [str(info.external_jobid) for info in stages])
+        for info in stages:
+            state = (states or {}).get(str(info.external_jobid))
+            if states is None or (state and not state.ended):
+                self._say(info, state)
+                yield info
+                continue
+            after = await asyncio.to_thread(self._ended, info, state)
+            if after:
+                yield after
+        self.next_seconds_between_status_checks = self._seconds
+
+    def _ended(self, info: SubmittedJobInfo, state: State | None) -> SubmittedJobInfo | None:
+        """A job that follows on an ended one, or None when Snakemake has been told how it ended."""
+        stage: StageJob = info.aux["stage"]
+        job_id = str(info.external_jobid)
+        try:
+            with _submitting(stage):
+                verdict = follow.settle(stage, job_id, state, self.workflow.execution_settings.latency_wait)
+            if verdict.action == "done":
+                self._mine.pop(info.job, None)
+                self.report_job_success(info)
+                return None
+            if verdict.action == "again":
+                self.logger.info(verdict.message)
+                return self._start(info.job, stage, first=False)
+            message = verdict.message
+        except Exception as error:
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self._mine.pop(info.job, None)
+        self.report_job_error(info, msg=message + "\n")
+        return None
+
+    def _say(self, info: SubmittedJobInfo, state: State | None) -> None:
+        """A line when a job's state changes."""
+        job_id = str(info.external_jobid)
+        text = str(state) if state else "Slurm does not answer; asking on"
+        if self._said.get(job_id) != text:
+            self._said[job_id] = text
+            self.logger.info(f"{info.aux['stage'].name}: job {job_id} {text}")
+
+    def cancel(self) -> None:
+        """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for go on."""
+        self._stopping.set()
+        self._job_submission_executor.shutdown(wait=True)
+        mine = list(self._mine.values())
+        if mine:
+            self.logger.info(f"Cancelling Slurm jobs {', '.join(mine)}; what they have saved is kept")
+            problem = cluster.cancel(mine)
+            if problem:
+                self.logger.warning(f"scancel: {problem}")
+        with self.lock:
+            self.active_jobs: list[SubmittedJobInfo] = [
+                info for info in self.active_jobs if not (info.aux and "stage" in info.aux)
+            ]
+        super().cancel()
+
+
+@contextlib.contextmanager
+def _submitting(stage: StageJob) -> Iterator[None]:
+    """Only one call at a time looks for a stage's live job and submits one if there is none."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with open(stage.folder / ".submit.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _refuse_unused(settings: ExecutorSettings) -> None:
+    """An option of the plugin that would be ignored is refused, with the key that does it."""
+    defaults = ExecutorSettings()
+    for name, value in vars(settings).items():
+        if name not in _USED and value != getattr(defaults, name):
+            option = f"--slurm-{name.replace('_', '-')}"
+            raise WorkflowError(
+                f"{option}: is not used by this workflow; set the keys of `slurm` in the configuration instead"
+            )

@@ -1,0 +1,172 @@
+"""What a stage's folder `slurm/` remembers, so that whoever looks next knows how to go on. Light.
+
+    job.sh           what was submitted last
+    slurm-<id>.out   and .err: output of a job, over all its starts
+    segment.json     who runs now: the token without which a rank may not go on
+    segments.jsonl   one line a start that has ended: job, nodes, from, to, why, steps
+    failure_count    failures since the last time that a person's call had to begin again
+
+A segment is one start of a job: a job that is requeued has several. Wall time, preemption and
+cancellation are no failures. A failure adds one to the count, and nothing takes it away, however far
+training gets in between; only a new `snakemake` call sets it back, once it has ended a run, and says so.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.fingerprint import write_atomically
+from post_training.training.resume import newest_complete
+
+# Why a segment ended. Other words mean a failure.
+DONE, WALL_TIME, STOPPED, CANCELLED, OWNED, PREEMPTED = (
+    "done",
+    "wall time",
+    "stopped",
+    "cancelled",
+    "owned by another job",
+    "preempted",
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One start of a job."""
+
+    job_id: str
+    restart: int
+    nodes: str
+    host: str
+    """First node, where the launcher runs."""
+    start: str
+    steps: int
+    """Optimizer steps that were safe when it began."""
+
+    @property
+    def token(self) -> str:
+        """What tells this start from every other one of the stage."""
+        return f"{self.job_id}.{self.restart}"
+
+
+def folder_of(directory: Path) -> Path:
+    """`slurm/` of a stage's directory."""
+    return directory / "slurm"
+
+
+def this_segment(directory: Path) -> Segment:
+    """The segment that this process, started by Slurm, is."""
+    found = os.environ
+    nodes = found.get("SLURM_JOB_NODELIST", socket.gethostname())
+    restart = int(found.get("SLURM_RESTART_COUNT") or 0)
+    return Segment(found["SLURM_JOB_ID"], restart, nodes, socket.gethostname(), now(), safe_steps(directory))
+
+
+def now() -> str:
+    """Local time with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def safe_steps(directory: Path) -> int:
+    """Steps of the newest whole checkpoint; 0 for stages without."""
+    newest = newest_complete(directory / "checkpoints").chosen
+    return newest.step if newest else 0
+
+
+def current(folder: Path) -> Segment | None:
+    """The segment that has not said that it ended."""
+    try:
+        return Segment(**json.loads((folder / "segment.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def begin(folder: Path, segment: Segment) -> None:
+    """From now on this segment is the one whose ranks may train."""
+    write_atomically(folder / "segment.json", json.dumps(asdict(segment), indent=1) + "\n")
+
+
+def end(folder: Path, segment: Segment, why: str, *, failure: bool) -> None:
+    """Write the segment's line, count a failure, and take the token away from its ranks."""
+    steps = safe_steps(folder.parent)
+    line = asdict(segment) | {
+        "end": now(),
+        "why": why,
+        "failure": failure,
+        "steps": steps,
+        "new_steps": steps - segment.steps,
+    }
+    add_line(folder, line)
+    (folder / "segment.json").unlink(missing_ok=True)
+
+
+def add_line(folder: Path, line: dict[str, Any]) -> None:
+    """One line of segments.jsonl, and the count if it is a failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if line["failure"]:
+        write_atomically(folder / "failure_count", f"{failures(folder) + 1}\n")
+    with open(folder / "segments.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Every segment that has ended, oldest first; a line that a kill cut off is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(text))
+    return found
+
+
+def last_of(folder: Path, job_id: str) -> dict[str, Any] | None:
+    """The newest line of a job."""
+    return next((line for line in reversed(lines(folder)) if line["job_id"] == job_id), None)
+
+
+def failures(folder: Path) -> int:
+    """The count; a missing or damaged file is 0."""
+    try:
+        return int((folder / "failure_count").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def forget_failures(folder: Path) -> None:
+    """A person wants another try."""
+    (folder / "failure_count").unlink(missing_ok=True)
+
+
+def first_error(folder: Path, job_id: str, limit: int = 12) -> list[str]:
+    """The lines of a job's output that say what went wrong first.
+
+    What comes first is the cause; later ones are mostly ranks that miss the one that failed.
+    """
+    text: list[str] = []
+    for suffix in ("err", "out"):
+        with contextlib.suppress(OSError), open(folder / f"slurm-{job_id}.{suffix}", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 20)))
+            text += _of_last_start(file.read().decode("utf-8", "replace").splitlines())
+    for index, line in enumerate(text):
+        if "Traceback (most recent call last)" in line:
+            prefix = line[: line.index("Traceback")]
+            own = [later[len(prefix) :] for later in text[index + 1 :] if later.startswith(prefix)]
+            ends = next((at for at, later in enumerate(own) if later[:1].strip()), len(own) - 1)
+            return own[max(0, ends - limit + 1) : ends + 1]
+        if re.search(r"\berror\b|\bkilled\b|out of memory|oom[-_ ]kill|no space left|was killed", line, re.IGNORECASE):
+            return [line]
+    return [line for line in text if line.strip()][-3:]
+
+
+def _of_last_start(text: list[str]) -> list[str]:
+    """A requeued job appends to its files."""
+    starts = [index for index, line in enumerate(text) if line.startswith(START)]
+    return text[starts[-1] + 1 :] if starts else text
+
+
+START = "post-training: start "

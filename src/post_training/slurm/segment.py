@@ -1,0 +1,129 @@
+"""`python -m post_training.slurm.segment`: one start of a job, from its first line to why it ended.
+
+Runs on the first node as the batch script's last word. Starts the stage's command and passes signals on.
+Ranks get Slurm's warning themselves (`--signal` without `B:`); after it the launcher ends with REQUEUE, and
+the job starts again under its id, whether or not the process that submitted it is still there.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from post_training.slurm import cluster, fence, record
+from post_training.slurm.record import Segment
+
+# Exit codes of the launcher; see post_training.launch.
+REQUEUE, STOPPED, LOCKED = 85, 143, 75
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_KILLED_WITHIN_SECONDS = 120
+
+
+def main() -> int:
+    """Returns the job's exit code: 0 only when the stage's manifest is there."""
+    parser = argparse.ArgumentParser(prog="python -m post_training.slurm.segment")
+    parser.add_argument("--output", type=Path, required=True, help="the stage's manifest")
+    parser.add_argument("--max-failures", type=int, required=True)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    directory = options.output.parent
+    folder = record.folder_of(directory)
+    me = record.this_segment(directory)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{record.START}{me.restart} of job {me.job_id} on {me.nodes}, {me.start}", file=stream, flush=True)
+    former = record.current(folder)
+    if former:
+        owner = _live_owner(former, me)
+        if owner:
+            print(
+                f"{directory}: Slurm job {owner} works on this; job {me.job_id} leaves it alone",
+                file=sys.stderr,
+                flush=True,
+            )
+            return LOCKED
+        record.end(folder, former, "lost: ended without a word (killed, or its node failed)", failure=True)
+    if record.failures(folder) > options.max_failures:
+        count = record.failures(folder)
+        print(
+            f"{directory}: failed {count} times, slurm.max_failures is {options.max_failures}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
+    record.begin(folder, me)
+    if former:
+        # Its ranks, if their node lives on after all, must have seen that they are no longer wanted.
+        time.sleep(fence.WAIT_SECONDS)
+    code = _run(options.command, {**os.environ, fence.VARIABLE: f"{me.token}:{folder.resolve() / 'segment.json'}"})
+    if not fence.holds(me.token, folder / "segment.json"):
+        print(f"{directory}: another job owns this run now; job {me.job_id} ends", file=sys.stderr, flush=True)
+        return LOCKED
+    why, failure = verdict(code, options.output, record.safe_steps(directory) > me.steps)
+    record.end(folder, me, why, failure=failure)
+    print(f"{directory}: job {me.job_id} ends: {why}", flush=True)
+    if why == record.DONE:
+        return 0
+    if why == record.WALL_TIME and cluster.requeue(me.job_id):
+        time.sleep(_KILLED_WITHIN_SECONDS)
+    return code or 1
+
+
+def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
+    """Why a segment ended, and whether that is a failure.
+
+    Args:
+        code: exit code of the stage's command; negative for a signal.
+        output: its manifest.
+        progressed: whether more steps are safe than when it began.
+    """
+    if code == 0:
+        return (record.DONE, False) if output.exists() else ("failed: ended without its result", True)
+    if code == REQUEUE:
+        # For ever again from the same step would cost allocations and give nothing.
+        return (record.WALL_TIME, False) if progressed else ("failed: no step was done in a whole allocation", True)
+    if code in (STOPPED, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
+        return record.STOPPED, False
+    if code == LOCKED:
+        return record.OWNED, False
+    return f"failed: exit code {code if code > 0 else 128 - code}", True
+
+
+def _live_owner(former: Segment, me: Segment) -> str | None:
+    if former.job_id == me.job_id:
+        return None
+    states = cluster.states([former.job_id])
+    state = (states or {}).get(former.job_id)
+    return former.job_id if states is None or (state and not state.ended) else None
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command in a process group of its own, with signals passed on once; its exit code."""
+    libc = ctypes.CDLL(None)
+
+    def with_us() -> None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    process: subprocess.Popen[bytes] | None = None
+    waiting: list[int] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        if process is None:
+            waiting.append(number)
+        elif process.poll() is None:
+            process.send_signal(number)
+
+    for forwarded in _FORWARDED:
+        signal.signal(forwarded, forward)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=with_us)
+    for number in waiting:
+        process.send_signal(number)
+    return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
