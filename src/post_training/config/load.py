@@ -18,6 +18,7 @@ from post_training.config.schema import GLOBAL, SHARED, DatasetConfig, GlobalSec
 from post_training.errors import ConfigError, UserError, did_you_mean
 
 Tree = dict[str, Any]
+PROFILES = Path(__file__).resolve().parents[3] / "profiles"
 _INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
 
 
@@ -195,15 +196,44 @@ def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
         bases=(GlobalSections, SharedSections),
     )
     typed = OmegaConf.structured(view_class)
+    typed = _merge(typed, {"slurm": _cluster(stage, file, command_line)}, shown="{} (of slurm.cluster)")
     for layer in (file, command_line):
         typed = _merge(typed, {k: v for k, v in layer.items() if k not in methods.names()}, shown="{}")
         section = layer.get(stage, {})
         typed = _merge(typed, {stage: {k: v for k, v in section.items() if k in own}}, shown="{}")
         typed = _merge(typed, {k: v for k, v in section.items() if k in SHARED}, shown=f"{stage}." + "{}")
     try:
-        return dict(OmegaConf.to_container(typed, resolve=True))  # type: ignore[arg-type]
+        view = dict(OmegaConf.to_container(typed, resolve=True))  # type: ignore[arg-type]
+        # Its keys are in the view now: what a job is told must not depend on a file that may change before it starts.
+        view["slurm"]["cluster"] = None
+        return view
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
+
+
+def _cluster(stage: str, *layers: Tree) -> Tree:
+    """The `slurm` keys of the cluster that is named, from `profiles/<name>/slurm.yaml` or a file."""
+    paths = ["slurm.cluster".split("."), f"{stage}.slurm.cluster".split(".")]
+    named = [found for layer in layers for path in paths if (found := _get(layer, path)) is not None]
+    if not named:
+        return {}
+    name = str(named[-1])
+    places = [Path(name), *(folder / name / "slurm.yaml" for folder in (Path("profiles"), PROFILES))]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        offered = sorted(
+            path.parent.name for folder in (Path("profiles"), PROFILES) for path in folder.glob("*/slurm.yaml")
+        )
+        raise ConfigError(
+            "slurm.cluster",
+            f"found {name!r}, expected a YAML file or a folder of profiles. {did_you_mean(name, offered)}",
+        )
+    tree = load_file(file)
+    if set(tree) != {"slurm"} or not isinstance(tree["slurm"], dict):
+        raise ConfigError(
+            "slurm.cluster", f"{file}: expected the one section slurm, found {', '.join(tree) or 'nothing'}"
+        )
+    return tree["slurm"]
 
 
 def _merge(typed: Any, layer: Tree, shown: str) -> Any:

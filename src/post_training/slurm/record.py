@@ -73,9 +73,9 @@ def now() -> str:
 
 
 def safe_steps(directory: Path) -> int:
-    """Steps of the newest whole checkpoint; 0 for stages without."""
+    """Steps of the newest whole checkpoint; shards of a reference; 0 for stages without either."""
     newest = newest_complete(directory / "checkpoints").chosen
-    return newest.step if newest else 0
+    return newest.step if newest else sum(1 for _ in directory.glob("shards/*.npy"))
 
 
 def current(folder: Path) -> Segment | None:

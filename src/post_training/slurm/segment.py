@@ -17,9 +17,9 @@ from types import FrameType
 
 from post_training.slurm import cluster, fence, record
 from post_training.slurm.record import Segment
+from post_training.training.lock import LOCKED
+from post_training.training.stop import INTERRUPTED, REQUEUE, STOPPED
 
-# Exit codes of the launcher; see post_training.launch.
-REQUEUE, STOPPED, LOCKED = 85, 143, 75
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _KILLED_WITHIN_SECONDS = 120
 
@@ -86,7 +86,7 @@ def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
     if code == REQUEUE:
         # For ever again from the same step would cost allocations and give nothing.
         return (record.WALL_TIME, False) if progressed else ("failed: no step was done in a whole allocation", True)
-    if code in (STOPPED, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT):
+    if code in (STOPPED, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
         return record.STOPPED, False
     if code == LOCKED:
         return record.OWNED, False
