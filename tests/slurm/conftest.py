@@ -1,5 +1,6 @@
 """A real Slurm of several nodes on this machine (see cluster.sh), pipelines on it, and what disturbs them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+from post_training.config import resolve
+from post_training.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -110,7 +114,14 @@ class Project:
         (self.path / "my.yaml").write_text(yaml.safe_dump(config))
 
     def start(self, *arguments: str, **environment: str) -> Main:
-        return Main(self, *(arguments or ("all",)), **environment)
+        """Train, and no more, unless there are arguments."""
+        return Main(self, *(arguments or (self.target(),)), **environment)
+
+    def target(self) -> str:
+        """The manifest of the last stage that trains."""
+        with contextlib.chdir(self.path):
+            plan = make_plan(resolve(self.config))
+        return f"{plan.base}/{plan.trained[self.config['method']].manifest}"
 
     def run_of(self, method: str = "sft") -> Path:
         """The run directory, once it is there."""
@@ -162,7 +173,8 @@ class Project:
         return found
 
     def weights(self, method: str = "sft") -> bytes:
-        return (self.run_of(method) / "model" / "model.safetensors").read_bytes()
+        manifest = json.loads((self.run_of(method) / "manifest.json").read_text())
+        return (self.run_of(method) / manifest["final_checkpoint"] / "model.safetensors").read_bytes()
 
     def story(self) -> str:
         """Everything that happened, for a failed assertion."""
@@ -235,10 +247,13 @@ def make(tmp_path: Path, prepared: Path) -> Iterator[Callable[..., Project]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: Any, prepared: Path) -> Project:
-    """The run that all others must equal."""
-    path = tmp_path_factory.mktemp("undisturbed") / "project"
-    shutil.copytree(prepared, path, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
-    project = Project(path, configuration())
-    project.start().ends(0)
-    return project
+def undisturbed(tmp_path_factory: Any, prepared: Path) -> dict[int, Project]:
+    """Ranks -> the run that all others of so many ranks must equal. The two train at the same time."""
+    mains = {}
+    for ranks in (1, 2):
+        path = tmp_path_factory.mktemp("undisturbed") / "project"
+        shutil.copytree(prepared, path, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
+        mains[ranks] = Project(path, configuration(slurm__gpus_per_node=ranks)).start()
+    for main in mains.values():
+        main.ends(0)
+    return {ranks: main.project for ranks, main in mains.items()}

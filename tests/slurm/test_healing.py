@@ -19,6 +19,7 @@ def warn(job: str) -> None:
 
 
 def test_an_undisturbed_run_leaves_its_record(undisturbed):
+    undisturbed = undisturbed[2]
     run = undisturbed.run_of()
     (segment,) = undisturbed.segments()
     job = segment["job_id"]
@@ -44,18 +45,18 @@ def test_wall_time_requeues_under_the_same_id_and_is_no_failure(make, undisturbe
     assert [line["restart"] for line in project.segments()] == [0, 1, 2]
     (out,) = (project.run_of() / "slurm").glob("*.out")
     assert out.read_text().count("post-training: start") == 3  # appended
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[2].weights()
 
 
 def test_where_requeueing_is_forbidden_a_new_job_goes_on(make, undisturbed):
-    project = make(slurm__requeue=False)
+    project = make(slurm__requeue=False, slurm__gpus_per_node=1)
     main = project.start()
     warn(project.job_at_step(6))
     assert "goes on in a new job" in main.ends(0)
     assert project.whys() == ["wall time", "done"]
     assert len(project.jobs()) == 2
     assert project.failure_count() == 0
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_a_dead_rank_is_a_failure_and_its_run_goes_on(make, undisturbed):
@@ -67,12 +68,12 @@ def test_a_dead_rank_is_a_failure_and_its_run_goes_on(make, undisturbed):
     assert project.whys()[1:] == ["done"] and project.whys()[0].startswith("failed: exit code")
     assert len(project.jobs()) == 2
     assert project.failure_count() == 1
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[2].weights()
 
 
 def test_a_job_that_dies_without_a_word_is_a_failure(make, undisturbed):
     """The whole batch script killed, as by the kernel for want of memory: nobody is left to record it."""
-    project = make()
+    project = make(slurm__gpus_per_node=1)
     main = project.start()
     project.job_at_step(6)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -82,7 +83,7 @@ def test_a_job_that_dies_without_a_word_is_a_failure(make, undisturbed):
     main.ends(0)
     assert project.whys() == ["lost: ended without a word (killed, or its node failed)", "done"]
     assert project.failure_count() == 1
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(make, undisturbed):
@@ -105,7 +106,7 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
         "    threading.Thread(target=crash, daemon=True).start()\n"
     )
     path = f"{faults}:{Path(__file__).parents[2] / 'src'}"
-    said = project.start("all", PYTHONPATH=path).ends(1)
+    said = project.start(project.target(), PYTHONPATH=path).ends(1)
     assert project.failure_count() == 2
     assert len(project.jobs()) == 2
     assert "2 failures, slurm.max_failures is 1; not submitted again" in said
@@ -113,10 +114,9 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
     steps = [line["steps"] for line in project.segments()]
     assert steps[0] > 0, "progress in between takes no failure away"
     assert not (project.run_of() / "manifest.json").exists()
-    assert not (project.run_of() / "model" / "manifest.json").exists()
     said = project.start().ends(0)
     assert "had ended after 2 failures; this call tries again, counting from 0" in said
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[2].weights()
 
 
 def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
@@ -143,12 +143,12 @@ def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
     assert project.whys()[0].startswith("lost") and project.whys()[-1] == "done"
     assert project.failure_count() == 1
     assert project.segments()[-1]["host"] != node
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[2].weights()
 
 
 def test_scancel_is_the_users_word(make, undisturbed):
-    project = make()
-    main = project.start("all", "--retries", "3")
+    project = make(slurm__gpus_per_node=1)
+    main = project.start(project.target(), "--retries", "3")
     job = project.job_at_step(6)
     begun = time.monotonic()
     slurm("scancel", job)
@@ -159,11 +159,11 @@ def test_scancel_is_the_users_word(make, undisturbed):
     assert project.failure_count() == 0
     assert str(project.path) not in slurm("squeue", "-h", "-o", "%o")
     project.start().ends(0)
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_a_killed_main_process_leaves_a_job_that_the_next_call_finds(make, undisturbed):
-    project = make()
+    project = make(slurm__gpus_per_node=1)
     main = project.start()
     job = project.job_at_step(5)
     main.kill()
@@ -172,11 +172,11 @@ def test_a_killed_main_process_leaves_a_job_that_the_next_call_finds(make, undis
     again.ends(0)
     assert project.jobs() == [job]
     assert project.whys() == ["done"]
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_an_orphan_is_requeued_and_does_its_work(make, undisturbed):
-    project = make()
+    project = make(slurm__gpus_per_node=1)
     main = project.start()
     job = project.job_at_step(5)
     main.kill()
@@ -186,11 +186,11 @@ def test_an_orphan_is_requeued_and_does_its_work(make, undisturbed):
     assert project.whys() == ["wall time", "done"]
     project.start().ends(0)
     assert project.jobs() == [job], "a whole run is not trained again"
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_ctrl_c_cancels_and_leaves_everything_resumable(make, undisturbed):
-    project = make()
+    project = make(slurm__gpus_per_node=1)
     main = project.start()
     job = project.job_at_step(6)
     main.process.send_signal(signal.SIGINT)
@@ -200,11 +200,11 @@ def test_ctrl_c_cancels_and_leaves_everything_resumable(make, undisturbed):
     project.start().ends(0)
     assert project.jobs()[0] == job and len(project.jobs()) == 2
     assert project.failure_count() == 0
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
 
 
 def test_job_sh_goes_on_by_hand(make, undisturbed):
-    project = make()
+    project = make(slurm__gpus_per_node=1)
     main = project.start()
     slurm("scancel", project.job_at_step(4))
     main.ends(1)
@@ -214,4 +214,4 @@ def test_job_sh_goes_on_by_hand(make, undisturbed):
     until((project.run_of() / "manifest.json").exists, "the job by hand")
     assert project.jobs()[-1] == done.stdout.strip()
     project.start().ends(0)
-    assert project.weights() == undisturbed.weights()
+    assert project.weights() == undisturbed[1].weights()
