@@ -9,7 +9,7 @@ N ?= 2
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-fast bench lint docs lock clean
+.PHONY: demo test test-fast test-slurm bench lint docs lock clean
 
 # The environment is whole when its stamp exists; a changed lock makes it stale.
 $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
@@ -27,6 +27,9 @@ test: $(VENV)/.$(BUILD) lint  ## every test
 
 test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slurm: $(VENV)/.$(BUILD)  ## the tests on a real Slurm of three nodes, started on this machine for them
+	PYTHON=$(BIN)/python tests/slurm/run.sh
 
 bench: $(VENV)/.$(BUILD)  ## ratios against peers, with spread
 	$(BIN)/python benchmarks/run.py

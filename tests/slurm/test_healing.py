@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import slurm, until
+from pipelines import slurm, until
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The tests on a real Slurm: installed from Debian's packages where it may, brought up, used, taken down.
+# Skipped with a reason where it cannot. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+skip() { echo "test-slurm: skipped: $*"; exit 0; }
+
+[ "$(uname -s)" = Linux ] || skip "needs Linux"
+[ "$(id -u)" = 0 ] || skip "needs root, to start the daemons of a cluster"
+if ! command -v slurmctld slurmd munged slurmdbd mariadbd >/dev/null; then
+  command -v apt-get >/dev/null || skip "Slurm is not installed and there is no apt-get"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client \
+      slurm-wlm-basic-plugins munge slurmdbd mariadb-server iproute2; } >/dev/null 2>&1 || skip "apt-get could not install Slurm"
+fi
+for file in /etc/slurm/slurm.conf; do
+  [ ! -e $file ] || [ -L $file ] || skip "$file belongs to another cluster"
+done
+
+# Without any network but loopback: what needs one fails here.
+if [ -z "${POST_TRAINING_NO_NETWORK:-}" ] && unshare --net true 2>/dev/null; then
+  export POST_TRAINING_NO_NETWORK=1
+  exec unshare --net "$0" "$@"
+fi
+if [ -n "${POST_TRAINING_NO_NETWORK:-}" ]; then
+  python3 - <<'PY'  # `ip link set lo up`, where iproute2 may be missing
+import fcntl, socket, struct
+request = struct.pack("16sh14x", b"lo", 1 | 64)
+fcntl.ioctl(socket.socket(), 0x8914, request)
+PY
+fi
+
+CL_DIR=$(mktemp -d /tmp/slurm-test.XXXX)
+export CL_DIR CL_NODES=3 CL_GPUS=4 CL_CPUS=16
+down() { tests/slurm/cluster.sh down --purge >/dev/null 2>&1 || true; }
+trap down EXIT
+python=${PYTHON:-.venv/bin/python}
+export OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
+
+echo "== with accounting"
+CL_DB=1 tests/slurm/cluster.sh up
+$python -m pytest tests/slurm --durations=10 "$@"
+CL_DB=1 tests/slurm/cluster.sh down >/dev/null
+echo "== without accounting"
+CL_DB=0 tests/slurm/cluster.sh up
+$python -m pytest tests/slurm --durations=10 -m without_accounting "$@"
