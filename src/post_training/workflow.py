@@ -23,6 +23,7 @@ from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob, stage_command
+from post_training.unlock import release_stale_lock
 
 Inputs = Callable[[Any], list[Any]]
 
@@ -40,6 +41,7 @@ class WorkflowPlan:
         if self._is_main():
             _use_our_slurm_executor(self.slurm_job)
             if not getattr(workflow.output_settings, "dryrun", False):
+                release_stale_lock()
                 self._discard_debug_runs()
                 point_links(self.plan)
 

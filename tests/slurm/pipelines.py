@@ -154,6 +154,10 @@ class Project:
         manifest = json.loads((self.run_of(method) / "manifest.json").read_text())
         return (self.run_of(method) / manifest["final_checkpoint"] / "model.safetensors").read_bytes()
 
+    def model(self, method: str = "sft") -> bytes:
+        """The exported weights."""
+        return (self.run_of(method) / "model" / "model.safetensors").read_bytes()
+
     def story(self) -> str:
         """Everything that happened, for a failed assertion."""
         text = ""
