@@ -41,6 +41,7 @@ rule transform:
         stage=WORKFLOW.names("transform"),
     conda:
         "../../envs/cpu.yaml"
+    threads: WORKFLOW.data_threads
     resources:
         **WORKFLOW.resources("transform"),
     params:

@@ -79,12 +79,7 @@ class Application:
         first = block.first + block.skip
         made_lines: list[bytes] = []
         for number, record in enumerate(block.records(), start=first):
-            row = record
-            if type(record) is bytes:
-                try:
-                    row = orjson.loads(record)
-                except orjson.JSONDecodeError:
-                    row = parse(record)
+            row = parse(record) if type(record) is bytes else record
             try:
                 made: Any = self.transform(row) if type(row) is dict else _refuse(row)
                 if type(made) is dict:

@@ -18,7 +18,7 @@ def run(task: Task) -> None:
     hashes = FileHashes(task.directory.parents[2] / ".file_hashes.json")
     files = []
     for name, planned in zip(task.runtime["files"], task.config["sha256"], strict=True):
-        path = Path(name).resolve()
+        path = Path(os.path.abspath(name))  # not where a link leads: in the Hub's cache the suffix is lost there
         if not path.is_file() or hashes(path) != planned:
             raise DataError(f"{name}: changed since the run was planned; start again to use it as it is now")
         files.append({"path": str(path), "sha256": planned, "bytes": path.stat().st_size})

@@ -8,6 +8,7 @@ processes makes the same of it. JSON Lines are split at b"\\n" only: U+2028 and 
 import csv
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -128,10 +129,28 @@ class Block:
 def parse(line: bytes) -> Any:
     """A value of JSON, or a `Problem`."""
     try:
-        return orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         reason = "not_a_number" if b"NaN" in line or b"Infinity" in line else "undecodable_line"
         return Problem(reason, f"{error.msg} at column {error.colno}", line[:200].decode(errors="replace"))
+    # Of two equal keys in an object the parser keeps the last; what it left out shows in the quotation marks.
+    if line.count(b'"') > orjson.dumps(value).count(b'"') and (key := _repeated_key(line)) is not None:
+        return Problem("duplicate_key", f"{key!r} stands twice in one object", line[:200].decode(errors="replace"))
+    return value
+
+
+def _repeated_key(line: bytes) -> str | None:
+    repeated: list[str] = []
+
+    def keys(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        repeated.extend(name for name in names if names.count(name) > 1)
+
+    try:
+        json.loads(line, object_pairs_hook=keys)
+    except RecursionError:
+        return "a key, deeper than can be looked,"
+    return repeated[0] if repeated else None
 
 
 def read_rows(files: list[Path]) -> Iterator[Record]:
@@ -246,7 +265,7 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, list[Any]
             except csv.Error as error:
                 kind = (data_suffix(file) or "")[1:4].upper()
                 raise DataError(
-                    f"{file}: line {reader.line_num:,}: not {kind} ({error}); check the quotes around it"
+                    f"{file}: line {reader.reader.line_num:,}: not {kind} ({error}); check the quotes around it"
                 ) from None
 
     return read
@@ -298,7 +317,8 @@ def _check_names(schema: pa.Schema, file: Path) -> None:
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """A batch in pieces of the size of a block."""
+    """A batch in pieces of the size of a block, once it is known to hold together: damaged offsets end the process."""
+    batch.validate(full=True)
     rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
     for start in range(0, batch.num_rows, rows):
         piece = batch.slice(start, rows)
