@@ -14,6 +14,8 @@ from post_training import manifest
 from post_training.data import shapes
 from post_training.data.view import open_rows
 from post_training.errors import UserError
+from post_training.model import folder as model_folder
+from post_training.model import lora
 from post_training.model.files import polish, stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
 from post_training.task import Task
@@ -41,14 +43,15 @@ def run(task: Task) -> None:
     unfinished.mkdir(parents=True)
 
     row = sample_row(task.inputs["data"])
-    logits = write_model(checkpoint, unfinished, settings, task.runtime["max_shard_size"], row)
+    model, merged = load_trained(checkpoint, model_folder(trained["inputs"]["model"]["path"]), settings, row)
+    logits = write_model(model, checkpoint, unfinished, settings, task.runtime["max_shard_size"], row)
     lineage = {str(task.inputs["train"]): trained} | ancestors(trained)
     provenance = {"stages": lineage, "versions": manifest.versions(), "git": manifest.git_state(), "written": _now()}
     (unfinished / "provenance.json").write_text(
         json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     polish(unfinished)
-    checks = verify(unfinished, logits, row, task.inputs["data"], settings)
+    checks = merged | verify(unfinished, logits, row, task.inputs["data"], settings)
 
     # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
     shutil.rmtree(task.directory, ignore_errors=True)
@@ -58,19 +61,26 @@ def run(task: Task) -> None:
     print(f"export: {task.directory} ({len(weights)} file(s) of weights, {settings['dtype']})", flush=True)
 
 
-def write_model(checkpoint: Path, folder: Path, settings: dict[str, Any], max_shard_size: str, row: list[int]) -> Any:
-    """Write weights, configuration and tokenizer; returns the checkpoint's logits `[tokens, vocabulary]` on `row`."""
+def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: list[int]) -> tuple[Any, dict[str, Any]]:
+    """The trained model, and what was found when adapters were merged into the model that the run started from."""
     if not any(checkpoint.glob("*.safetensors*")):
         raise UserError(
             f"{checkpoint}: holds shards of weights only; set "
             "deepspeed.config.zero_optimization.stage3_gather_16bit_weights_on_model_save=true and train the last steps again"
         )
-    trust = settings["trust_remote_code"]
-    tokenizer = load_tokenizer(checkpoint, trust)
-    stop = stop_tokens(tokenizer, tokenizer.chat_template)
-    model = load_for_inference(checkpoint, settings["dtype"], trust)
+    dtype, trust = settings["dtype"], settings["trust_remote_code"]
+    if not lora.is_adapter(checkpoint):
+        return load_for_inference(checkpoint, dtype, trust), {}
+    return lora.merge(load_for_inference(start, dtype, trust), checkpoint, row, logits_of, dtype)
+
+
+def write_model(
+    model: Any, checkpoint: Path, folder: Path, settings: dict[str, Any], max_shard_size: str, row: list[int]
+) -> Any:
+    """Write weights, configuration and tokenizer; returns the model's logits `[tokens, vocabulary]` on `row`."""
+    tokenizer = load_tokenizer(checkpoint, settings["trust_remote_code"])
     model.generation_config._from_model_config = False  # it is ours from here on, and is not derived again at load
-    model.generation_config.eos_token_id = stop
+    model.generation_config.eos_token_id = stop_tokens(tokenizer, tokenizer.chat_template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)

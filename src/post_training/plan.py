@@ -15,6 +15,7 @@ from post_training.config.load import Pipeline
 from post_training.errors import ConfigError, did_you_mean
 from post_training.fingerprint import FileHashes, canonical, digest, digest_files, is_safe_name, slug
 from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder, parse_split
+from post_training.model.lora import check_lora
 from post_training.slurm import placement
 
 # Raise a number when a change of the stage's code changes what it writes.
@@ -139,6 +140,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     view = pipeline.views[name]
     batch.check_length(view, name)
     methods.load(name).check(view)
+    check_lora(view)
     placement.check(view)
     limit = view["checkpointing"]["save_total_limit"]
     _require(
@@ -270,6 +272,9 @@ class _Planner:
             "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")},
             **decides,
         }
+        if view["model"]["lora"] is not None and view["model"]["dtype"] != "float32":
+            # Beside adapters the weights are loaded in model.dtype, which rounds otherwise than float32 weights do.
+            config["weights"] = view["model"]["dtype"]
         stored = Stage(
             kind="reference",
             folder="data/reference",
@@ -288,11 +293,12 @@ class _Planner:
         if getattr(module, "micro_batch_decides", lambda _: False)(view):
             speed.remove("per_device_train_batch_size")
         training = {key: value for key, value in view["training"].items() if key not in speed}
+        lora = {"lora": view["model"]["lora"]} if view["model"]["lora"] is not None else {}
         config = {
             "method": method,
             method: own,
             "training": training,
-            "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")},
+            "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")} | lora,
         }
         label = f"{method}-{self._model_label(view['model'])}"
         frozen = self.plan.pipeline.frozen(method)

@@ -103,13 +103,15 @@ def test_the_batch_of_a_method_is_arithmetic(tmp_path, template, method):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("method", methods.names())
-def test_from_a_file_to_an_exported_model(tmp_path, template, method):
+def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
     from transformers import AutoModelForCausalLM
 
-    plan, task = ready(configuration(tmp_path, template, method))
+    plan, task = ready(configuration(tmp_path, template, method, model={"lora": lora}))
     train_here(task)
     told = manifest.read(task.output)
+    assert (told["trainable_parameters"] < told["parameters"]) == (lora is not None)
     assert told["steps"] == 2
     assert told["tokens"] > told["trained_tokens"] > 0
     assert len(losses_of(task.directory)) == 2

@@ -224,3 +224,16 @@ def test_links_lead_to_the_configured_run(finished):
     assert os.readlink(link) != first
     finished.jobs(run_name="mine")
     assert os.readlink(link) == first
+
+
+def test_adapters_rerun_their_stage_and_what_follows(finished):
+    def edit(config):
+        config["dpo"]["model"] = {"lora": {"r": 4}}
+
+    # The stored reference is of the model that DPO starts from, which adapters do not change.
+    assert changed(finished, edit) == {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
+
+    def everywhere(config):
+        config["model"]["lora"] = {}
+
+    assert changed(finished, everywhere) == FOLLOWS_SFT

@@ -169,9 +169,10 @@ def _check_layer(layer: Tree) -> None:
             if unknown:
                 raise ConfigError(f"{key}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
     for prefix in ("", *(f"{name}." for name in methods.names())):
-        scratch = _get(layer, f"{prefix}model.from_scratch".split("."))
-        if scratch is not None and not isinstance(scratch, dict):
-            raise ConfigError(f"{prefix}model.from_scratch", f"found {scratch!r}, expected a mapping")
+        for part in ("from_scratch", "lora"):
+            given = _get(layer, f"{prefix}model.{part}".split("."))
+            if given is not None and not isinstance(given, dict):
+                raise ConfigError(f"{prefix}model.{part}", f"found {given!r}, expected a mapping, or null for off")
         for section in ("data", "evaluation"):
             path = f"{prefix}{section}.datasets"
             entries = _get(layer, path.split("."))

@@ -26,6 +26,20 @@ class FromScratchConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen weights. Usual learning rates are ten times those of full fine-tuning."""
+
+    r: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout before the adapters, in [0, 1). TRL disables it for preferences, and the run's first lines say so."""
+    target_modules: Any = "all-linear"
+    """`all-linear` = every linear layer but the output embedding, or a list of names such as `[q_proj, v_proj]`."""
+
+
+@dataclass
 class ModelConfig:
     """The model that the first stage starts from."""
 
@@ -35,6 +49,9 @@ class ModelConfig:
     """Branch, tag or commit of a Hub model; recorded as a commit. Null = `main`."""
     from_scratch: FromScratchConfig | None = None
     """Build the model instead of loading one."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; `{}` for the defaults. Full and inference checkpoints hold the adapters
+    alone, the export has them merged into the weights. Null = off."""
     attn_implementation: str = "sdpa"
     """Attention backend: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3`, ... Never makes a stage stale."""
     dtype: str = "bfloat16"

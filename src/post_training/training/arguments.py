@@ -5,7 +5,8 @@ float32 master copy of the weights that the optimizer updates, because at usual 
 update is smaller than bfloat16's rounding step (150 steps at 2e-5 from loss 5.61: float32 4.9601,
 with the copy 4.9603, weights in bfloat16 5.4033). DeepSpeed keeps that copy itself, so there the weights
 are loaded in `model.dtype`; without it they are loaded in float32 and autocast. So switching DeepSpeed
-on, which makes nothing stale, does not change what is computed either. Exports are in `model.dtype`.
+on, which makes nothing stale, does not change what is computed either. Weights that LoRA leaves as they are
+need no copy and are loaded in `model.dtype`; PEFT keeps the adapters in float32. Exports are in `model.dtype`.
 """
 
 import importlib.util
@@ -126,7 +127,7 @@ def trainer_arguments(
 
 def load_dtype(view: dict[str, Any]) -> str:
     """Type that the weights are loaded in; see the module's docstring."""
-    return str(view["model"]["dtype"]) if deepspeed_config(view) else "float32"
+    return str(view["model"]["dtype"]) if deepspeed_config(view) or view["model"]["lora"] else "float32"
 
 
 def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:

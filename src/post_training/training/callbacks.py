@@ -16,6 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from post_training.errors import UserError
+from post_training.model import lora
 from post_training.model.files import cast_weights, make_readable, polish
 from post_training.training.failures import no_room
 from post_training.training.finish import read_metrics
@@ -154,7 +155,7 @@ class CheckpointCallback(TrainerCallback):
 
 
 class InferenceCheckpointCallback(TrainerCallback):
-    """Every `every` steps a model that inference can load, `step-<n>`, whole or not there."""
+    """Every `every` steps a model that inference can load, `step-<n>`, whole or not there; with LoRA its adapters."""
 
     def __init__(self, trainer: Any, folder: Path, every: int, dtype: str) -> None:
         self.trainer, self.folder, self.every, self.dtype = trainer, folder, every, dtype
@@ -174,7 +175,8 @@ class InferenceCheckpointCallback(TrainerCallback):
             barrier()
             if state.is_world_process_zero:
                 (unfinished / "training_args.bin").unlink(missing_ok=True)
-                cast_weights(unfinished, self.dtype)
+                if not lora.is_adapter(unfinished):
+                    cast_weights(unfinished, self.dtype)
                 polish(unfinished)
                 flush(unfinished)
                 replace_folder(unfinished, final)

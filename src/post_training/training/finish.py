@@ -31,6 +31,8 @@ def finish_if_complete(task: Task, steps: int) -> bool:
         steps=last.step,
         final_checkpoint=str(checkpoint),
         world_size=last.facts.get("world_size"),
+        parameters=last.facts.get("parameters"),
+        trainable_parameters=last.facts.get("trainable_parameters"),
         training_seconds=last.facts.get("seconds"),
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,

@@ -12,6 +12,7 @@ from post_training.data.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.errors import ConfigError, UserError
 from post_training.model import folder as model_folder
+from post_training.model import lora
 from post_training.model.loading import quiet
 from post_training.task import Task
 from post_training.training.arguments import load_dtype, trainer_arguments
@@ -58,6 +59,7 @@ def train_rank(task: Task) -> signal.Signals | None:
         args,
         train_dataset=open_rows(task.inputs["data"], rows=steps * plan.rows),
         processing_class=load_tokenizer(folder, view),
+        **lora.adapter_arguments(view, model, folder),
         **reference,
     )
     if args.deepspeed and not trainer.is_deepspeed_enabled:
@@ -97,10 +99,12 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
         elsewhere = checkpointing["inference_checkpoint_path"]
         folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
         trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, folder, every, view["model"]["dtype"]))
-    limit = checkpointing["save_total_limit"]
+    limit, sizes = checkpointing["save_total_limit"], lora.parameter_counts(trainer.model)
+    if first:
+        print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, trainer.args)}", flush=True)
 
     def facts() -> dict[str, Any]:
-        return {"world_size": trainer.args.world_size, **meter.totals(), "losses": list(spikes.losses)}
+        return {"world_size": trainer.args.world_size, **sizes, **meter.totals(), "losses": list(spikes.losses)}
 
     trainer.add_callback(callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts))
     step = start.step if start else 0
