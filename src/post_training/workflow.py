@@ -130,7 +130,7 @@ class WorkflowPlan:
         def function(name: str) -> Callable[[Any], Any]:
             def value(wildcards: Any) -> Any:
                 if not self._on_slurm():
-                    return 0 if name in ("mem_mb", "runtime") else None
+                    return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
                 return placement.resources(self._view(self._stage(kind, wildcard, wildcards)), kind)[name]
 
             return value

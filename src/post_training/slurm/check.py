@@ -1,16 +1,22 @@
 """Whether the cluster would take the jobs, asked before one is queued. Light.
 
+`python -m post_training.slurm.check --config my.yaml key=value` asks by hand; the executor asks by itself.
+
 `sbatch --test-only` knows partitions, accounts, nodes and limits. It does not refuse a time limit above the
 partition's (such a job waits for ever), and refuses what only waits for a drained node to come back;
 both are compared with what `sinfo` lists.
 """
 
+import argparse
 import math
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from post_training import batch
-from post_training.errors import ConfigError
+from post_training.config import Pipeline, load_file, resolve
+from post_training.errors import ConfigError, UserError
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
 
@@ -151,3 +157,35 @@ def _check_torch(job: StageJob) -> None:
             f"found {job.view['slurm']['gpus_per_node']}, but PyTorch {build} here has no GPU support; install with "
             "`make BUILD=cuda`, or train on the CPU with accelerate.use_cpu=true",
         )
+
+
+def check_pipeline(pipeline: Pipeline) -> list[str]:
+    """`check_jobs` for every rule of every stage, whatever is done already. Raises ConfigError."""
+    jobs = []
+    for name, view in pipeline.views.items():
+        for kind in (*placement.ON_GPU, "mix"):
+            output = Path(f"{name}-{kind}").absolute() / "manifest.json"
+            jobs.append(StageJob(kind, view, output, [], placement.resources(view, kind)))
+    return check_jobs(jobs)
+
+
+def main() -> int:
+    """A complaint is one line and exit code 1; warnings are a line each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m post_training.slurm.check", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--config", required=True, help="the YAML of the pipeline")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    options = parser.parse_args()
+    try:
+        for warning in check_pipeline(resolve(load_file(options.config), {"set": options.overrides})):
+            print(warning)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("Slurm would take every job")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

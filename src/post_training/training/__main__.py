@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from signal import Signals
 
-from post_training.slurm import fence
+from post_training.slurm import fence, scratch
 from post_training.training.stop import REQUEST, die_with_parent, write_stopped
 
 # Before everything that takes time. Slurm's warning, or a Ctrl-C, may come while torch is being imported.
@@ -29,6 +29,7 @@ def main() -> int:
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
         die_with_parent(int(os.environ[LAUNCHER]))
     fence.watch()
+    scratch.remove_stale_locks()
     parser = argparse.ArgumentParser(prog="python -m post_training.training", description="One training rank.")
     parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
     task_file = parser.parse_args().task

@@ -1,0 +1,159 @@
+"""What is made of a job's end."""
+
+import json
+
+import pytest
+from tiny import view_of
+
+from post_training.slurm import follow, placement, record, segment
+from post_training.slurm.cluster import State
+from post_training.slurm.job import StageJob
+from post_training.slurm.record import Segment
+
+
+@pytest.fixture
+def make_job(template, tmp_path):
+    def function(kind="train", **keys):
+        view = view_of(template, slurm={"max_failures": 1, **keys})
+        return StageJob(kind, view, tmp_path / "sft-x-1" / "manifest.json", [], placement.resources(view, kind))
+
+    return function
+
+
+def opened(job, job_id="7", restart=0, steps=0):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    found = Segment(job_id, restart, "node[0-1]", "node0", record.now(), steps)
+    record.begin(job.folder, found)
+    return found
+
+
+def settle(job, state, job_id="7"):
+    return follow.settle(job, job_id, State(state) if state else None, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "failure"),
+    [
+        ("NODE_FAIL", "lost: its node failed", True),
+        ("OUT_OF_MEMORY", "failed: out of memory", True),
+        ("TIMEOUT", "failed: the time limit came before it had saved", True),
+        ("FAILED", "lost: ended without a word (killed, or its node failed)", True),
+        (None, "lost: ended without a word (killed, or its node failed)", True),
+        ("PREEMPTED", "preempted", False),
+    ],
+)
+def test_an_end_that_the_job_could_not_record(make_job, state, why, failure):
+    job = make_job()
+    opened(job)
+    assert settle(job, state).action == "again"
+    (line,) = record.lines(job.folder)
+    assert (line["why"], line["failure"], line["job_id"]) == (why, failure, "7")
+    assert record.failures(job.folder) == failure
+    assert record.current(job.folder) is None
+
+
+def test_failures_come_to_an_end_and_progress_takes_none_away(make_job):
+    job = make_job()
+    for number, action in ((1, "again"), (2, "end")):
+        record.end(job.folder, opened(job, str(number)), "failed: exit code 7", failure=True)
+        (job.folder / f"slurm-{number}.err").write_text("ranks report\nValueError: number broke\n")
+        checkpoint = job.directory / "checkpoints" / f"checkpoint-{number}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "COMPLETE.json").write_text(json.dumps({"step": number, "files": {}}))
+        verdict = settle(job, "FAILED", str(number))
+        assert verdict.action == action
+        assert record.failures(job.folder) == number
+    assert "2 failures, slurm.max_failures is 1; not submitted again" in verdict.message
+    assert "ValueError: number broke" in verdict.message
+    assert "goes on from step 2" in verdict.message
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_cancelled_is_an_end_and_no_failure(make_job, opens):
+    job = make_job()
+    if opens:
+        opened(job)
+    verdict = settle(job, "CANCELLED")
+    assert verdict.action == "end" and "cancelled from outside" in verdict.message
+    assert [line["why"] for line in record.lines(job.folder)] == ["cancelled"]
+    assert record.failures(job.folder) == 0
+
+
+def test_a_manifest_is_the_result_whatever_slurm_says(make_job):
+    job = make_job()
+    job.folder.mkdir(parents=True)
+    job.output.write_text("{}")
+    assert settle(job, "CANCELLED").action == settle(job, None).action == "done"
+
+
+def test_success_without_the_result_is_a_failure(make_job):
+    job = make_job()
+    assert settle(job, "COMPLETED").action == "again"
+    assert record.lines(job.folder)[-1]["why"] == "failed: ended without its result"
+
+
+def test_a_job_that_never_began_is_a_failure(make_job):
+    job = make_job()
+    assert settle(job, "FAILED").action == "again"
+    assert record.lines(job.folder)[-1]["why"] == "failed before it began: FAILED"
+
+
+def test_wall_time_goes_on_uncounted(make_job):
+    job = make_job()
+    record.end(job.folder, opened(job), record.WALL_TIME, failure=False)
+    assert settle(job, "FAILED").action == "again"
+    assert record.failures(job.folder) == 0
+
+
+def test_stopped_again_and_again_without_a_step_is_a_failure(make_job):
+    job = make_job()
+    record.end(job.folder, opened(job), record.STOPPED, failure=False)
+    assert settle(job, "FAILED").action == "again"
+    assert record.failures(job.folder) == 1
+
+
+def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
+    job = make_job("transform")
+    record.end(job.folder, opened(job), "failed: exit code 1", failure=True)
+    (job.folder / "slurm-7.err").write_text("data.jsonl: row 3: no messages\n")
+    verdict = settle(job, "FAILED")
+    assert verdict.action == "end" and "row 3: no messages" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("code", "progressed", "why", "failure"),
+    [
+        (85, True, "wall time", False),
+        (85, False, "failed: no step was done in a whole allocation", True),
+        (143, True, "stopped", False),
+        (-15, False, "stopped", False),
+        (75, False, "owned by another job", False),
+        (-9, True, "failed: exit code 137", True),
+        (1, True, "failed: exit code 1", True),
+        (0, True, "failed: ended without its result", True),
+    ],
+)
+def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
+    assert segment.verdict(code, tmp_path / "manifest.json", progressed) == (why, failure)
+
+
+def test_first_error_is_the_cause(tmp_path):
+    (tmp_path / "slurm-5.err").write_text(
+        "post-training: start 0 of job 5\nerror of an earlier start\npost-training: start 1 of job 5\n"
+        "Traceback (most recent call last):\n  File 'a.py', line 1\n    x()\nRuntimeError: CUDA out of memory\n"
+        "rank 3: Traceback (most recent call last):\nConnectionError: peer closed\n"
+    )
+    assert record.first_error(tmp_path, "5") == ["  File 'a.py', line 1", "    x()", "RuntimeError: CUDA out of memory"]
+
+
+def test_a_token_is_held_by_one_segment(make_job):
+    from post_training.slurm import fence
+
+    job = make_job()
+    first = opened(job)
+    path = job.folder / "segment.json"
+    assert fence.holds(first.token, path)
+    second = opened(job, restart=1)
+    assert fence.holds(second.token, path) and not fence.holds(first.token, path)
+    record.end(job.folder, second, record.DONE, failure=False)
+    assert not fence.holds(second.token, path)

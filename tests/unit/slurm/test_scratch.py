@@ -1,0 +1,21 @@
+"""A build lock is removed exactly when nobody builds."""
+
+from post_training.slurm.scratch import remove_stale_locks
+
+
+def test_only_locks_that_nobody_holds_are_removed(tmp_path, monkeypatch):
+    held, stale = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
+    for lock in (held, stale):
+        lock.parent.mkdir()
+        lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    remove_stale_locks()
+    assert stale.exists()  # not a Slurm job's own disk
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    remove_stale_locks()
+    assert stale.exists()  # the node's first rank does it
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with open(held):
+        remove_stale_locks()
+    assert held.exists() and not stale.exists()

@@ -1,0 +1,92 @@
+"""Rules on Slurm: what goes into `job.sh` is what the rule's own line calls, and resources follow the configuration."""
+
+import contextlib
+import io
+import logging
+import shlex
+
+import pytest
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from post_training.slurm import placement
+from post_training.slurm.job import stage_command
+
+
+class Announced(logging.Handler):
+    """Every job of a dry run."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        if getattr(record, "event", None) == LogEvent.JOB_INFO and record.wildcards:
+            self.records.append(record)
+
+
+def announced(project, executor: str) -> list:
+    handler = Announced()
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as told, SnakemakeApi(OutputSettings(dryrun=True)) as api:
+            workflow = api.workflow(
+                resource_settings=ResourceSettings(cores=2, nodes=50),
+                config_settings=ConfigSettings(),
+                snakefile=project.path / "Snakefile",
+                workdir=project.path,
+            )
+            workflow.dag(DAGSettings()).execute_workflow(executor=executor, pseudo_executor="dryrun")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    handler.told = told.getvalue()
+    return handler
+
+
+def test_job_sh_calls_what_the_rule_calls(project):
+    records = announced(project, "local").records
+    assert {"transform", "tokenize", "mix", "train", "reference", "export", "evaluate"} <= {
+        r.rule_name for r in records
+    }
+    for record in records:
+        words = shlex.split(record.shellcmd.split("2>&1")[0].replace("\\\n", " "))
+        spec, runtime = words[words.index("--spec") + 1], words[words.index("--runtime") + 1]
+        inputs = words[words.index("--inputs") + 1 : words.index("--output")] if "--inputs" in words else []
+        kind = "report" if record.rule_name == "report_page" else record.rule_name
+        made = stage_command(kind, spec, runtime, inputs, words[-1])
+        assert ["python", *made[1:]] == words
+
+
+def test_resources_follow_the_configuration_and_local_runs_have_none(project):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    project.config["slurm"] = {
+        "partition": "gpu",
+        "num_nodes": 2,
+        "gpus_per_node": 4,
+        "wall_time": "12:00:00",
+        "mem": "64G",
+    }
+    project.config["slurm"]["cpu"] = {"partition": "cpu", "cpus_per_task": 3}
+    project.config["dpo"]["slurm"] = {"num_nodes": 3}
+    project.config["training"]["effective_batch_size"] = 24
+    project.write()
+    local = {record.rule_name: dict(record.resources.items()) for record in announced(project, "local").records}
+    assert not {"slurm_partition", "nodes", "gres", "runtime"} & set(local["train"])
+    handler = announced(project, "slurm")
+    found = {(r.rule_name, next(iter(r.wildcards.values())).split("-")[0]): r.resources for r in handler.records}
+    train = found["train", "sft"]
+    assert (train.slurm_partition, train.nodes, train.gres, train.runtime, train.mem_mb) == (
+        "gpu",
+        2,
+        "gpu:4",
+        720,
+        65536,
+    )
+    assert found["train", "dpo"].nodes == 3
+    mix = next(resources for (rule, _), resources in found.items() if rule == "mix")
+    assert (mix.slurm_partition, mix.cpus_per_task, mix.get("gres")) == ("cpu", 3, None)
+    for kind in placement.ON_GPU:
+        assert f"{kind} " in handler.told and "sbatch --job-name=" in handler.told
+    assert ": 2 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=sft-" in handler.told
+    assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told
