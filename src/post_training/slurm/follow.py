@@ -67,6 +67,10 @@ def settle(job: StageJob, job_id: str, state: State | None, latency_seconds: flo
             f"failed: stopped by a signal, no step done ({state.name if state else 'unknown'})",
             failure=True,
         )
+    if line["why"] == record.OWNED and owner(job, job_id) is None:
+        # Not by a job of Slurm's, which would be waited for: submitting again would find the same owner at once.
+        told = "".join(f"\n    {text}" for text in record.first_error(job.folder, job_id))
+        return Verdict("end", f"{job.name}: job {job_id} found somebody else at work on this run:{told}")
     if not line["failure"]:
         return Verdict(
             "again", f"{job.name}: job {job_id} ended by {line['why']} at step {line['steps']}; goes on in a new job"

@@ -120,6 +120,17 @@ def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
     assert verdict.action == "end" and "row 3: no messages" in verdict.message
 
 
+@pytest.mark.parametrize(("live", "action"), [([], "end"), ([("8", State("RUNNING"))], "again")])
+def test_an_owner_outside_of_slurm_is_named_and_one_inside_is_waited_for(make_job, monkeypatch, live, action):
+    job = make_job()
+    record.end(job.folder, opened(job), record.OWNED, failure=False)
+    (job.folder / "slurm-7.err").write_text("is being trained by process 4711 on laptop\n")
+    monkeypatch.setattr("post_training.slurm.cluster.live_jobs", lambda script: live)
+    verdict = settle(job, "FAILED")
+    assert verdict.action == action
+    assert ("process 4711 on laptop" in verdict.message) == (action == "end")
+
+
 @pytest.mark.parametrize(
     ("code", "progressed", "why", "failure"),
     [
