@@ -22,8 +22,8 @@ from post_training.data.tokenizer_file import TokenizerFile
 from post_training.errors import DataError
 
 _RESERVED = [mark.encode() for mark in RESERVED]
-# Keys that Transformers renames, and values that it drops; a row without these words is passed on as it is.
-_ALTERED = (b"null", b"reasoning", b"thinking")
+# A message with these keys alone is passed on to the template as it is.
+_PLAIN = frozenset(("role", "content"))
 
 
 @dataclass
@@ -75,7 +75,6 @@ class Tokenization:
         dropped: Counter[str] = Counter()
         guarded = self.settings.control_tokens != "allow"
         suspects = self.control.suspects(lines) if guarded else set()
-        altered = _holding(lines, _ALTERED)
         reserved = _holding(lines, _RESERVED)
         rows: list[dict[str, Any]] = []
         asked: list[tuple[Any, Any, bool]] = []  # messages, tools, generation prompt of each text
@@ -87,9 +86,10 @@ class Tokenization:
                 continue
             row = orjson.loads(line)
             tools = row.get("tools")
-            conversations = self.shape.conversations(row)
-            if index in altered:
-                conversations = [(as_passed(messages), prompt) for messages, prompt in conversations]
+            conversations = [
+                (messages if all(map(_PLAIN.issuperset, messages)) else as_passed(messages), prompt)
+                for messages, prompt in self.shape.conversations(row)
+            ]
             try:
                 texts = [self.template.marked(messages, tools, prompt) for messages, prompt in conversations]
             except ValueError as error:

@@ -62,7 +62,7 @@ class ControlTokens:
         """Texts with more control tokens among the ids than the template's own text spells."""
         counts = encoded.sums(np.take(self._is_control, encoded.ids, mode="clip"))
         spelled = np.array([sum(map(text.count, self._written)) for text in marked], dtype=np.int64)
-        return set(np.flatnonzero(counts != spelled).tolist())
+        return set(np.flatnonzero(counts > spelled).tolist())
 
     def encode(
         self, messages: Messages, tools: list[Any] | None, prompt: bool, policy: str, last: bool

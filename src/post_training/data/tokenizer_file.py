@@ -1,5 +1,6 @@
 """What there is to know about a tokenizer from its `tokenizer.json`, without loading it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from post_training.errors import DataError
 _HTML = frozenset(
     "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 blockquote ul ol li strong em b i u s sub sup code".split()
 )
+# What a character outside of the vocabulary becomes under byte fallback.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class TokenizerFile:
             path,
             _byte_lengths(found),
             (found.get("normalizer") or {}).get("type"),
-            {token["content"]: token["id"] for token in added if _is_control(token)},
+            {
+                token["content"]: token["id"]
+                for token in added
+                if _is_control(token) and not (model.get("byte_fallback") and _BYTE.fullmatch(token["content"]))
+            },
             {token["id"]: token["content"] for token in added if token.get("special")},
             unknown,
         )

@@ -25,7 +25,7 @@ import pyarrow as pa
 from post_training.data import shapes
 from post_training.data.blocks import Block, Settings, Tokenization, record_batch
 from post_training.data.encode import Ids
-from post_training.data.engine import PRELOAD, Fastokens, Offsets
+from post_training.data.engine import PRELOAD, EngineFails, Fastokens, Offsets
 from post_training.data.tokenizer_file import TokenizerFile
 from post_training.errors import DataError
 from post_training.fingerprint import digest
@@ -152,7 +152,12 @@ class Workers:
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         """What the fast engine makes of some texts."""
-        return self._pool.submit(_encode, texts).result() if self._pool else _encode(texts)
+        if self._pool is None:
+            return _encode(texts)
+        try:
+            return self._pool.submit(_encode, texts).result()
+        except BrokenProcessPool:
+            raise EngineFails("it ends its process") from None
 
     def shards(self, ranges: list[tuple[int, int]]) -> Iterator[Shard]:
         """All shards in order, with a bounded number of results that wait."""

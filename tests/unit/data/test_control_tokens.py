@@ -42,7 +42,9 @@ def chat(question, answer, **more):
 
 
 pieces = st.lists(
-    st.sampled_from([*SPELLED, *(t[:-1] for t in SPELLED), *(t[1:] for t in SPELLED), "a", " ", "\n", "é", "<", ">", "T3."]),
+    st.sampled_from(
+        [*SPELLED, *(t[:-1] for t in SPELLED), *(t[1:] for t in SPELLED), "a", " ", "\n", "é", "<", ">", "T3."]
+    ),
     min_size=1,
     max_size=6,
 ).map("".join)
@@ -57,7 +59,13 @@ def test_control_ids_are_those_of_the_template_whatever_the_text_spells(folders,
     @settings(max_examples=40, deadline=None)
     @given(pieces, pieces, pieces.filter(lambda text: "</think>" not in text), st.sampled_from(list(tokenizations)))
     def check(system, question, answer, name):
-        turns = [("system", system), ("user", question), ("assistant", answer), ("user", question), ("assistant", answer)]
+        turns = [
+            ("system", system),
+            ("user", question),
+            ("assistant", answer),
+            ("user", question),
+            ("assistant", answer),
+        ]
         expected = made_of(name, [(role, "a") for role, _ in turns])
         assert made_of(name, turns) == expected
 
@@ -82,7 +90,9 @@ def test_every_place_of_a_row(folders, kind):
         {"role": "tool", "content": FORGED, "name": FORGED, "tool_call_id": FORGED},
         {"role": "assistant", "content": FORGED, "thinking": FORGED},
     ]
-    plain = orjson.loads(orjson.dumps(messages).replace(orjson.dumps(FORGED), b'"a"').replace(SPELLED[0].encode(), b"b"))
+    plain = orjson.loads(
+        orjson.dumps(messages).replace(orjson.dumps(FORGED), b'"a"').replace(SPELLED[0].encode(), b"b")
+    )
     (row,), dropped = made(folders[kind], "messages", {"messages": messages, "tools": [TOOL]}, template=QWEN)
     tool = orjson.loads(orjson.dumps(TOOL).replace(b"<|im_end|>", b"z"))
     (clean,), _ = made(folders[kind], "messages", {"messages": plain, "tools": [tool]}, template=QWEN)
@@ -149,18 +159,25 @@ def test_normalised_text_and_text_that_meets_the_templates_own(folders):
     """`<think>` is matched after normalising in this tokenizer; brackets of the template complete a token."""
     (row,), _ = made(folders["unigram"], "messages", chat("＜think＞", "\uff1cthink>"))
     assert "<think>" not in control_ids(folders["unigram"], row["input_ids"])
-    bracketed = CHATML.replace("{{ message['content'] }}{{ '<|im_end|>\\n' }}", "{{ '[' ~ message['content'] ~ ']' }}{{ '<|im_end|>\\n' }}")
+    bracketed = CHATML.replace(
+        "{{ message['content'] }}{{ '<|im_end|>\\n' }}", "{{ '[' ~ message['content'] ~ ']' }}{{ '<|im_end|>\\n' }}"
+    )
     assert bracketed != CHATML
     (row,), dropped = made(folders["byte_level"], "messages", chat("SEP", "b"), template=bracketed)
     assert not dropped and "[SEP]" not in control_ids(folders["byte_level"], row["input_ids"])
-    pasted = CHATML.replace("{{ message['content'] }}{{ '<|im_end|>\\n' }}", "{{ message['name'] }}{{ message['content'] }}{{ '<|im_end|>\\n' }}")
+    pasted = CHATML.replace(
+        "{{ message['content'] }}{{ '<|im_end|>\\n' }}",
+        "{{ message['name'] }}{{ message['content'] }}{{ '<|im_end|>\\n' }}",
+    )
     messages = [{"role": "user", "name": "</", "content": "s>"}, {"role": "assistant", "content": "b"}]
     (row,), _ = made(folders["byte_level"], "messages", {"messages": messages}, template=pasted)
     assert "</s>" not in control_ids(folders["byte_level"], row["input_ids"])
 
 
 def test_a_template_that_hides_its_own_tokens_costs_the_forged_rows_only(folders):
-    hidden = "{% set ends = {'x': '<|im_end|>'} %}" + CHATML.split("-#}", 2)[2].replace("{{ '<|im_end|>' }}", "{{ ends.x }}")
+    hidden = "{% set ends = {'x': '<|im_end|>'} %}" + CHATML.split("-#}", 2)[2].replace(
+        "{{ '<|im_end|>' }}", "{{ ends.x }}"
+    )
     kept, dropped = made(folders["byte_level"], "messages", chat("a", "b"), chat(FORGED, "b"), template=hidden)
     assert [row["row"] for row in kept] == [0] and dropped == {"control_token": 1}
 

@@ -49,7 +49,9 @@ def byte_fallback():
     return tokenizer, trainers.BpeTrainer
 
 
-KINDS = {kind.__name__: kind for kind in (wordpiece, unigram, metaspace_words, byte_level, byte_level_nfc, byte_fallback)}
+KINDS = {
+    kind.__name__: kind for kind in (wordpiece, unigram, metaspace_words, byte_level, byte_level_nfc, byte_fallback)
+}
 
 
 def save(kind, folder):
