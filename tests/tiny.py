@@ -75,8 +75,8 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
         starts.append(len(documents))
     tokens = folder / "tokens"
     tokens.mkdir()
-    schema = pa.schema([*((name, pa.list_(pa.int32())) for name in columns), ("row", pa.int64())])
-    table = pa.Table.from_pylist([{**document, "row": n} for n, document in enumerate(documents)], schema)
+    schema = pa.schema([*((name, pa.list_(pa.int32())) for name in columns), ("row", pa.int64()), ("part", pa.int32())])
+    table = pa.Table.from_pylist([{**document, "row": n, "part": 0} for n, document in enumerate(documents)], schema)
     with pa.OSFile(str(tokens / "tokens.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(table)
     size = (tokens / "tokens.arrow").stat().st_size

@@ -316,31 +316,50 @@ class _Planner:
 
     def mix(self, method: str, view: dict[str, Any]) -> Stage:
         """The rows that a stage trains on."""
-        rows = methods.load(method).ROWS
-        inputs, table = {}, []
-        for index, entry in enumerate(view["data"]["datasets"]):
+        module, data = methods.load(method), view["data"]
+        inputs: dict[str, Stage] = {}
+        table, names = [], []
+        for index, entry in enumerate(data["datasets"]):
             key = f"{method}.data.datasets[{index}]"
-            _require(entry["weight"] >= 0, f"{key}.weight", f"found {entry['weight']}, expected 0 or more")
-            tokenized = self.tokenize(self.transform(entry, view, key, rows), view, method)
             name = self.dataset_name(entry, key)
-            _require(name not in inputs, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
-            if entry["weight"] > 0:
+            _require(name not in names, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
+            names.append(name)
+            amount = _amount(entry, key)
+            tokenized = self.tokenize(self.transform(entry, view, key, module.ROWS), view, method)
+            if amount != {"weight": 0}:
                 inputs[name] = tokenized
-                table.append({"name": name, "weight": entry["weight"]})
-        _require(bool(inputs), f"{method}.data.datasets", "every weight is 0; give one dataset a weight above 0")
+                table.append({"name": name, **amount})
+            if entry["eval_split"] is not None:
+                held = self._held_out(entry, name, f"{key}.eval_split")
+                inputs[f"eval:{name}"] = self.tokenize(self.transform(held, view, key, module.ROWS), view, method)
+        _require(bool(table), f"{method}.data.datasets", "every weight is 0; give one dataset a weight above 0")
+        fraction = data["eval_fraction"]
+        _require(0 <= fraction < 1, "data.eval_fraction", f"found {fraction}, expected a share from 0 to below 1")
         config = {
             "datasets": sorted(table, key=lambda row: str(row["name"])),
-            "rows": rows,
-            "seed": view["data"]["seed"],
+            "rows": module.ROWS,
+            "seed": data["seed"],
             "max_seq_length": view[method]["max_seq_length"],
-            "packing": methods.load(method).packs(view[method]),
+            "packing": module.packs(view[method]),
+            "overlong": view[method].get("overlong", "drop"),
+            "eval_fraction": fraction,
         }
         # How long is trained decides how many epochs are laid out, and no row of any of them.
-        steps, epochs = batch.steps(view, method), view["training"]["num_train_epochs"]
-        runtime = {"epochs": epochs, "training_rows": steps and steps * view["training"]["effective_batch_size"]}
+        training = view["training"]
+        runtime = {
+            "steps": batch.steps(view, method),
+            "epochs": training["num_train_epochs"],
+            "batch": training["effective_batch_size"],
+        }
         return self.plan.add(
             Stage(kind="mix", folder="data/mixed", label=method, config=config, inputs=inputs, runtime=runtime)
         )
+
+    def _held_out(self, entry: dict[str, Any], name: str, key: str) -> dict[str, Any]:
+        """The dataset's `eval_split` as a dataset: other files where local ones are named, else a split."""
+        split = entry["eval_split"]
+        is_path = data_files(entry["path"], key, entry["split"]) is not None and bool(data_files(split, key))
+        return {**entry, "name": f"{name}-eval", "path" if is_path else "split": split}
 
     def tokenize(self, transformed: Stage, view: dict[str, Any], method: str) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""
@@ -531,6 +550,19 @@ def _new_tokens(chat_template: str) -> dict[str, str | list[str]]:
 
 def _model_stage(kind: str, label: str, config: dict[str, Any], runtime: dict[str, Any]) -> Stage:
     return Stage(kind, "models", label, config, runtime=runtime, separator="@")
+
+
+def _amount(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    """How much of a dataset is used: exactly one of `weight`, `rows` and `tokens`."""
+    given = {kind: entry[kind] for kind in ("rows", "tokens") if entry[kind] is not None}
+    if entry["weight"] != 1.0 or not given:
+        given["weight"] = entry["weight"]
+    found = " and ".join(f"{kind}={value:g}" for kind, value in given.items())
+    _require(len(given) == 1, f"{key}.{next(iter(given))}", f"found {found}; give one of weight, rows and tokens")
+    ((kind, value),) = given.items()
+    lowest = 0 if kind == "weight" else 1
+    _require(lowest <= value < float("inf"), f"{key}.{kind}", f"found {value}, expected {lowest} or more")
+    return given
 
 
 def transform_call(transform: Any, key: str) -> tuple[str, dict[str, Any]]:

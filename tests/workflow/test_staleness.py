@@ -49,6 +49,48 @@ def test_weight_reruns_the_mix_and_what_follows(finished):
     assert changed(finished, edit) == {"mix": ["sft"], **FOLLOWS_SFT}
 
 
+@pytest.mark.parametrize(
+    "section,values",
+    [
+        ("data", {"eval_fraction": 0.1}),
+        ("sft", {"overlong": "split"}),
+        ("sft", {"max_seq_length": 64}),
+    ],
+)
+def test_what_chooses_rows_reruns_the_mix_and_no_tokens(finished, section, values):
+    def edit(config):
+        config[section].update(values)
+
+    mixes = ["dpo", "sft"] if section == "data" else ["sft"]
+    assert changed(finished, edit) == {"mix": mixes, **FOLLOWS_SFT}
+
+
+def test_an_amount_in_rows_or_tokens_reruns_the_mix(finished):
+    for amount in ({"rows": 3}, {"tokens": 100}):
+
+        def edit(config, amount=amount):
+            config["data"]["datasets"][0] |= amount
+
+        assert changed(finished, edit)["mix"] == ["sft"]
+
+
+def test_an_eval_split_is_prepared_like_its_dataset(finished):
+    def edit(config):
+        config["data"]["datasets"][0]["eval_split"] = "h.jsonl"
+
+    jobs = changed(finished, edit)
+    assert (jobs["tokenize"], jobs["mix"]) == (["a"], ["sft"])
+
+
+def test_length_reruns_training_alone(finished):
+    for training in ({"max_steps": 20}, {"effective_batch_size": 8}, {"max_steps": None, "num_train_epochs": 3}):
+
+        def edit(config, training=training):
+            config["dpo"]["training"] = training
+
+        assert changed(finished, edit) == {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
+
+
 def test_another_transform_reruns_that_dataset_and_what_follows(finished):
     def edit(config):
         config["data"]["datasets"][1]["transform"] = "first"

@@ -115,6 +115,12 @@ class DatasetConfig:
     """Branch, tag or commit of a Hub dataset; recorded as a commit."""
     weight: float = 1.0
     """Copies of the dataset in the mix: 1 = each row once, 0.5 = half the rows, 2 = each row twice, 0 = left out."""
+    rows: int | None = None
+    """Instead of `weight`: how many rows, some of them more than once where there are fewer."""
+    tokens: int | None = None
+    """Instead of `weight`: the fewest rows that hold so many tokens."""
+    eval_split: str | None = None
+    """Held-out rows: another split, or beside a local file another path. None of them is trained on in any dataset."""
     transform: Any = "messages"
     """Name of a transform, or `{name: ..., argument: value}`."""
 
@@ -131,6 +137,9 @@ class DataConfig:
     special_tokens_in_content: str = "encode_as_text"
     """Text in a row that spells a control token (`<|im_end|>`): `encode_as_text`, so that it never becomes that token;
     `reject` the row; or `allow` it to forge the token."""
+    eval_fraction: float = 0.0
+    """Share of each dataset's rows that is held out, chosen by content, where it has no `eval_split`. Equal rows (pairs of
+    one prompt) are held out together, in every dataset."""
     transform_modules: list[str] = field(default_factory=list)
     """Your own transforms: `.py` files or importable modules that call `register_transform`."""
     max_reject_fraction: float = 0.05

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from post_training import manifest
 from post_training.data.packing import Indices, best_fit
-from post_training.data.view import epoch_path
+from post_training.data.view import epoch_path, part_file
 
 KEY_TYPE = np.dtype([("key", "<u8"), ("copies", "<i4"), ("length", "<i4")])
 """Record of `keys.npy`, one a document: a hash of seed, dataset and row; how often an epoch has the document; and
@@ -36,9 +36,9 @@ def lay_out(path: Path, rows: int) -> None:
             write_epoch(path, number, facts["config"])
 
 
-def write_epoch(path: Path, number: int, config: dict[str, Any]) -> int:
+def write_epoch(path: Path, number: int, config: dict[str, Any], part: str = "train") -> int:
     """Write one epoch beside the manifest `path` of its mix; returns its rows, which are equally many in each."""
-    keys = np.load(path.with_name("keys.npy"), mmap_mode="r")
+    keys = np.load(part_file(path, part, "keys.npy"), mmap_mode="r")
     members = order(keys["key"], keys["copies"], number)
     if config["packing"]:
         packed, starts = best_fit(keys["length"][members].astype(np.int64), config["max_seq_length"])
@@ -47,8 +47,7 @@ def write_epoch(path: Path, number: int, config: dict[str, Any]) -> int:
         members, starts = _rearranged(members[packed], starts, by_key)
     else:
         starts = np.arange(len(members) + 1)
-    file = epoch_path(path, number)
-    save(file, np.concatenate([starts, members]).astype(np.int32))
+    save(epoch_path(path, number, part), np.concatenate([starts, members]).astype(np.int32))
     return len(starts) - 1
 
 
@@ -61,14 +60,14 @@ def order(keys: Keys, copies: npt.NDArray[np.int32], epoch: int) -> Indices:
     copy = np.arange(len(numbers)) - np.repeat(np.cumsum(copies) - copies, copies)
     with np.errstate(over="ignore"):
         shifted = keys[numbers] + np.uint64(epoch) * np.uint64(0xD1342543DE82EF95) + copy.astype(np.uint64)
-    return numbers[np.argsort(_scrambled(shifted), kind="stable")]
+    return numbers[np.argsort(scrambled(shifted), kind="stable")]
 
 
 def row_keys(seed: int, purpose: str, numbers: Indices) -> Keys:
     """A pseudo-random uint64 a row from seed, purpose and row number."""
     salt = int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
-        return _scrambled(numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt))
+        return scrambled(numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt))
 
 
 def save(path: Path, array: npt.NDArray[Any]) -> None:
@@ -80,7 +79,7 @@ def save(path: Path, array: npt.NDArray[Any]) -> None:
     unfinished.replace(path)
 
 
-def _scrambled(keys: Keys) -> Keys:
+def scrambled(keys: Keys) -> Keys:
     """The finaliser of splitmix64."""
     with np.errstate(over="ignore"):
         keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

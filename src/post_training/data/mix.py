@@ -1,114 +1,213 @@
-"""Tokenised datasets -> the rows that a stage trains on: an index over their tokens, which stay where they are.
-
-Which rows a weight chooses, and where they stand, is decided for each row by a hash of seed, dataset
-name and row number alone: another dataset, or another weight elsewhere, moves nothing.
-"""
+"""Tokenised datasets -> the rows that a stage trains on: an index over their tokens, which stay where they are."""
 
 import math
 import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from post_training.data.epochs import KEY_TYPE, row_keys, save, write_epoch
+from post_training.data.epochs import KEY_TYPE, Keys, row_keys, save, write_epoch
+from post_training.data.select import Documents, Mask, amount, contents, copies, fit, held_out
 from post_training.data.shards import Indices, Tokenized
-from post_training.data.view import epoch_path
+from post_training.data.view import epoch_path, part_file
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
 from post_training.task import Task
+
+EVAL = "eval:"
+"""Before a dataset's name: the input that holds its `eval_split`."""
+
+
+@dataclass
+class Part:
+    """Documents of one dataset that go one way, to training or to evaluation."""
+
+    dataset: Tokenized
+    documents: Documents
+    copies: Indices
+    """Of each document."""
+
+    def count(self, column: str) -> int:
+        """Sum over the documents with their copies."""
+        return int(getattr(self.documents, column) @ self.copies)
 
 
 def run(task: Task) -> None:
     """Body of the rule `mix`."""
     config = task.config
-    capacity, shape = config["max_seq_length"], config["rows"]
-    datasets: list[Tokenized] = []
-    for entry in config["datasets"]:
-        shards = sum(len(dataset.files) for dataset in datasets)
-        datasets.append(Tokenized.open(entry["name"], task.inputs[entry["name"]], shape, shards))
-
-    documents, keys, table = [], [], []
-    for entry, dataset in zip(config["datasets"], datasets, strict=True):
-        fits = np.flatnonzero(dataset.lengths <= capacity)
-        copies = copies_of(dataset, fits, entry["weight"], config["seed"])
-        used = fits[copies > 0]
-        documents.append(dataset.documents[used])
-        found = np.zeros(len(used), dtype=KEY_TYPE)
-        found["key"] = row_keys(config["seed"], f"order {dataset.name}", dataset.numbers[used])
-        found["copies"], found["length"] = copies[copies > 0], dataset.lengths[used]
-        keys.append(found)
-        table.append(_entry(entry, dataset, fits, copies, capacity))
-    if not sum(entry["rows_used"] for entry in table):
-        raise DataError(
-            f"{task.directory}: no row is left: all are longer than max_seq_length={capacity} or left out by their weight; "
-            "raise one of them"
-        )
-
+    opened: dict[str, Tokenized] = {}
+    for name, path in task.inputs.items():
+        shards = sum(len(dataset.files) for dataset in opened.values())
+        opened[name] = Tokenized.open(name, path, config["rows"], shards)
+    train, evaluation, table = choose(config, opened)
     task.directory.mkdir(parents=True, exist_ok=True)
-    files = [task.directory / "documents.npy", task.directory / "keys.npy"]
-    for path, arrays in zip(files, (documents, keys), strict=True):
-        save(path, np.concatenate(arrays))
+
+    files = _write_documents(task.output, "train", train, config["seed"])
     rows = write_epoch(task.output, 0, config)
-    # What a training of the planned length needs; a longer one adds to it (epochs.lay_out).
-    epochs = max(1, -(-(task.runtime.get("training_rows") or 0) // rows), math.ceil(task.runtime.get("epochs") or 0))
+    epochs = _epochs(task.runtime, rows)
     for number in range(1, epochs):
         write_epoch(task.output, number, config)
     files += [epoch_path(task.output, number) for number in range(epochs)]
-    tokens, trained = (sum(entry[key] for entry in table) for key in ("tokens", "trained_tokens"))
-    efficiency = tokens / (rows * capacity) if config["packing"] else None
-    _print_table(table, rows, tokens, trained, efficiency)
-    dropped: dict[str, int] = {}
+    held = {"rows": 0}
+    if evaluation:
+        files += _write_documents(task.output, "eval", evaluation, config["seed"])
+        held = {"rows": write_epoch(task.output, 0, config, "eval"), **_sums(evaluation)}
+        files.append(epoch_path(task.output, 0, "eval"))
+
+    sums = _sums(train)
     for entry in table:
-        for reason, count in entry["dropped"].items():
-            dropped[reason] = dropped.get(reason, 0) + count["rows"]
+        entry["share"] = round(entry["tokens"] / sums["tokens"], 5)
+    efficiency = round(sums["tokens"] / (rows * config["max_seq_length"]), 5) if config["packing"] else None
+    _print_table(table, rows, sums, efficiency, held)
+    dropped: Counter[str] = Counter()
+    for entry in table:
+        dropped.update({reason: count["rows"] for reason, count in entry["dropped"].items()})
     task.finish(
-        rows_in=sum(len(dataset.lengths) for dataset in datasets),
+        rows_in=sum(entry["rows_in"] for entry in table),
         rows_out=rows,
-        documents=sum(len(part) for part in documents),
-        dropped=dropped,
-        tokens=tokens,
-        trained_tokens=trained,
-        packing_efficiency=round(efficiency, 5) if efficiency is not None else None,
+        **sums,
+        dropped=dict(dropped),
+        packing_efficiency=efficiency,
+        held_out=held,
         table=table,
         shards=[
             {**file, "path": os.path.relpath(file["path"], task.directory.absolute())}
-            for dataset in datasets
+            for dataset in opened.values()
             for file in dataset.files
         ],
         files=[{"path": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files],
     )
 
 
-def copies_of(dataset: Tokenized, rows: Indices, weight: float, seed: int) -> Indices:
-    """How often each of the rows is used: floor(weight) times, and once more those with the smallest keys."""
-    whole, fraction = divmod(weight, 1.0)
-    copies = np.full(len(rows), int(whole))
-    by_key = np.argsort(row_keys(seed, f"choose {dataset.name}", dataset.numbers[rows]), kind="stable")
-    copies[by_key[: round(fraction * len(rows))]] += 1
-    return copies
+def choose(config: dict[str, Any], opened: dict[str, Tokenized]) -> tuple[list[Part], list[Part], list[dict[str, Any]]]:
+    """What is trained on, what is held out, and what became of each dataset's rows.
+
+    A row is held out when it is in an `eval_split`, or by `eval_fraction` where a dataset has none; and
+    then no row of the same content is trained on, whichever dataset it is in.
+    """
+    capacity, fraction, seed = config["max_seq_length"], config["eval_fraction"], config["seed"]
+    fitted = {name: fit(dataset, capacity, config["overlong"]) for name, dataset in opened.items()}
+    held: dict[str, Mask] = {name: np.zeros(len(dataset.numbers), dtype=bool) for name, dataset in opened.items()}
+    out, evaluation = held, []
+    if fraction or any(name.startswith(EVAL) for name in opened):
+        hashes = {name: contents(dataset) for name, dataset in opened.items()}
+        for name, own in hashes.items():
+            if name.startswith(EVAL):
+                held[name][:] = True
+            elif f"{EVAL}{name}" not in opened:
+                held[name] = held_out(own, fraction, seed)
+        of_held = np.concatenate([own[held[name]] for name, own in hashes.items()])
+        out = {name: np.isin(own, of_held) for name, own in hashes.items()}
+        parts = [(opened[name], fitted[name].of_rows(mask)) for name, mask in held.items()]
+        evaluation = [Part(dataset, some, np.ones_like(some.row)) for dataset, some in parts if len(some.row)]
+        if not evaluation:
+            raise DataError(
+                f"data.eval_fraction={fraction} holds out none of {len(np.concatenate(list(hashes.values()))):,} rows; raise it"
+            )
+    train, table = [], []
+    for entry in config["datasets"]:
+        name = entry["name"]
+        part, row = _used(entry, opened[name], fitted[name], out[name], config)
+        train.append(part)
+        table.append(row)
+    if not sum(entry["rows_used"] for entry in table):
+        raise DataError(
+            "the mix has no row to train on: all are longer than "
+            f"max_seq_length={capacity}, held out, or left out by their weight, rows or tokens; raise one of them"
+        )
+    return train, evaluation, table
 
 
-def _entry(entry: dict[str, Any], dataset: Tokenized, fits: Indices, copies: Indices, capacity: int) -> dict[str, Any]:
-    """What became of one dataset."""
-    long = dataset.lengths > capacity
-    dropped = {"too_long": {"rows": int(long.sum()), "tokens": int(dataset.lengths[long].sum())}} if long.any() else {}
-    return {
-        "name": dataset.name,
-        "weight": entry["weight"],
-        "rows_available": len(fits),
-        "rows_used": int(copies.sum()),
-        "tokens": int(dataset.tokens[fits] @ copies),
-        "trained_tokens": int(dataset.trained[fits] @ copies),
-        "dropped": dropped,
+def _used(
+    entry: dict[str, Any], dataset: Tokenized, fitted: Documents, out: Mask, config: dict[str, Any]
+) -> tuple[Part, dict[str, Any]]:
+    """One dataset's documents to train on, and what became of each row: held out, dropped, left out or used."""
+    fits = np.zeros(len(out), dtype=bool)
+    fits[fitted.row] = True
+    rows = np.flatnonzero(fits & ~out)
+    tokens = np.bincount(fitted.row, weights=fitted.tokens, minlength=len(out))[rows].astype(np.int64)
+    keys = row_keys(config["seed"], f"choose {dataset.name}", dataset.numbers[rows])
+    used = np.zeros(len(out), dtype=np.int64)
+    used[rows] = copies(amount(entry), keys, tokens)
+    documents = fitted.of_rows(used > 0)
+    part = Part(dataset, documents, used[documents.row])
+
+    def counted(which: Mask) -> dict[str, int]:
+        return {"rows": int(which.sum()), "tokens": int(dataset.tokens[which].sum())}
+
+    gone, cut = ~fits & ~out, fits & ~out & (dataset.lengths > config["max_seq_length"])
+    reason = "too_long" if config["overlong"] == "drop" else "no_trained_token"
+    kind, wanted = amount(entry)
+    return part, {
+        "name": entry["name"],
+        kind: wanted,
+        "rows_in": len(out),
+        "rows_available": len(rows),
+        "rows_used": int(used.sum()),
+        "rows_left_out": int((used[rows] == 0).sum()),
+        **_sums([part]),
+        "dropped": {reason: counted(gone)} if gone.any() else {},
+        "held_out": counted(out),
+        "cut": counted(cut) | {"tokens_lost": int(dataset.tokens[cut].sum() - fitted.of_rows(cut).tokens.sum())},
     }
 
 
-def _print_table(table: list[dict[str, Any]], rows: int, tokens: int, trained: int, efficiency: float | None) -> None:
+def _sums(parts: list[Part]) -> dict[str, int]:
+    return {
+        "documents": sum(len(part.copies) for part in parts),
+        "tokens": sum(part.count("tokens") for part in parts),
+        "trained_tokens": sum(part.count("trained") for part in parts),
+    }
+
+
+def _write_documents(path: Path, name: str, parts: list[Part], seed: int) -> list[Path]:
+    """`documents.npy`, and `keys.npy` from which the epochs follow."""
+    keys = []
+    for part in parts:
+        own = np.zeros(len(part.copies), dtype=KEY_TYPE)
+        own["copies"], own["length"] = part.copies, part.documents.lengths
+        own["key"] = _document_keys(part, seed)
+        keys.append(own)
+    files = [part_file(path, name, "documents.npy"), part_file(path, name, "keys.npy")]
+    save(files[0], np.concatenate([part.documents.records for part in parts]))
+    save(files[1], np.concatenate(keys))
+    return files
+
+
+def _document_keys(part: Part, seed: int) -> Keys:
+    numbers = part.dataset.numbers[part.documents.row]
+    window = np.arange(len(numbers)) - np.searchsorted(part.documents.row, part.documents.row)
+    return row_keys(seed, f"order {part.dataset.name}", numbers + (window << 50))
+
+
+def _epochs(runtime: dict[str, Any], rows: int) -> int:
+    """How many epochs the planned training needs; a longer one adds them (epochs.lay_out)."""
+    batch = runtime.get("batch") or 1
+    steps = runtime.get("steps") or math.ceil(rows * (runtime.get("epochs") or 1) / batch)
+    return max(1, math.ceil(steps * batch / rows))
+
+
+def _print_table(
+    table: list[dict[str, Any]], rows: int, sums: dict[str, int], efficiency: float | None, held: dict[str, int]
+) -> None:
     for entry in table:
-        long = entry["dropped"].get("too_long", {"rows": 0, "tokens": 0})
+        kind, wanted = amount(entry)
+        lost = [
+            f"{reason} {count['rows']:,} rows, {count['tokens']:,} tokens" for reason, count in entry["dropped"].items()
+        ]
+        lost += [f"held out {entry['held_out']['rows']:,}"] if entry["held_out"]["rows"] else []
+        lost += (
+            [f"cut {entry['cut']['rows']:,}, {entry['cut']['tokens_lost']:,} tokens lost"]
+            if entry["cut"]["rows"]
+            else []
+        )
         print(
-            f"{entry['name']}: weight {entry['weight']:g}, {entry['rows_used']:,} of {entry['rows_available']:,} rows, "
-            f"{entry['tokens']:,} tokens ({entry['tokens'] / max(tokens, 1):.1%}); too long: {long['rows']:,} rows, {long['tokens']:,} tokens"
+            f"{entry['name']}: {kind} {wanted:g}, {entry['rows_used']:,} rows of {entry['rows_available']:,}, {entry['tokens']:,} "
+            f"tokens ({entry['share']:.1%}); {'; '.join(lost) or 'nothing dropped'}"
         )
     packed = f", packing efficiency {efficiency:.4f}" if efficiency is not None else ""
-    print(f"{rows:,} rows, {tokens:,} tokens, {trained:,} trained{packed}")
+    kept = f"; held out {held['documents']:,} documents, {held['tokens']:,} tokens" if held["rows"] else ""
+    print(f"{rows:,} rows an epoch, {sums['tokens']:,} tokens, {sums['trained_tokens']:,} trained{packed}{kept}")

@@ -6,6 +6,8 @@ A mix has no tokens of its own. Beside its manifest, which lists the shards, it 
 - `epoch-00000.npy`, `epoch-00001.npy`, ...: int32, for each row the place of its first document, and the place
   behind the last one `[rows + 1]`, then the documents of all rows by number.
 
+Held-out rows have `eval-documents.npy` and `eval-epoch-00000.npy`.
+
 Rows stand in the order in which they are trained on: the sampler is sequential, so that the order is the
 same for any number of ranks and after any resume. Epochs follow one another, each with an order and a
 packing of its own.
@@ -27,18 +29,19 @@ Ids = npt.NDArray[np.int32]
 Row = dict[str, Ids]
 
 
-def open_rows(path: Path, rows: int | None = None) -> "Rows":
+def open_rows(path: Path, rows: int | None = None, part: str = "train") -> "Rows":
     """Open a mix without reading its tokens: in milliseconds at any size.
 
     Args:
         path: manifest of the mix.
         rows: rows to train on, from the first epoch on. None = all epochs that are there.
+        part: `train`, or `eval` for the rows that are held out.
 
     Raises:
         DataError: when a file is missing or damaged, an epoch is not there yet, or a shard is not the one
             that the mix was made over.
     """
-    return Rows(path, rows)
+    return Rows(path, rows, part)
 
 
 class Rows(Sequence[Row]):
@@ -48,19 +51,22 @@ class Rows(Sequence[Row]):
     tokens of each document. Survives a fork and pickling, which opens the files again.
     """
 
-    def __init__(self, path: Path, rows: int | None = None, *, distinct: bool = False) -> None:
-        self._opened = (path, rows, distinct)
+    def __init__(self, path: Path, rows: int | None = None, part: str = "train", *, distinct: bool = False) -> None:
+        self._opened = (path, rows, part, distinct)
         facts = manifest.read(path)
+        size = facts["rows_out"] if part == "train" else facts["held_out"]["rows"]
+        if not size:
+            raise DataError(f"{path}: the mix has no rows for {part}; set data.eval_fraction or a dataset's eval_split")
         self.packed = bool(facts["config"]["packing"]) and not distinct
-        self._documents = _array(path.with_name("documents.npy"), path)
+        self._documents = _array(part_file(path, part, "documents.npy"), path)
         self.columns = columns_of(self._documents)
         if distinct:
             count = len(self._documents)
             self.rows_per_epoch = self._length = count
             self._epochs = [np.concatenate([np.arange(count + 1), np.arange(count)]).astype(np.int32)]
         else:
-            self.rows_per_epoch = facts["rows_out"]
-            self._epochs = _epochs(path, self.rows_per_epoch, rows)
+            self.rows_per_epoch = size
+            self._epochs = _epochs(path, part, size, rows)
             self._length = rows or len(self._epochs) * self.rows_per_epoch
         self._shards = [_checked(path.parent / shard["path"], shard, path) for shard in facts["shards"]]
         self._maps: list[Ids | None] = [None] * len(self._shards)
@@ -83,7 +89,7 @@ class Rows(Sequence[Row]):
         for shard, *spans in self._documents[self._members(index)].tolist():
             tokens = self._maps[shard]
             if tokens is None:
-                tokens = self._maps[shard] = _map(self._shards[shard])
+                tokens = self._maps[shard] = map_shard(self._shards[shard])
             for place, parts in enumerate(columns):
                 start = spans[2 * place]
                 parts.append(tokens[start : start + spans[2 * place + 1]])
@@ -103,8 +109,8 @@ class Rows(Sequence[Row]):
 
     def distinct(self) -> "Rows":
         """Every distinct document once, a row each, by its number."""
-        path, _, _ = self._opened
-        return Rows(path, distinct=True)
+        path, _, part, _ = self._opened
+        return Rows(path, part=part, distinct=True)
 
     def _members(self, index: int) -> Ids:
         """Numbers of a row's documents."""
@@ -118,8 +124,8 @@ class Rows(Sequence[Row]):
         return _reopen, self._opened
 
 
-def _reopen(path: Path, rows: int | None, distinct: bool) -> Rows:
-    return Rows(path, rows, distinct=distinct)
+def _reopen(path: Path, rows: int | None, part: str, distinct: bool) -> Rows:
+    return Rows(path, rows, part, distinct=distinct)
 
 
 def document_type(columns: Iterable[str]) -> np.dtype[Any]:
@@ -135,17 +141,22 @@ def columns_of(documents: npt.NDArray[Any]) -> list[str]:
     return [name for name in documents.dtype.names or () if f"{name}_length" in (documents.dtype.names or ())]
 
 
-def epoch_path(path: Path, number: int) -> Path:
-    """File of one epoch's order beside the mix's manifest."""
-    return path.with_name(f"epoch-{number:05d}.npy")
+def part_file(path: Path, part: str, name: str) -> Path:
+    """A file of the index beside the mix's manifest; those of the held-out rows have a prefix."""
+    return path.with_name(name if part == "train" else f"{part}-{name}")
 
 
-def _epochs(path: Path, size: int, rows: int | None) -> list[Ids]:
+def epoch_path(path: Path, number: int, part: str = "train") -> Path:
+    """File of one epoch's order."""
+    return part_file(path, part, f"epoch-{number:05d}.npy")
+
+
+def _epochs(path: Path, part: str, size: int, rows: int | None) -> list[Ids]:
     """The orders of as many epochs as `rows` need, or of all that are there."""
     wanted = -(-rows // size) if rows else None
     found: list[Ids] = []
     while wanted is None or len(found) < wanted:
-        file = epoch_path(path, len(found))
+        file = epoch_path(path, len(found), part)
         if wanted is None and found and not file.is_file():
             break
         found.append(_array(file, path))
@@ -160,7 +171,7 @@ def _array(path: Path, made_with: Path) -> npt.NDArray[Any]:
         raise DataError(f"{path}: cannot be opened ({error}); delete {made_with} to make it again") from None
 
 
-def _map(shard: Path) -> Ids:
+def map_shard(shard: Path) -> Ids:
     """A shard as int32s. Mapped at its first use, so that opening costs nothing; all ranks share the pages."""
     with shard.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -21,7 +21,10 @@ class Config:
     init_from: str = "base"
     """What the stage starts from: `base` (`model`)."""
     max_seq_length: int = 2048
-    """Tokens of a row; longer conversations are dropped and counted."""
+    """Tokens of a row."""
+    overlong: str = "drop"
+    """What becomes of conversations longer than that, all counted: `drop`, `truncate` (the end is lost), or `split` into rows
+    of their own; what has nothing to train on is dropped."""
     train_on: str = "assistant"
     """Which tokens have a label: `assistant` (every answer), `last` (the last one only), `all`."""
     packing: bool = True
@@ -34,10 +37,11 @@ def packs(config: dict[str, Any]) -> bool:
 
 
 def check(view: dict[str, Any]) -> None:
-    """What is trained on is one of three."""
-    found, offered = view["sft"]["train_on"], ("assistant", "last", "all")
-    if found not in offered:
-        raise ConfigError("sft.train_on", f"found {found!r}. {did_you_mean(found, offered)}")
+    """Choices that exist."""
+    for key, offered in (("train_on", ("assistant", "last", "all")), ("overlong", ("drop", "truncate", "split"))):
+        found = view["sft"][key]
+        if found not in offered:
+            raise ConfigError(f"sft.{key}", f"found {found!r}. {did_you_mean(str(found), offered)}")
 
 
 def training_arguments(view: dict[str, Any]) -> dict[str, Any]:

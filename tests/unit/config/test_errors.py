@@ -65,6 +65,10 @@ def error_of(config, *dotted) -> str:
         ("data.datasets[0].path=no;such", "neither a local file nor a Hugging Face dataset id"),
         ("data.datasets[0].weight=-1", "data.datasets[0].weight: found -1.0, expected 0 or more"),
         ("data.datasets[0].weight=0", "every weight is 0"),
+        ("data.datasets[0].rows=0", "data.datasets[0].rows: found 0, expected 1 or more"),
+        ("data.datasets[0].eval_split=none.jsonl", "datasets[0].eval_split: 'none.jsonl': no such file"),
+        ("data.eval_fraction=1", "data.eval_fraction: found 1.0, expected a share from 0 to below 1"),
+        ("sft.overlong=cut", "sft.overlong: found 'cut'."),
         ("data.datasets[0].name=../x", "data.datasets[0].name: found '../x'; use letters"),
         ("data.datasets[4].path=x", "the list data.datasets has 1 entries, so index 4 does not exist"),
         ("data.chat_template=chatlm", "data.chat_template: no template named 'chatlm'."),
@@ -139,3 +143,9 @@ def test_a_file_that_is_no_configuration(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "c.yaml"))):
         load_file(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("amounts", [{"rows": 5, "tokens": 5}, {"rows": 5, "weight": 0.5}, {"tokens": 5, "weight": 2}])
+def test_one_amount_a_dataset(config, amounts):
+    config["data"]["datasets"][0] |= amounts
+    assert "give one of weight, rows and tokens" in error_of(config, "training.max_steps=10")

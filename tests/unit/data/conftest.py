@@ -96,10 +96,15 @@ class Stages:
         return self.run(tokenize, self.task("tokenize", name, config, {"num_proc": num_proc}, inputs))
 
     def mix(self, tokenized: dict[str, Path], *, name: str = "m", shape: str = "messages", **config: Any) -> Path:
-        weights = config.pop("weights", {})
-        config = {"seed": 42, "max_seq_length": 128, "packing": shape == "messages", "rows": shape} | config
-        config["datasets"] = [{"name": n, "weight": weights.get(n, 1.0)} for n in tokenized]
-        return self.run(mix, self.task("mix", name, config, inputs=tokenized))
+        """`weights` by name, or `amounts` by name as `{"rows": 5}`; an input `eval:<name>` is held out."""
+        weights, amounts = config.pop("weights", {}), config.pop("amounts", {})
+        runtime = config.pop("runtime", {})
+        packing = {"packing": shape == "messages", "overlong": "drop", "eval_fraction": 0.0}
+        config = {"seed": 42, "max_seq_length": 128, "rows": shape} | packing | config
+        config["datasets"] = [
+            {"name": n, **amounts.get(n, {"weight": weights.get(n, 1.0)})} for n in tokenized if n[:5] != "eval:"
+        ]
+        return self.run(mix, self.task("mix", name, config, runtime, tokenized))
 
     def run(self, module: Any, task: Task) -> Path:
         module.run(task)

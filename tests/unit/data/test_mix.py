@@ -1,5 +1,6 @@
 """Which rows are chosen, in what order, and what is written."""
 
+import itertools
 import json
 from collections import Counter
 
@@ -150,9 +151,11 @@ def test_long_rows_are_counted_with_their_tokens(stages, read):
 
 def test_a_table_of_what_was_used(stages, datasets, read):
     found = read(stages.mix(datasets, weights={"a": 0.5, "b": 1.5, "c": 0.001}))
-    assert [(e["name"], e["weight"], e["rows_available"], e["rows_used"]) for e in found["table"]] == [
-        ("a", 0.5, 300, 150), ("b", 1.5, 200, 300), ("c", 0.001, 100, 0),
+    keys = ("name", "weight", "rows_available", "rows_used", "rows_left_out", "documents")
+    assert [tuple(e[key] for key in keys) for e in found["table"]] == [
+        ("a", 0.5, 300, 150, 150, 150), ("b", 1.5, 200, 300, 0, 200), ("c", 0.001, 100, 0, 100, 0),
     ]  # fmt: skip
+    assert found["rows_in"] == 600 and sum(e["share"] for e in found["table"]) == pytest.approx(1, abs=1e-4)
     for key in ("tokens", "trained_tokens"):
         assert sum(entry[key] for entry in found["table"]) == found[key]
 
@@ -173,13 +176,14 @@ def test_a_pair_is_as_long_as_its_longer_answer(stages, pairs, tokens, read):
     limit = sorted(lengths)[30]
     found = read(stages.mix({"p": pairs}, shape="preference", max_seq_length=limit))
     long = [length for length in lengths if length > limit]
-    assert found["table"][0]["dropped"]["too_long"] == {"rows": len(long), "tokens": sum(long)}
+    gone = found["table"][0]["dropped"]["too_long"]
+    assert gone == {"rows": len(long), "tokens": read(pairs)["tokens"] - found["tokens"]}
     assert found["rows_out"] == 50 - len(long)
 
 
 def test_nothing_left_is_refused(stages, datasets):
     for config in ({"max_seq_length": 3}, {"weights": dict.fromkeys(datasets, 0.0001)}):
-        with pytest.raises(DataError, match=r"no row is left: .*raise one of them"):
+        with pytest.raises(DataError, match=r"no row to train on: .*raise one of them"):
             stages.mix(datasets, **config)
         assert not (stages.base / "data" / "mix" / "m" / "manifest.json").exists()
 
@@ -207,6 +211,135 @@ def test_missing_and_damaged_files_are_named(stages, tmp_path):
         stages.mix({"d": manifest})
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "manifest.json").write_text(json.dumps({"config": {"rows": "messages", "packing": True}}))
+    (empty / "manifest.json").write_text(json.dumps({"config": {"packing": True}, "rows_out": 1}))
     with pytest.raises(DataError, match=r"documents\.npy: cannot be opened .*delete"):
         open_rows(empty / "manifest.json")
+
+
+def test_so_many_rows(stages, datasets, document, read):
+    few, many = (
+        order_of(stages, document, {"c": datasets["c"]}, amounts={"c": {"rows": n}}, name=str(n)) for n in (30, 250)
+    )
+    assert len(few) == len(set(few)) == 30 and not Counter(few) - Counter(many)
+    assert len(many) == 250 and set(Counter(many).values()) == {2, 3}
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 9000))
+def test_the_fewest_rows_that_hold_so_many_tokens(stages, datasets, read, wanted):
+    found = read(stages.mix({"c": datasets["c"]}, amounts={"c": {"tokens": wanted}}))
+    assert wanted <= found["tokens"] < wanted + 128
+    (entry,) = found["table"]
+    assert entry["tokens"] == found["tokens"] and entry["name"] == "c" and "weight" not in entry
+
+
+def ids_of(manifest, part="train"):
+    """Every document of a mix, as a tuple of its tokens."""
+    rows = [{k: v.tolist() for k, v in row.items()} for row in open_rows(manifest, part=part)]
+    cuts = [(row, np.cumsum([0, *row.get("seq_lengths", [len(row["input_ids"])])])) for row in rows]
+    return [tuple(row["input_ids"][a:b]) for row, ends in cuts for a, b in itertools.pairwise(ends)]
+
+
+def labels_of(manifest):
+    found = []
+    for row in lists_of(manifest):
+        cuts = np.cumsum([0, *row["seq_lengths"]])
+        found += [row["labels"][a:b] for a, b in itertools.pairwise(cuts)]
+    return found
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_long_rows_are_cut_where_that_is_asked_for(stages, tokens, read, packing):
+    manifest = stages.tokens_of([conversation("x", n, words=n) for n in range(1, 60)])
+    whole = {tuple(row["input_ids"]): row["labels"] for row in tokens(manifest)}
+    long = [ids for ids in whole if len(ids) > 40]
+    cut = stages.mix({"d": manifest}, max_seq_length=40, overlong="truncate", packing=packing, name="cut")
+    split = stages.mix({"d": manifest}, max_seq_length=40, overlong="split", packing=packing, name="split")
+    windows = {ids[:40] for ids in long}
+    assert sorted(ids_of(cut)) == sorted([*(ids for ids in whole if len(ids) <= 40), *windows])
+    (entry,) = read(cut)["table"]
+    assert entry["cut"] == {
+        "rows": len(long), "tokens": sum(map(len, long)), "tokens_lost": sum(len(ids) - 40 for ids in long),
+    }  # fmt: skip
+    assert entry["rows_used"] == 59 and not entry["dropped"]
+    # Windows without anything to train on are gone, and only those: the newline after the answer.
+    expected = []
+    for ids, labels in whole.items():
+        for start in range(0, len(ids), 40):
+            part = labels[start : start + 40]
+            if any(label != -100 for label in part[1 if len(ids) > 40 else 0 :]):
+                expected.append((ids[start : start + 40], part))
+    assert sorted(ids_of(split)) == sorted(ids for ids, _ in expected)
+    if packing:
+        assert sorted(labels_of(split)) == sorted(labels for _, labels in expected)
+    (entry,) = read(split)["table"]
+    lost = read(manifest)["tokens"] - sum(len(ids) for ids, _ in expected)
+    assert entry["cut"]["tokens_lost"] == lost and entry["documents"] == len(expected)
+
+
+def test_a_window_with_nothing_to_train_on_is_dropped_and_counted(stages, read):
+    rows = [
+        {"messages": [{"role": "user", "content": "no " * words}, {"role": "assistant", "content": "yes"}]}
+        for words in (1, 90)
+    ]
+    found = read(stages.mix({"d": stages.tokens_of(rows)}, max_seq_length=40, overlong="truncate"))
+    (entry,) = found["table"]
+    assert found["dropped"] == {"no_trained_token": 1} and entry["rows_used"] == 1
+    assert found["rows_in"] == 2 == entry["rows_used"] + entry["dropped"]["no_trained_token"]["rows"]
+
+
+def test_held_out_rows_are_trained_on_nowhere(stages, datasets, document, read):
+    """Row 5 of `a` stands in `b` too; a fraction holds both out, or none of them."""
+    texts = [f"{n} of them?" for n in range(200)]
+
+    def rows(numbers):
+        answer = {"role": "assistant", "content": "yes"}
+        return [{"messages": [{"role": "user", "content": texts[n]}, answer]} for n in numbers]
+
+    a = stages.tokens_of(rows([*range(100), 5]), name="a")
+    b = stages.tokens_of(rows(range(50, 200)), name="b")
+    alone = stages.mix({"a": a}, eval_fraction=0.2, name="alone")
+    both = stages.mix({"a": a, "b": b}, eval_fraction=0.2, name="both")
+    for mixed in (alone, both):
+        train, held = set(ids_of(mixed)), set(ids_of(mixed, "eval"))
+        assert not train & held and held
+        facts = read(mixed)
+        assert facts["held_out"]["documents"] == len(ids_of(mixed, "eval"))
+        for entry in facts["table"]:
+            assert entry["rows_in"] == entry["rows_available"] + entry["held_out"]["rows"]
+    assert len(set(ids_of(both)) | set(ids_of(both, "eval"))) == 200
+    assert 20 <= len(set(ids_of(both, "eval"))) <= 60
+    # Another dataset moves no other's choice.
+    assert set(ids_of(alone, "eval")) <= set(ids_of(both, "eval"))
+    assert not set(ids_of(alone)) & set(ids_of(both, "eval"))
+
+    split = stages.mix({"a": a, "eval:b": b}, name="split")
+    assert set(ids_of(split, "eval")) == set(ids_of(stages.mix({"b": b}, name="b")))
+    (entry,) = read(split)["table"]
+    assert entry["held_out"]["rows"] == 50 and len(ids_of(split)) == 51
+
+    with pytest.raises(DataError, match="mix has no rows for eval"):
+        open_rows(stages.mix({"a": a}), part="eval")
+    with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 holds out none of 101 rows"):
+        stages.mix({"a": a}, eval_fraction=1e-9)
+
+
+def test_pairs_of_one_prompt_are_held_out_together(stages, read):
+    rows = [{"prompt": f"q {n // 4}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(200)]
+    mixed = stages.mix({"p": stages.tokens_of(rows, shape="preference")}, shape="preference", eval_fraction=0.2)
+    train, held = (
+        {tuple(row["prompt_ids"].tolist()) for row in open_rows(mixed, part=part)} for part in ("train", "eval")
+    )
+    assert not train & held and len(train) + len(held) == 50 and 2 <= len(held) <= 22
+    assert read(mixed)["held_out"]["documents"] == 4 * len(held)
+
+
+def test_the_epochs_of_the_planned_training_are_there(stages, datasets, read):
+    one = read(stages.mix(datasets))["rows_out"]
+    for runtime, epochs in (
+        ({"epochs": 2.5, "batch": 1}, 3),
+        ({"epochs": 1, "batch": one + 1}, 2),
+        ({"steps": 7, "batch": one}, 7),
+    ):
+        mixed = stages.mix(datasets, name=str(epochs), runtime=runtime)
+        assert len(open_rows(mixed)) == epochs * one and len(list(mixed.parent.glob("epoch-*"))) == epochs
