@@ -67,7 +67,7 @@ def error_of(config, *dotted) -> str:
         ("data.datasets[0].weight=0", "every weight is 0"),
         ("data.datasets[0].rows=0", "data.datasets[0].rows: found 0, expected 1 or more"),
         ("data.datasets[0].eval_split=none.jsonl", "datasets[0].eval_split: none.jsonl: no such file"),
-        ("data.datasets[0].eval_split=test", "datasets[0].eval_split: 'test': no such file; the rows are local"),
+        ("data.datasets[0].eval_split=test", "found 'test', but local files are one split, train"),
         ("data.eval_fraction=1", "data.eval_fraction: found 1.0, expected a share from 0 to below 1"),
         ("sft.overlong=cut", "sft.overlong: found 'cut'."),
         ("data.datasets[0].name=../x", "data.datasets[0].name: found '../x'; use letters"),
