@@ -72,7 +72,7 @@ def ready(file):
     """The plan, and the task of its last training stage, with everything upstream made."""
     plan = make_plan(resolve(file))
     stage = plan.trained[plan.pipeline.stages[-1]]
-    by_hand._make_inputs(plan, stage, first=True)
+    by_hand.make_inputs(plan, stage, first=True)
     return plan, by_hand.task_of(plan, stage)
 
 

@@ -44,7 +44,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     batches = batch.batch_plan(view, method, topology)
     _check_upstream(plan, stage)
     # Before torch is imported: preparing data may take long, and the other ranks only wait.
-    _make_inputs(plan, stage, first=rank == 0)
+    make_inputs(plan, stage, first=rank == 0)
     task = task_of(plan, stage)
     os.environ.update(library_environment(view, task.directory, topology.device))
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
@@ -119,7 +119,7 @@ def _check_upstream(plan: Plan, stage: Stage) -> None:
             )
 
 
-def _make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
+def make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
     """Rank 0 runs the missing data and model stages, in order; the others wait for their manifests."""
     for other in _upstream(stage):
         path = plan.base / other.manifest
