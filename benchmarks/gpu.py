@@ -1,0 +1,297 @@
+"""Speed, use of the GPU, memory and start of training on one GPU, beside plain TRL on the same batches.
+
+    python benchmarks/gpu.py [--tiny] [--steps N] [--peak-tflops X] [--output FOLDER]
+
+A 0.75B Llama of random weights in bfloat16 (float32 master weights, as training/arguments.py has it): SFT on packed rows
+of 4,096 tokens with SDPA and, where they are installed, FlashAttention and Liger; DPO with a stored and an online
+reference. Each variant is a process of its own. The first losses are compared with those of the CPU in float32.
+
+MFU = (6 * N * tokens + 6 * layers * attention width * sum over documents of length^2) / (seconds * peak FLOP/s), with N
+the parameters that are multiplied (all but an untied input embedding). The second term is causal attention inside
+documents, forward and backward: half of 12 * layers * width * length^2. `mfu_trained` counts tokens in the loss only,
+without attention. Recomputed activations, padding, and an online reference's forward pass are work that counts for nothing.
+
+Without a GPU, or with `--tiny`, everything runs at a tiny size: that shows that it works, and no speed.
+Results go to `benchmarks/results/gpu-<device>.json`.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import plain_trl
+from prepared import as_arrow, model_folder, training_task
+from training import plain_job
+
+LARGE = {
+    "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 16, "num_attention_heads": 12,
+    "num_key_value_heads": 4, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+# Dense bfloat16 FLOP/s of the data sheets, by the name that CUDA gives; the first match counts.
+PEAK = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+}
+WARM_UP = 3
+
+
+def variants(gpu: bool) -> dict[str, dict[str, Any]]:
+    """Name -> who trains, method, and what is changed; those whose kernels are not there are left out, and said."""
+    found: dict[str, dict[str, Any]] = {}
+    attentions = ["sdpa"]
+    if gpu and importlib.util.find_spec("flash_attn"):
+        attentions.append("flash_attention_2")
+    liger = gpu and all(importlib.util.find_spec(name) for name in ("liger_kernel", "triton"))
+    for who in ("ours", "plain"):
+        for attention in attentions:
+            found[f"sft {attention} {who}"] = {"who": who, "method": "sft", "model": {"attn_implementation": attention}}
+        if liger:
+            found[f"sft {attentions[-1]} liger {who}"] = {
+                "who": who, "method": "sft", "model": {"attn_implementation": attentions[-1]},
+                "training": {"use_liger_kernel": True},
+            }  # fmt: skip
+    for reference in ("stored", "online"):
+        found[f"dpo {reference} ours"] = {"who": "ours", "method": "dpo", "dpo": {"reference": reference}}
+    found["dpo online plain"] = {"who": "plain", "method": "dpo", "dpo": {"reference": "online"}}
+    skipped = [name for name, there in (("flash_attn", len(attentions) > 1), ("liger_kernel", liger)) if not there]
+    if skipped:
+        print(f"gpu: not installed, or no GPU, and left out: {', '.join(skipped)}", flush=True)
+    return found
+
+
+def make_task(folder: Path, model: Path, variant: dict[str, Any], size: dict[str, Any], steps: int, dtype: str) -> Any:
+    """The task of a variant; stages that it shares with others are there already."""
+    method = variant["method"]
+    training = {
+        "max_steps": steps,
+        "effective_batch_size": size["batch"],
+        "per_device_train_batch_size": size["per_device"],
+        "gradient_checkpointing": size["checkpointing"],
+        "learning_rate": 1e-5,
+        **variant.get("training", {}),
+    }
+    return training_task(
+        folder, model, method, size["rows"][method], training=training,
+        model={"name_or_path": str(model), "dtype": dtype, **variant.get("model", {})},
+        **{method: {"init_from": "base", "max_seq_length": size["length"][method], **variant.get(method, {})}},
+    )  # fmt: skip
+
+
+def child(job_file: Path) -> None:
+    """Train one variant in this process; write what was seen to the job's `result`."""
+    job = json.loads(job_file.read_text())
+    import torch
+    from transformers import TrainerCallback
+    from transformers import trainer as transformers_trainer
+
+    cuda = torch.cuda.is_available()
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if cuda:
+                torch.cuda.synchronize()
+            ends.append(time.time())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                losses.append(logs["loss"])
+
+    transformers_trainer.DEFAULT_CALLBACKS.append(Watch)
+    if job["who"] == "ours":
+        from training import ours
+
+        from post_training.launch import read_task
+
+        ours(read_task(Path(job["task"])))()
+    else:
+        plain_trl.trainer(job["plain"]).train()
+    result = {
+        "start_seconds": ends[0] - float(os.environ["STARTED"]),
+        "step_seconds": np.diff(ends).tolist(),
+        "losses": losses,
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+    }
+    Path(job["result"]).write_text(json.dumps(result))
+
+
+def train(folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool) -> dict[str, Any]:
+    """Run a variant in a process of its own."""
+    from post_training.launch import write_task
+
+    home = folder / re.sub(r"\W+", "-", name)
+    home.mkdir(parents=True, exist_ok=True)
+    job: dict[str, Any] = {"who": variant["who"], "result": str(home / "result.json")}
+    if variant["who"] == "ours":
+        written = write_task(task)  # its own folder is emptied when it starts
+        job["task"] = str(shutil.copy(written, home / "task.json"))
+    else:
+        job["plain"] = plain_job(task, as_arrow(task, home / "rows.arrow"), home)
+    (home / "job.json").write_text(json.dumps(job))
+    environment = {**os.environ, "STARTED": str(time.time()), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if not gpu:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", str(home / "job.json")], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1:]}
+    return json.loads((home / "result.json").read_text())
+
+
+def work(task: Any, steps: int, batch: int) -> dict[str, float]:
+    """Of the batches of all steps but the warm-up: tokens, tokens in the loss, and the squares of document lengths."""
+    from post_training.data.view import open_rows
+
+    rows = open_rows(task.inputs["data"])
+    totals = {"tokens": 0.0, "trained_tokens": 0.0, "squares": 0.0}
+    for index in range(WARM_UP * batch, steps * batch):
+        row = rows[index % len(rows)]
+        if "input_ids" in row:
+            lengths = [int(length) for length in row["seq_lengths"]]
+            totals["trained_tokens"] += int((row["labels"] != -100).sum())
+        else:
+            lengths = [len(row["prompt_ids"]) + len(row[side]) for side in ("chosen_ids", "rejected_ids")]
+            totals["trained_tokens"] += len(row["chosen_ids"]) + len(row["rejected_ids"])
+        totals["tokens"] += sum(lengths)
+        totals["squares"] += sum(length * length for length in lengths)
+    return totals
+
+
+def flops_per_token(model: Path) -> tuple[int, int]:
+    """Parameters that are multiplied, and layers times attention width, from the model's files."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    total = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    if not config.tie_word_embeddings:
+        total -= config.vocab_size * config.hidden_size
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return total, config.num_hidden_layers * config.num_attention_heads * head
+
+
+def figures(seen: dict[str, Any], totals: dict[str, float], model: Path, peak: float | None) -> dict[str, Any]:
+    """Rates from the steps after the warm-up."""
+    seconds = sum(seen["step_seconds"][WARM_UP - 1 :])
+    parameters, width = flops_per_token(model)
+    useful = 6 * parameters * totals["tokens"] + 6 * width * totals["squares"]
+    return {
+        "tokens_per_second": totals["tokens"] / seconds,
+        "trained_tokens_per_second": totals["trained_tokens"] / seconds,
+        "mfu": useful / seconds / peak if peak else None,
+        "mfu_trained": 6 * parameters * totals["trained_tokens"] / seconds / peak if peak else None,
+        "step_seconds": seconds / len(seen["step_seconds"][WARM_UP - 1 :]),
+        "start_seconds": seen["start_seconds"],
+        "peak_bytes": seen["peak_bytes"],
+        "reserved_bytes": seen["reserved_bytes"],
+        "losses": seen["losses"],
+    }
+
+
+def run(
+    quick: bool = False, steps: int | None = None, peak_tflops: float | None = None, output: Path | None = None
+) -> dict[str, Any]:
+    """Measure, print a table, write the results file, and return its content."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name(0) if gpu else "cpu"
+    tiny = quick or not gpu
+    peak = peak_tflops * 1e12 if peak_tflops else next((value for name, value in PEAK.items() if name in device), None)
+    steps = steps or (WARM_UP + 2 if tiny else 20)
+    size = (
+        {"batch": 2, "per_device": 1, "checkpointing": False, "rows": {"sft": 60, "dpo": 20}, "length": {"sft": 256, "dpo": 2048}}
+        if tiny
+        else {"batch": 8, "per_device": 2, "checkpointing": True, "rows": {"sft": 4000, "dpo": 400}, "length": {"sft": 4096, "dpo": 4096}}
+    )  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+    try:
+        model = model_folder(folder / "model", **(TINY if tiny else LARGE))
+        found: dict[str, Any] = {}
+        for name, variant in variants(gpu).items():
+            task = make_task(folder, model, variant, size, steps, "bfloat16")
+            seen = train(folder, name, variant, task, gpu)
+            found[name] = seen if "failed" in seen else figures(seen, work(task, steps, size["batch"]), model, peak)
+            print(line(name, found[name]), flush=True)
+        agreement = {method: compare_with_cpu(folder, model, method, size, found) for method in ("sft", "dpo")}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    results = {
+        "device": device, "tiny": tiny, "steps": steps, "size": size, "peak_flops": peak, "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "variants": found, "cpu_agreement": agreement,
+    }  # fmt: skip
+    folder = output or Path(__file__).parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"gpu: {path}")
+    return results
+
+
+def compare_with_cpu(
+    folder: Path, model: Path, method: str, size: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any]:
+    """The first two losses of our first variant against the CPU in float32, which bfloat16 may miss by 2 %."""
+    name = next(name for name, figure in found.items() if name.startswith(method) and name.endswith("ours"))
+    variant = {"who": "ours", "method": method}
+    task = make_task(folder, model, variant, size, 2, "float32")
+    seen = train(folder, f"{method} cpu", variant, task, gpu=False)
+    if "failed" in seen or "failed" in found[name]:
+        return {"failed": seen.get("failed") or found[name]["failed"]}
+    pairs = list(zip(found[name]["losses"][:2], seen["losses"][:2], strict=True))
+    difference = max(abs(ours - cpu) / max(abs(cpu), 1e-6) for ours, cpu in pairs)
+    print(
+        f"gpu: {method}: first losses {pairs}, relative difference {difference:.2e} ({'agrees' if difference < 0.02 else 'DIFFERS'})"
+    )
+    return {"pairs": pairs, "relative_difference": difference, "agrees": difference < 0.02}
+
+
+def line(name: str, figure: dict[str, Any]) -> str:
+    """One row of the table."""
+    if "failed" in figure:
+        return f"gpu: {name:32} failed: {' '.join(figure['failed'])}"
+    mfu = f"MFU {figure['mfu']:.1%} (trained {figure['mfu_trained']:.1%}), " if figure["mfu"] is not None else ""
+    memory = f"{figure['peak_bytes'] / 2**30:.1f} GiB, " if figure["peak_bytes"] is not None else ""
+    return (
+        f"gpu: {name:32} {figure['tokens_per_second']:>9,.0f} tokens/s ({figure['trained_tokens_per_second']:,.0f} trained), "
+        f"{mfu}{memory}{figure['step_seconds']:.3f} s a step, start {figure['start_seconds']:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--peak-tflops", type=float, help="of a GPU that is not in the table")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child)
+    else:
+        run(options.tiny, options.steps, options.peak_tflops, options.output)
