@@ -91,7 +91,7 @@ def make_task(folder: Path, model: Path, variant: dict[str, Any], size: dict[str
     }
     return training_task(
         folder, model, method, size["rows"][method], training=training,
-        model={"name_or_path": str(model), "dtype": dtype, **variant.get("model", {})},
+        model={"dtype": dtype, **variant.get("model", {})},
         **{method: {"init_from": "base", "max_seq_length": size["length"][method], **variant.get(method, {})}},
     )  # fmt: skip
 

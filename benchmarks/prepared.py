@@ -36,8 +36,8 @@ def model_folder(folder: Path, **architecture: Any) -> Path:
     return folder
 
 
-def training_task(folder: Path, model: Path, method: str, rows: int, **sections: dict[str, Any]) -> Task:
-    """The task of a run whose inputs are there. `sections` go over the configuration."""
+def training_task(folder: Path, start: Path, method: str, rows: int, **sections: dict[str, Any]) -> Task:
+    """The task of a run from the model `start`, whose inputs are there. `sections` go over the configuration."""
     corpus = folder / f"{method}-{rows}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     if not corpus.is_file():
@@ -46,7 +46,7 @@ def training_task(folder: Path, model: Path, method: str, rows: int, **sections:
     config: dict[str, Any] = {
         "method": method,
         "offline": True,
-        "model": {"name_or_path": str(model), "dtype": "float32"},
+        "model": {"name_or_path": str(start), "dtype": "float32"},
         "data": {"datasets": [{"name": "chats", "path": str(corpus), "transform": transform}]},
         "training": {"gradient_checkpointing": False, "effective_batch_size": 1, "learning_rate": 1e-4},
         "logging": {"logging_steps": 1, "report_to": ["none"]},

@@ -151,14 +151,14 @@ def step_cost(folder: Path, method: str, rows: int, steps: int) -> dict[str, Any
     """Ours against plain TRL, a step each in turn."""
     model = model_folder(folder / "medium", **MEDIUM)
     sections = {
-        "training": {"max_steps": steps, "effective_batch_size": 2},
+        "training": {"max_steps": steps, "effective_batch_size": 1},
         method: {"init_from": "base", "max_seq_length": 512},
     }
     if method == "dpo":
         sections["dpo"]["reference"] = "online"
     sections["training"] |= {"gradient_checkpointing": False, "learning_rate": 1e-4}
     task = training_task(folder, model, method, rows, **sections)
-    job = plain_job(task, as_arrow(task, folder / f"{method}-step.arrow", rows=2 * steps), folder)
+    job = plain_job(task, as_arrow(task, folder / f"{method}-step.arrow", rows=steps), folder)
     turns, found = Turns(["ours", "plain"]), {}
 
     def plain() -> None:
@@ -184,8 +184,8 @@ def reference_cost(folder: Path, rows: int, steps: int) -> dict[str, Any]:
     tasks = {
         kind: training_task(
             folder, model, "dpo", rows,
-            training={"max_steps": steps, "effective_batch_size": 2, "gradient_checkpointing": False, "learning_rate": 1e-4},
-            dpo={"init_from": "base", "max_seq_length": 512, "reference": kind, "reference_batch_size": 2},
+            training={"max_steps": steps, "effective_batch_size": 1, "gradient_checkpointing": False, "learning_rate": 1e-4},
+            dpo={"init_from": "base", "max_seq_length": 512, "reference": kind, "reference_batch_size": 1},
         )
         for kind in ("stored", "online")
     }  # fmt: skip
@@ -320,9 +320,9 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
         if only in (None, "start"):
             results["start"] = start_cost(folder, sizes, repeats, warm_up=0 if quick else 1)
         for method in ("sft", "dpo") if only in (None, "step") else ():
-            results[f"step_{method}"] = step_cost(folder, method, rows=400, steps=steps)
+            results[f"step_{method}"] = step_cost(folder, method, rows=6 * steps, steps=steps)
         if only in (None, "reference"):
-            results["reference"] = reference_cost(folder, rows=200, steps=steps)
+            results["reference"] = reference_cost(folder, rows=3 * steps, steps=steps)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(results))

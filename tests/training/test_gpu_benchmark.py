@@ -1,0 +1,32 @@
+"""benchmarks/gpu.py from end to end at a tiny size: it must be right before there is a GPU to run it on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+
+
+def test_every_variant_runs_on_the_cpu(tmp_path):
+    command = [sys.executable, str(BENCHMARK), "--tiny", "--peak-tflops", "0.1", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = tmp_path.glob("gpu-*.json")
+    results = json.loads(path.read_text())
+    assert {"sft sdpa ours", "sft sdpa plain", "dpo stored ours", "dpo online ours", "dpo online plain"} <= set(
+        results["variants"]
+    )
+    for name, figures in results["variants"].items():
+        assert "failed" not in figures, (name, figures)
+        assert 0 < figures["trained_tokens_per_second"] < figures["tokens_per_second"]
+        assert 0 < figures["mfu_trained"] < figures["mfu"] and figures["start_seconds"] > 0
+        assert len(figures["losses"]) == results["steps"]
+    ours, plain = (results["variants"][f"sft sdpa {who}"]["losses"] for who in ("ours", "plain"))
+    assert ours == pytest.approx(plain, abs=1e-6)
+    stored, online = (results["variants"][f"dpo {kind} ours"]["losses"] for kind in ("stored", "online"))
+    assert stored == pytest.approx(online, abs=5e-3)
+    assert all(found["agrees"] for found in results["cpu_agreement"].values())
