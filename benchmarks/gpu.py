@@ -223,9 +223,9 @@ def run(
     device = torch.cuda.get_device_name(0) if gpu else "cpu"
     tiny = quick or not gpu
     peak = peak_tflops * 1e12 if peak_tflops else next((value for name, value in PEAK.items() if name in device), None)
-    steps = steps or (WARM_UP + 2 if tiny else 20)
+    steps = steps or (WARM_UP + 1 if tiny else 20)
     size = (
-        {"batch": 2, "per_device": 1, "checkpointing": False, "rows": {"sft": 60, "dpo": 20}, "length": {"sft": 256, "dpo": 2048}}
+        {"batch": 1, "per_device": 1, "checkpointing": False, "rows": {"sft": 60, "dpo": 40}, "length": {"sft": 128, "dpo": 256}}
         if tiny
         else {"batch": 8, "per_device": 2, "checkpointing": True, "rows": {"sft": 4000, "dpo": 400}, "length": {"sft": 4096, "dpo": 4096}}
     )  # fmt: skip
