@@ -99,6 +99,13 @@ def make_task(folder: Path, model: Path, variant: dict[str, Any], size: dict[str
 def child(job_file: Path) -> None:
     """Train one variant in this process; write what was seen to the job's `result`."""
     job = json.loads(job_file.read_text())
+    if job["who"] == "ours":  # as a rank does it
+        from post_training.config import resolve
+        from post_training.launch import read_task
+        from post_training.training.startup import hide_unused
+
+        task = read_task(Path(job["task"]))
+        hide_unused(resolve(task.runtime["pipeline"]).views[task.config["method"]])
     import torch
     from transformers import TrainerCallback
     from transformers import trainer as transformers_trainer
@@ -121,9 +128,7 @@ def child(job_file: Path) -> None:
     if job["who"] == "ours":
         from training import ours
 
-        from post_training.launch import read_task
-
-        ours(read_task(Path(job["task"])))()
+        ours(task)()
     else:
         plain_trl.trainer(job["plain"]).train()
     result = {
