@@ -152,15 +152,25 @@ def first_error(folder: Path, job_id: str, limit: int = 12) -> list[str]:
         with contextlib.suppress(OSError), open(folder / f"slurm-{job_id}.{suffix}", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 20)))
             text += _of_last_start(file.read().decode("utf-8", "replace").splitlines())
-    for index, line in enumerate(text):
+    killed = [line for line in text if re.search(r"oom[-_ ]kill|out of memory", line, re.IGNORECASE)]
+    if killed:
+        return killed[:1]
+    # srun tells first that a task has ended, and never why.
+    own = [line for line in text if not re.match(r"(srun|slurmstepd\S*):", line)]
+    for index, line in enumerate(own):
         if "Traceback (most recent call last)" in line:
-            prefix = line[: line.index("Traceback")]
-            own = [later[len(prefix) :] for later in text[index + 1 :] if later.startswith(prefix)]
-            ends = next((at for at, later in enumerate(own) if later[:1].strip()), len(own) - 1)
-            return own[max(0, ends - limit + 1) : ends + 1]
-        if re.search(r"\berror\b|\bkilled\b|out of memory|oom[-_ ]kill|no space left|was killed", line, re.IGNORECASE):
+            return _traceback(own[index:], limit)
+        if re.search(r"error\b|\bkilled\b|no space left", line, re.IGNORECASE):
             return [line]
-    return [line for line in text if line.strip()][-3:]
+    return [line for line in own or text if line.strip()][-3:]
+
+
+def _traceback(text: list[str], limit: int) -> list[str]:
+    """The end of a traceback that begins at the first line; each line may bear its rank's prefix."""
+    prefix = text[0][: text[0].index("Traceback")]
+    shown = [line.removeprefix(prefix) for line in text[1:] if not re.fullmatch(r"[\s^~]+", line.removeprefix(prefix))]
+    last = next((at for at, line in enumerate(shown) if line[:1].strip()), len(shown) - 1)
+    return shown[max(0, last - limit + 1) : last + 1]
 
 
 def _of_last_start(text: list[str]) -> list[str]:

@@ -1,11 +1,15 @@
 """What is made of a job's end."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny import view_of
 
-from post_training.slurm import follow, placement, record, segment
+from post_training.slurm import fence, follow, placement, record, segment
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob
 from post_training.slurm.record import Segment
@@ -148,18 +152,35 @@ def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
     assert segment.verdict(code, tmp_path / "manifest.json", progressed) == (why, failure)
 
 
-def test_first_error_is_the_cause(tmp_path):
-    (tmp_path / "slurm-5.err").write_text(
-        "post-training: start 0 of job 5\nerror of an earlier start\npost-training: start 1 of job 5\n"
-        "Traceback (most recent call last):\n  File 'a.py', line 1\n    x()\nRuntimeError: CUDA out of memory\n"
-        "rank 3: Traceback (most recent call last):\nConnectionError: peer closed\n"
-    )
-    assert record.first_error(tmp_path, "5") == ["  File 'a.py', line 1", "    x()", "RuntimeError: CUDA out of memory"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "post-training: start 0 of job 5\nerror of an earlier start\npost-training: start 1 of job 5\n"
+            "srun: error: node0: task 1: Exited with exit code 1\n"
+            "rank 1 on node0: Traceback (most recent call last):\n  File 'a.py', line 1\n    x()\n    ^^^\nValueError: bad row\n"
+            "rank 3: Traceback (most recent call last):\nConnectionError: peer closed\n",
+            ["  File 'a.py', line 1", "    x()", "ValueError: bad row"],
+        ),
+        (
+            "[rank 1] Traceback (most recent call last):\n[rank 1]   File 'a.py'\n[rank 1] RuntimeError: broke\n[rank 0] fine\n",
+            ["  File 'a.py'", "RuntimeError: broke"],
+        ),
+        ("RuntimeError: the disk is broken\nsrun: error: node0\n", ["RuntimeError: the disk is broken"]),
+        (
+            "slurmstepd-node0: error: Detected 1 oom-kill event(s)\nsrun: error: task 0: Out Of Memory\na rank was killed\n",
+            ["slurmstepd-node0: error: Detected 1 oom-kill event(s)"],
+        ),
+        ("srun: error: node0: task 1: Killed\na rank was killed by SIGKILL\n", ["a rank was killed by SIGKILL"]),
+        ("hello\n\nmodule: command not found\n", ["hello", "module: command not found"]),
+    ],
+)
+def test_first_error_is_the_cause(tmp_path, text, expected):
+    (tmp_path / "slurm-5.err").write_text(text)
+    assert record.first_error(tmp_path, "5") == expected
 
 
 def test_a_token_is_held_by_one_segment(make_job):
-    from post_training.slurm import fence
-
     job = make_job()
     first = opened(job)
     path = job.folder / "segment.json"
@@ -168,3 +189,22 @@ def test_a_token_is_held_by_one_segment(make_job):
     assert fence.holds(second.token, path) and not fence.holds(first.token, path)
     record.end(job.folder, second, record.DONE, failure=False)
     assert not fence.holds(second.token, path)
+
+
+def test_a_rank_ends_when_another_job_owns_its_run(make_job):
+    job = make_job()
+    first = opened(job)
+    code = (
+        "import time\nfrom post_training.slurm import fence\nfence.POLL_SECONDS = 0.1\nfence.watch()\n"
+        "print('trains', flush=True)\ntime.sleep(60)"
+    )
+    told = {fence.VARIABLE: f"{first.token}:{job.folder / 'segment.json'}"}
+    rank = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert rank.stdout.readline() == "trains\n"
+    time.sleep(0.5)
+    assert rank.poll() is None
+    opened(job, restart=1)
+    assert rank.wait(20) == 1
+    assert "another job owns this run now" in rank.stderr.read()
