@@ -68,8 +68,10 @@ def main() -> int:
     print(f"{directory}: job {me.job_id} ends: {why}", flush=True)
     if why == record.DONE:
         return 0
-    if why == record.WALL_TIME and cluster.requeue(me.job_id):
-        time.sleep(_KILLED_WITHIN_SECONDS)
+    if why == record.WALL_TIME:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Slurm's, at once; with a handler it would wait and then kill
+        if cluster.requeue(me.job_id):
+            time.sleep(_KILLED_WITHIN_SECONDS)
     return code or 1
 
 
