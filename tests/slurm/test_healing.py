@@ -182,7 +182,7 @@ def test_an_orphan_is_requeued_and_does_its_work(make, undisturbed):
     job = project.job_at_step(5)
     main.kill()
     warn(job)
-    until((project.run_of() / "manifest.json").exists, "the orphan to finish")
+    until(lambda: project.whys()[-1:] == ["done"], "the orphan to finish")
     assert project.jobs() == [job]
     assert project.whys() == ["wall time", "done"]
     project.start().ends(0)
@@ -212,7 +212,7 @@ def test_job_sh_goes_on_by_hand(make, undisturbed):
     script = project.run_of() / "slurm" / "job.sh"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True, cwd="/", env=environment)
-    until((project.run_of() / "manifest.json").exists, "the job by hand")
+    until(lambda: project.whys()[-1:] == ["done"], "the job by hand")
     assert project.jobs()[-1] == done.stdout.strip()
     project.start().ends(0)
     assert project.weights() == undisturbed[1].weights()

@@ -83,8 +83,10 @@ def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
         output: its manifest.
         progressed: whether more steps are safe than when it began.
     """
+    if output.exists():  # written last: whatever came after it took nothing away
+        return record.DONE, False
     if code == 0:
-        return (record.DONE, False) if output.exists() else ("failed: ended without its result", True)
+        return "failed: ended without its result", True
     if code == REQUEUE:
         # For ever again from the same step would cost allocations and give nothing.
         return (record.WALL_TIME, False) if progressed else ("failed: no step was done in a whole allocation", True)
