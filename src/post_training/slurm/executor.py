@@ -54,7 +54,7 @@ class StageExecutor(PluginExecutor):
     def __init__(self, workflow: Any, logger: Any) -> None:
         # Before the base class starts the thread that checks jobs: what that misses ends it without a word.
         self._stopping = threading.Event()
-        self._mine: dict[Any, str] = {}
+        self._mine: dict[Any, tuple[StageJob, str]] = {}
         self._said: dict[str, str] = {}
         self._seconds = workflow.remote_execution_settings.seconds_between_status_checks
         super().__init__(workflow, logger)
@@ -111,7 +111,7 @@ class StageExecutor(PluginExecutor):
                 record.forget_failures(stage.folder)
             write_atomically(stage.script, script(stage))
             job_id = cluster.submit(stage.options, stage.script)
-            self._mine[job] = job_id
+            self._mine[job] = (stage, job_id)
         self.logger.info(f"{stage.name}: Slurm job {job_id} (output: {stage.folder}/slurm-{job_id}.out)")
         return SubmittedJobInfo(job, external_jobid=job_id, aux={"stage": stage})
 
@@ -170,7 +170,9 @@ class StageExecutor(PluginExecutor):
         """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for go on."""
         self._stopping.set()
         self._job_submission_executor.shutdown(wait=True)
-        mine = list(self._mine.values())
+        mine = [job_id for _, job_id in self._mine.values()]
+        for stage, job_id in self._mine.values():
+            record.mark_cancelled(stage.folder, job_id)
         if mine:
             self.logger.info(f"Cancelling Slurm jobs {', '.join(mine)}; what they have saved is kept")
             problem = cluster.cancel(mine)

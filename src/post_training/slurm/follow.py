@@ -12,18 +12,6 @@ from post_training.slurm import cluster, placement, record
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob
 
-# Slurm's word for an end that the job could not record itself -> ours, and whether it is a failure.
-_UNRECORDED = {
-    "CANCELLED": (record.CANCELLED, False),
-    "PREEMPTED": (record.PREEMPTED, False),
-    "TIMEOUT": ("failed: the time limit came before it had saved", True),
-    "NODE_FAIL": ("lost: its node failed", True),
-    "BOOT_FAIL": ("lost: its node did not start", True),
-    "OUT_OF_MEMORY": ("failed: out of memory", True),
-    "DEADLINE": ("failed: deadline", True),
-}
-_LOST = ("lost: ended without a word (killed, or its node failed)", True)
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -45,8 +33,7 @@ def settle(job: StageJob, job_id: str, state: State | None, latency_seconds: flo
     """
     open_segment = record.current(job.folder)
     if open_segment and open_segment.job_id == job_id:
-        why, failure = _UNRECORDED.get(state.name, _LOST) if state else _LOST
-        record.end(job.folder, open_segment, why, failure=failure)
+        record.end_for(job.folder, open_segment, state.name if state else None)
     line = record.last_of(job.folder, job_id)
     claims = (line is not None and line["why"] == record.DONE) or (state is not None and state.name == "COMPLETED")
     if _appears(job.output, latency_seconds if claims else 0):

@@ -4,6 +4,7 @@
     slurm-<id>.out   and .err: output of a job, over all its starts
     segment.json     who runs now: the token without which a rank may not go on
     segments.jsonl   one line a start that has ended: job, nodes, from, to, why, steps
+    cancelled        ids of jobs that a call has cancelled when it was interrupted
     failure_count    failures since the last time that a person's call had to begin again
 
 A segment is one start of a job: a job that is requeued has several. Wall time, preemption and
@@ -24,6 +25,17 @@ from typing import Any
 from post_training.fingerprint import write_atomically
 from post_training.training.resume import newest_complete
 
+# Slurm's word for an end that the job could not record itself -> ours, and whether it is a failure.
+_UNRECORDED = {
+    "CANCELLED": ("cancelled", False),
+    "PREEMPTED": ("preempted", False),
+    "TIMEOUT": ("failed: the time limit came before it had saved", True),
+    "NODE_FAIL": ("lost: its node failed", True),
+    "BOOT_FAIL": ("lost: its node did not start", True),
+    "OUT_OF_MEMORY": ("failed: out of memory", True),
+    "DEADLINE": ("failed: deadline", True),
+}
+_LOST = ("lost: ended without a word (killed, or its node failed)", True)
 # Why a segment ended. Other words mean a failure.
 DONE, WALL_TIME, STOPPED, CANCELLED, OWNED, PREEMPTED = (
     "done",
@@ -103,6 +115,32 @@ def end(folder: Path, segment: Segment, why: str, *, failure: bool) -> None:
     }
     add_line(folder, line)
     (folder / "segment.json").unlink(missing_ok=True)
+
+
+def end_for(folder: Path, segment: Segment, state: str | None) -> None:
+    """Write the line of a segment that could not do so itself.
+
+    Args:
+        folder: the stage's `slurm/`.
+        segment: what has ended.
+        state: Slurm's last word on its job; None when there is none, or when the same job has started again.
+    """
+    why, failure = _UNRECORDED.get(state or "", _LOST)
+    if segment.job_id in _cancelled(folder):
+        why, failure = CANCELLED, False
+    end(folder, segment, why, failure=failure)
+
+
+def mark_cancelled(folder: Path, job_id: str) -> None:
+    """A call cancels its own job; the job may be gone before it can say so, and Slurm forgets."""
+    write_atomically(folder / "cancelled", "\n".join([*_cancelled(folder), job_id]) + "\n")
+
+
+def _cancelled(folder: Path) -> list[str]:
+    try:
+        return (folder / "cancelled").read_text().split()
+    except FileNotFoundError:
+        return []
 
 
 def add_line(folder: Path, line: dict[str, Any]) -> None:

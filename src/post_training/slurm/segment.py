@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from post_training.slurm import cluster, fence, record
+from post_training.slurm.cluster import State
 from post_training.slurm.record import Segment
 from post_training.training.lock import LOCKED
 from post_training.training.stop import INTERRUPTED, REQUEUE, STOPPED
@@ -38,15 +39,16 @@ def main() -> int:
         print(f"{record.START}{me.restart} of job {me.job_id} on {me.nodes}, {me.start}", file=stream, flush=True)
     former = record.current(folder)
     if former:
-        owner = _live_owner(former, me)
-        if owner:
+        state = _state_of(former, me)
+        if state and not state.ended:
+            owner = former.job_id
             print(
                 f"{directory}: Slurm job {owner} works on this; job {me.job_id} leaves it alone",
                 file=sys.stderr,
                 flush=True,
             )
             return LOCKED
-        record.end(folder, former, "lost: ended without a word (killed, or its node failed)", failure=True)
+        record.end_for(folder, former, state.name if state else None)
     if record.failures(folder) > options.max_failures:
         count = record.failures(folder)
         print(
@@ -97,12 +99,12 @@ def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
     return f"failed: exit code {code if code > 0 else 128 - code}", True
 
 
-def _live_owner(former: Segment, me: Segment) -> str | None:
+def _state_of(former: Segment, me: Segment) -> State | None:
+    """What Slurm says of an earlier job; None when it is this one, started again, or forgotten."""
     if former.job_id == me.job_id:
         return None
     states = cluster.states([former.job_id])
-    state = (states or {}).get(former.job_id)
-    return former.job_id if states is None or (state and not state.ended) else None
+    return State("UNKNOWN") if states is None else states.get(former.job_id)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:

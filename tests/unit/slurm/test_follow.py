@@ -83,6 +83,14 @@ def test_cancelled_is_an_end_and_no_failure(make_job, opens):
     assert record.failures(job.folder) == 0
 
 
+def test_a_job_that_a_call_cancelled_itself_is_no_failure_though_slurm_has_forgotten_it(make_job):
+    job = make_job()
+    opened(job)
+    record.mark_cancelled(job.folder, "7")
+    settle(job, None)
+    assert [(line["why"], line["failure"]) for line in record.lines(job.folder)] == [("cancelled", False)]
+
+
 def test_a_manifest_is_the_result_whatever_slurm_says(make_job):
     job = make_job()
     job.folder.mkdir(parents=True)
