@@ -18,7 +18,7 @@ from post_training.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 600
 
 
 def slurm(*words: str) -> str:
