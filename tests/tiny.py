@@ -234,12 +234,12 @@ def wait_for_step(run: Path, step: int, timeout_seconds: float = 120) -> None:
 
 def wait_for_ranks(launcher: int, world: int = 2) -> list[int]:
     """Process ids of a launcher's ranks, by rank, once all are there."""
-    while len(found := _ranks_of(launcher)) < world:
+    while len(found := ranks_of(launcher)) < world:
         time.sleep(0.02)
     return found
 
 
-def _ranks_of(launcher: int) -> list[int]:
+def ranks_of(launcher: int) -> list[int]:
     """Process ids of a launcher's ranks, by rank."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -34,9 +34,9 @@ from post_training.slurm import srun
 from post_training.slurm.placement import cores
 from post_training.task import Task
 from post_training.training import failures
-from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete
 from post_training.training.lock import LOCKED, Lock, LockedError, is_own_file, owned
+from post_training.training.reshard import how_to_resume, make_universal
 from post_training.training.resume import discard_incomplete, newest_complete
 from post_training.training.stop import (
     INTERRUPTED,
@@ -48,6 +48,7 @@ from post_training.training.stop import (
     through_srun,
     write_stopped,
 )
+from post_training.zero import deepspeed_config, strategy
 
 __all__ = ["INTERRUPTED", "LOCKED", "REQUEUE", "STOPPED", "run"]
 
@@ -176,6 +177,8 @@ def _run_ranks(
     failures.forget(told)
     forget_stopped(task.directory)
     ended = Ended()
+    if task.stage == "train":
+        reshard(task, view, topology.world_size)
     if REQUEST.wanted:
         write_stopped(task.directory, REQUEST.wanted, None)
     else:
@@ -219,6 +222,13 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
         asked=lock.say_stopping,
         abandoned=abandoned,
     )
+
+
+def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:
+    """Make the checkpoint that the ranks will resume from fit their number. Raises ConfigError when it cannot."""
+    newest = newest_complete(task.directory / "checkpoints").chosen
+    if newest and how_to_resume(newest, strategy(view), world_size).universal:
+        make_universal(newest.path, REQUEST, task.directory / "logs" / "universal.log")
 
 
 def _report(ended: Ended, told: list[failures.Failure], world_size: int, local: bool) -> None:

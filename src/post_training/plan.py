@@ -17,6 +17,7 @@ from post_training.fingerprint import FileHashes, canonical, digest, digest_file
 from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder, parse_split
 from post_training.model.lora import check_lora
 from post_training.slurm import placement
+from post_training.zero import deepspeed_config
 
 # Raise a number when a change of the stage's code changes what it writes.
 VERSIONS = {
@@ -188,10 +189,8 @@ def _check_types(view: dict[str, Any]) -> None:
         _require(
             found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible"
         )
-    path = view["deepspeed"]["config_path"]
-    _require(path is None or Path(path).is_file(), "deepspeed.config_path", f"{path}: no such file")
     _require(
-        view["accelerate"]["use_deepspeed"] is not True or bool(path or view["deepspeed"]["config"]),
+        view["accelerate"]["use_deepspeed"] is not True or deepspeed_config(view) is not None,
         "accelerate.use_deepspeed",
         "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml",
     )

@@ -37,6 +37,7 @@ def run_together(
     forwarded_as: Callable[[signal.Signals], signal.Signals] = signal.Signals,
     asked: Callable[[], None] = lambda: None,
     abandoned: Callable[[], str | None] = lambda: None,
+    log: Path | None = None,
 ) -> Ended:
     """Start all, wait for all. When one fails, or the whole is abandoned, all others are killed.
 
@@ -47,6 +48,7 @@ def run_together(
         forwarded_as: the signal to send for one received.
         asked: called once, when the first signal is passed on.
         abandoned: asked all the time; a reason to kill everything at once.
+        log: file that takes all output; None = it goes where this process's goes.
     """
     several = len(commands) > 1
     processes: list[subprocess.Popen[str]] = []
@@ -54,7 +56,7 @@ def run_together(
         # Own sessions: a Ctrl-C reaches the ranks through us alone. Signals wait until a rank listens.
         with held():
             for command, environment in zip(commands, environments, strict=True):
-                processes.append(_start(command, environment))
+                processes.append(_start(command, environment, log))
         relays = [
             _relay(source, sink, f"[rank {rank}] " if several else "")
             for rank, process in enumerate(processes)
@@ -69,12 +71,13 @@ def run_together(
     return ended
 
 
-def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
-        errors="replace", start_new_session=True,
-    )  # fmt: skip
+def _start(command: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[str]":
+    with open(log or os.devnull, "a") as file:
+        sink = file if log else subprocess.PIPE
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, text=True,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
 
 
 def _watch(

@@ -174,7 +174,7 @@ class DeepSpeedConfig:
     """DeepSpeed ZeRO. Never makes a stage stale."""
 
     config_path: str | None = None
-    """A DeepSpeed YAML, such as `config/deepspeed/zero3.yaml`. Null = off unless `config` is given."""
+    """A DeepSpeed YAML, or a shipped one by name: `zero2`, `zero3`, `zero3_offload`. Null = off unless `config` is given."""
     config: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed keys that go over the file's."""
 

@@ -107,6 +107,14 @@ class Rows(Sequence[Row]):
         (number,) = self._members(index)
         return int(number)
 
+    def records(self, index: int) -> npt.NDArray[Any]:
+        """The records (`document_type`) of a row's documents."""
+        return self._documents[self._members(index)]
+
+    def shard(self, number: int) -> Path:
+        """File of a shard by its number in a record."""
+        return self._shards[number]
+
     def distinct(self) -> "Rows":
         """Every distinct document once, a row each, by its number."""
         path, _, part, _ = self._opened

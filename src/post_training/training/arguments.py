@@ -17,8 +17,8 @@ from typing import Any
 
 from post_training import methods
 from post_training.batch import BatchPlan
-from post_training.config.load import load_file
 from post_training.errors import ConfigError, did_you_mean
+from post_training.zero import deepspeed_config
 
 # Arguments of TRL that a key of ours decides.
 _OURS = {
@@ -128,37 +128,6 @@ def trainer_arguments(
 def load_dtype(view: dict[str, Any]) -> str:
     """Type that the weights are loaded in; see the module's docstring."""
     return str(view["model"]["dtype"]) if deepspeed_config(view) or view["model"]["lora"] else "float32"
-
-
-def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
-    """The YAML file with the inline keys over it, ready for Transformers; None when DeepSpeed is off."""
-    section = view["deepspeed"]
-    if view["accelerate"]["use_deepspeed"] is False or not (section["config_path"] or section["config"]):
-        return None
-    merged = _merged(load_file(section["config_path"]) if section["config_path"] else {}, section["config"])
-    zero = merged.setdefault("zero_optimization", {})
-    if zero.get("stage") == 3:
-        # Otherwise a checkpoint has shards only, and there is nothing to export.
-        zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
-    # Batch, precision and clipping have one source each, and it is not the DeepSpeed file.
-    for name in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    ):
-        merged[name] = "auto"
-    for name in ("bf16", "fp16"):
-        merged[name] = {**merged.get(name, {}), "enabled": "auto"}
-    return merged
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
 
 
 def _report_to(targets: list[str]) -> list[str]:

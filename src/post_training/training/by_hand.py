@@ -16,15 +16,15 @@ from post_training.config import resolve
 from post_training.config.load import load_file
 from post_training.errors import ConfigError, UserError
 from post_training.fingerprint import canonical
-from post_training.launch import free_port, library_environment, prepare_directory
+from post_training.launch import free_port, library_environment, prepare_directory, reshard
 from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
-from post_training.training.arguments import deepspeed_config
 from post_training.training.finish import finish_if_complete, last_checkpoint
 from post_training.training.lock import LOCKED, LockedError, owned
 from post_training.training.startup import hide_unused
 from post_training.training.stop import EXIT_CODES, forget_stopped
+from post_training.zero import deepspeed_config
 
 _POLL_SECONDS = 0.5
 
@@ -72,6 +72,7 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
         return 0
     if first:
         forget_stopped(task.directory)
+        reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
     from post_training.training.run import train_rank
 
     stopped = train_rank(task)

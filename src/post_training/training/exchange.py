@@ -60,9 +60,9 @@ class Exchange:
         if self.world == 1:
             everyone.copy_(mine)
         elif self.late:
-            dist.all_gather_into_tensor(everyone, mine)
+            dist.all_gather_single(everyone, mine)
         else:
-            ready = dist.all_gather_into_tensor(everyone, mine, group=self.group, async_op=True)
+            ready = dist.all_gather_single(everyone, mine, group=self.group, async_op=True)
         if self.late:
             host = torch.empty(everyone.shape, dtype=torch.int64, pin_memory=True)
             host.copy_(everyone, non_blocking=True)

@@ -15,9 +15,10 @@ from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.progress import Progress
 from post_training.task import Task
-from post_training.training.arguments import deepspeed_config, trainer_arguments
+from post_training.training.arguments import trainer_arguments
 from post_training.training.reference import Logps, Shard, missing_shards, shard_path, write_array
 from post_training.training.run import load_model, load_tokenizer, make_arguments, topology_from_environment
+from post_training.zero import deepspeed_config
 
 
 def reference_rank(task: Task) -> None:

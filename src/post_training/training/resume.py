@@ -44,9 +44,9 @@ class Choice:
     leftovers: list[Path] = field(default_factory=list)
     """Older than the chosen one and without a marker: their deletion was cut off."""
 
-    def describe(self) -> str:
-        """One line: where training starts and what was passed over."""
-        start = f"resuming from {self.chosen.path.name}" if self.chosen else "starting at step 0"
+    def describe(self, note: str = "") -> str:
+        """One line: where training starts, a note on how, and what was passed over."""
+        start = f"resuming from {self.chosen.path.name}{note}" if self.chosen else "starting at step 0"
         passed = ", ".join(f"{path.name} ({why})" for path, why in self.skipped.items())
         return f"{start}; not whole and passed over: {passed}" if passed else start
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from post_training import batch, methods, registry
 from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.data.chat_template import resolve_template
+from post_training.data.origin import origins
 from post_training.data.view import open_rows
 from post_training.errors import ConfigError, UserError
 from post_training.model import folder as model_folder
@@ -18,9 +20,12 @@ from post_training.task import Task
 from post_training.training.arguments import load_dtype, trainer_arguments
 from post_training.training.meter import Meter
 from post_training.training.reference import StoredReference
+from post_training.training.reshard import Resume, has_universal, how_to_resume
 from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
 from post_training.training.samples import SamplesLog
 from post_training.training.stop import REQUEST, write_stopped
+from post_training.training.universal import repair_loading
+from post_training.zero import strategy
 
 
 def train_rank(task: Task) -> signal.Signals | None:
@@ -35,16 +40,22 @@ def train_rank(task: Task) -> signal.Signals | None:
     method = methods.load(name)
     view = resolve(task.runtime["pipeline"]).views[name]
     plan = batch.batch_plan(view, name, topology_from_environment())
-    rows = task.input_manifest("data")
-    steps = batch.steps(view, name, rows["rows_out"])
+    steps = batch.steps(view, name, task.input_manifest("data")["rows_out"])
     assert steps is not None
 
     # The arguments come before the model: with ZeRO-3 they make it load in shards.
     config_class = method.config_class()
     args = make_arguments(config_class, trainer_arguments(view, name, task.directory, plan, steps, config_class))
     choice = agree_on_checkpoint(task.directory / "checkpoints")
+    start = choice.chosen
+    resume = how_to_resume(start, strategy(view), args.world_size) if start else Resume(False, "")
+    if start and resume.universal:
+        if not has_universal(start.path):
+            raise UserError(f"{start.path}: was not rewritten for {args.world_size} ranks; start the run again")
+        args.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
+        repair_loading()
     if args.process_index == 0:
-        print(f"{name}: {choice.describe()}", flush=True)
+        print(f"{name}: {choice.describe(resume.note)}", flush=True)
 
     folder = model_folder(task.inputs["model"])
     model = load_model(folder, view)
@@ -53,21 +64,24 @@ def train_rank(task: Task) -> signal.Signals | None:
         reference["reference"] = StoredReference(task.inputs["reference"], start=task.spec["inputs"]["model"])
     elif "reference_model" in task.inputs:
         reference["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+    rows = open_rows(task.inputs["data"], rows=steps * plan.rows)
     trainer = method.build_trainer(
         view,
         model,
         args,
-        train_dataset=open_rows(task.inputs["data"], rows=steps * plan.rows),
+        train_dataset=rows,
         processing_class=load_tokenizer(folder, view),
         **lora.adapter_arguments(view, model, folder),
         **reference,
     )
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
-    return _train(trainer, task, view, choice.chosen)
+    return _train(trainer, task, view, start, lambda index: origins(rows, index))
 
 
-def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None) -> signal.Signals | None:
+def _train(
+    trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None, origins: Callable[[int], list[str]]
+) -> signal.Signals | None:
     """The training loop with its callbacks; ends with a whole checkpoint of the last step, or of the one it stopped at."""
     import warnings
 
@@ -90,7 +104,7 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
     every = every if every is not None and every > 0 else None
     samples = SamplesLog(directory / "logs" / "samples.jsonl") if first else None
     spikes = SpikeRule(task.config["method"], view["logging"]["loss_spike_sigmas"], told.get("losses") or [])
-    watch = StepWatch(trainer, REQUEST, samples, spikes, every)
+    watch = StepWatch(trainer, REQUEST, samples, spikes, every, origins)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     trainer.add_callback(callbacks.MetricsCallback(metrics, meter))
@@ -104,7 +118,13 @@ def _train(trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | N
         print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, trainer.args)}", flush=True)
 
     def facts() -> dict[str, Any]:
-        return {"world_size": trainer.args.world_size, **sizes, **meter.totals(), "losses": list(spikes.losses)}
+        return {
+            "strategy": strategy(view),
+            "world_size": trainer.args.world_size,
+            **sizes,
+            **meter.totals(),
+            "losses": list(spikes.losses),
+        }
 
     trainer.add_callback(callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts))
     step = start.step if start else 0

@@ -4,6 +4,7 @@ import math
 import signal
 import statistics
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,7 +15,7 @@ from post_training.training.failures import PeerError
 from post_training.training.samples import KEY, NumberedRows, Remembering, SamplesLog, Seen
 from post_training.training.stop import StopRequest, decisive
 
-_ROWS_SHOWN = 16
+_SHOWN = 16
 
 
 class StepWatch(TrainerCallback):
@@ -30,6 +31,7 @@ class StepWatch(TrainerCallback):
         samples: SamplesLog | None,
         spikes: "SpikeRule",
         save_also_every: int | None,
+        origins: Callable[[int], list[str]],
     ) -> None:
         """Take hold of the trainer's steps.
 
@@ -39,9 +41,10 @@ class StepWatch(TrainerCallback):
             samples: where rank 0 notes the rows; None on other ranks.
             spikes: warns on rank 0.
             save_also_every: steps between saves that the trainer does not know of.
+            origins: where a row of the mix comes from, for errors.
         """
         self.trainer, self.request, self.samples, self.spikes = trainer, request, samples, spikes
-        self.save_also_every = save_also_every
+        self.save_also_every, self.origins = save_also_every, origins
         self.stopped: signal.Signals | None = None
         """The signal at which training has ended, if it did not come to its last step."""
         self.exchange = Exchange(trainer.args.device)
@@ -91,14 +94,14 @@ class StepWatch(TrainerCallback):
     def _look(self, records: list[Record], args: Any) -> None:
         for record in records:
             rows = self._rows.pop(record.step)
-            _check_numbers(record, rows, args)
+            _check_numbers(record, rows, args, self.origins)
             if self.samples is not None:
                 self.samples.add(record.step, sum(record.rows), record.digest)
                 self.spikes.look(record.step, statistics.fmean(record.loss))
             self.stopped = self.stopped or decisive(record.signal)
 
 
-def _check_numbers(record: Record, rows: list[int], args: Any) -> None:
+def _check_numbers(record: Record, rows: list[int], args: Any, origins: Callable[[int], list[str]]) -> None:
     """End the run at a loss or gradient that is no number: on the rank that has it with the reason, on others without."""
     bad = [rank for rank, loss in enumerate(record.loss) if not math.isfinite(loss)]
     what = f"loss is {record.loss[bad[0]]}" if bad else ""
@@ -110,11 +113,12 @@ def _check_numbers(record: Record, rows: list[int], args: Any) -> None:
         return
     if args.process_index != bad[0]:
         raise PeerError(f"{what} on rank {bad[0]}")
-    shown = ", ".join(map(str, rows[:_ROWS_SHOWN])) + (", ..." if len(rows) > _ROWS_SHOWN else "")
+    documents = [origin for row in rows for origin in origins(row)]
+    shown = ", ".join(documents[:_SHOWN]) + (f" and {len(documents) - _SHOWN} more" if len(documents) > _SHOWN else "")
     raise UserError(
-        f"{what}, not a finite number, at step {record.step} on rank {bad[0]}; rows of the mix in its batch: {shown}. "
-        "The last whole checkpoint is kept. Lower training.learning_rate or training.max_grad_norm, raise "
-        "training.warmup_ratio, or look at these rows"
+        f"{what}, not a finite number, at step {record.step} on rank {bad[0]}; its rows of the mix: "
+        f"{', '.join(map(str, rows))}, of {shown}. The last whole checkpoint is kept. Lower training.learning_rate or "
+        "training.max_grad_norm, raise training.warmup_ratio, or look at these rows"
     )
 
 
