@@ -5,6 +5,7 @@ It is put together in a hidden folder beside `model/` and moved there once every
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from post_training.model import folder as model_folder
 from post_training.model import lora
 from post_training.model.files import polish, stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
+from post_training.model.shards import gather
 from post_training.task import Task
 from post_training.training.resume import why_incomplete
 
@@ -63,12 +65,10 @@ def run(task: Task) -> None:
 
 def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: list[int]) -> tuple[Any, dict[str, Any]]:
     """The trained model, and what was found when adapters were merged into the model that the run started from."""
-    if not any(checkpoint.glob("*.safetensors*")):
-        raise UserError(
-            f"{checkpoint}: holds shards of weights only; set "
-            "deepspeed.config.zero_optimization.stage3_gather_16bit_weights_on_model_save=true and train the last steps again"
-        )
     dtype, trust = settings["dtype"], settings["trust_remote_code"]
+    if not any(checkpoint.glob("*.safetensors*")):
+        with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".gathered-") as gathered:
+            return load_for_inference(gather(checkpoint, Path(gathered)), dtype, trust), {}
     if not lora.is_adapter(checkpoint):
         return load_for_inference(checkpoint, dtype, trust), {}
     return lora.merge(load_for_inference(start, dtype, trust), checkpoint, row, logits_of, dtype)

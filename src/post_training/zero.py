@@ -19,8 +19,14 @@ def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
     merged = _merged(load_file(path) if path else {}, section["config"])
     zero = merged.setdefault("zero_optimization", {})
     if zero.get("stage") == 3:
-        # Otherwise a checkpoint has shards only, and there is nothing to export.
-        zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+        # Otherwise a checkpoint has shards only, which the export must put together.
+        gathers = zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
+        every = view["checkpointing"]["inference_checkpoint_steps"]
+        if not gathers and every is not None and every > 0:
+            raise ConfigError(
+                "checkpointing.inference_checkpoint_steps",
+                f"found {every}, which needs zero_optimization.stage3_gather_16bit_weights_on_model_save=true in deepspeed.config",
+            )
     # Batch, precision and clipping have one source each, and it is not the DeepSpeed file.
     for name in (
         "train_batch_size",

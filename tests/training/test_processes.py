@@ -14,6 +14,7 @@ import pytest
 from tiny import export_task, launcher_command, losses_of, metrics_of, train_task
 
 from post_training import export, launch
+from post_training.model.shards import gather
 
 pytestmark = pytest.mark.slow
 
@@ -75,23 +76,45 @@ def test_a_configuration_error_in_a_rank_is_one_line(tmp_path, model_manifest, s
 
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("ninja")), reason="DeepSpeed compiles with g++ and ninja")
-@pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("file", "ranks", "inline"),
+    [
+        ("zero2", 1, {}),
+        ("config/deepspeed/zero3.yaml", 2, {}),
+        # With DeepSpeed's own Adam for offloading a compiler would be busy for more than a minute.
+        ("zero3_offload", 1, {"zero_force_ds_cpu_optimizer": False}),
+    ],
+)
 def test_zero_trains_the_same_and_its_checkpoint_exports(
-    tmp_path, straight, model_manifest, sft_rows, template, stage, ranks
+    tmp_path, straight, model_manifest, sft_rows, template, file, ranks, inline
 ):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from safetensors.torch import load_file
+
     zero = {
-        "deepspeed__config": {"zero_optimization": {"stage": stage}},
+        "deepspeed__config_path": file,
+        "deepspeed__config": inline,
         "checkpointing__inference_checkpoint_steps": 3,
         "accelerate__num_processes": ranks,
     }
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, **zero)
     assert launch.run(task) == 0
     assert losses_of(task.directory) == pytest.approx(losses_of(straight), abs=2e-5)
-    gathered = task.directory / "inference_checkpoints" / "step-6" / "model.safetensors"
-    assert gathered.stat().st_size > 100_000
+    # DeepSpeed's own way from shards to weights is the oracle for what was gathered while training.
+    shards = get_fp32_state_dict_from_zero_checkpoint(str(task.directory / "checkpoints" / "checkpoint-6"))
+    gathered = load_file(task.directory / "inference_checkpoints" / "step-6" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in gathered.items()} == {name: t.shape for name, t in shards.items()}
+    assert all(bool((gathered[name] == shards[name]).all()) for name in shards)
     output = task.directory / "model" / "manifest.json"
     export.run(export_task(task.output, sft_rows, output))
     assert json.loads(output.read_text())["checks"]["max_logit_difference"] == 0.0
+    # Of a checkpoint without whole weights the shards are put together.
+    checkpoint = task.directory / "checkpoints" / "checkpoint-6"
+    (checkpoint / "model.safetensors").unlink()
+    folder = gather(checkpoint, tmp_path / "gathered")
+    assert all(
+        bool((tensor == gathered[name]).all()) for name, tensor in load_file(folder / "model.safetensors").items()
+    )
 
 
 def test_dpo_on_two_processes(tmp_path, model_manifest, dpo_rows, template):
