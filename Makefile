@@ -5,11 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # `cpu` or `cuda`: which lock and which extra are installed.
 BUILD ?= cpu
-N ?= 2
+# `make test-faults`: how many kills, and the seed of their moments.
+N ?= 20
+SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-fast test-slurm bench lint docs lock clean
+.PHONY: demo test test-fast test-slurm test-faults bench lint docs lock clean
 
 # The environment is whole when its stamp exists; a changed lock makes it stale.
 $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
@@ -30,6 +32,9 @@ test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
 
 test-slurm: $(VENV)/.$(BUILD)  ## the tests on a real Slurm of three nodes, started on this machine for them
 	PYTHON=$(BIN)/python tests/slurm/run.sh
+
+test-faults: $(VENV)/.$(BUILD)  ## kill training at N random moments, and compare what comes of it
+	$(BIN)/python tests/faults/harness.py --kills $(N) --seed $(SEED)
 
 bench: $(VENV)/.$(BUILD)  ## ratios against peers, with spread
 	$(BIN)/python benchmarks/run.py

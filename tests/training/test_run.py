@@ -52,6 +52,20 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path, trained, model
     assert [line["tokens"] for line in metrics_of(run)] == [line["tokens"] for line in metrics_of(trained.parent)]
 
 
+def test_a_log_over_several_steps_is_the_same_across_a_resume(tmp_path, model_manifest, sft_rows, template):
+    rare = {"logging__logging_steps": 5, "checkpointing__save_steps": 3}
+    whole = train_task(tmp_path / "whole", model_manifest, sft_rows, template, **rare)
+    train_here(whole)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole.directory, cut, ignore=shutil.ignore_patterns("checkpoint-6", "manifest.json"))
+    train_here(train_task(cut, model_manifest, sft_rows, template, **rare))
+    (one,), (other,) = metrics_of(whole.directory), metrics_of(cut)
+    for timing in ("seconds", "tokens_per_second"):
+        one.pop(timing)
+        other.pop(timing)
+    assert one == other
+
+
 def test_changed_intervals_hold_for_a_resumed_run(tmp_path, trained, model_manifest, sft_rows, template):
     run = tmp_path / "run"
     shutil.copytree(trained.parent, run, ignore=shutil.ignore_patterns("model", "checkpoint-6"))

@@ -20,7 +20,7 @@ from post_training.model import lora
 from post_training.model.files import cast_weights, make_readable, polish
 from post_training.training.failures import no_room
 from post_training.training.finish import read_metrics
-from post_training.training.meter import Meter
+from post_training.training.meter import Meter, restore_unlogged
 from post_training.training.resume import flush, mark_complete, rotate
 
 
@@ -121,9 +121,19 @@ def _probe(folder: Path) -> str | None:
 class CheckpointCallback(TrainerCallback):
     """Marks each checkpoint as whole, then removes the oldest ones."""
 
-    def __init__(self, trainer: Any, directory: Path, limit: int | None, facts: Callable[[], dict[str, Any]]) -> None:
-        """`facts` gives what the marker says besides; it is called on every rank."""
-        self.directory, self.limit, self.facts = directory, limit, facts
+    def __init__(
+        self, trainer: Any, directory: Path, limit: int | None, facts: Callable[[], dict[str, Any]], unlogged: Any
+    ) -> None:
+        """Take hold of the trainer's saves.
+
+        Args:
+            trainer: its `_save_checkpoint` is wrapped, on the instance.
+            directory: where it saves.
+            limit: whole checkpoints to keep.
+            facts: gives what the marker says besides; called on every rank.
+            unlogged: of the marker that the run is resumed from; see meter.py.
+        """
+        self.trainer, self.directory, self.limit, self.facts, self.unlogged = trainer, directory, limit, facts, unlogged
         save = trainer._save_checkpoint
 
         def save_checkpoint(*args: Any, **kwargs: Any) -> None:
@@ -138,6 +148,7 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed state carries the intervals of the attempt that saved it; today's configuration counts."""
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+        restore_unlogged(self.trainer, self.unlogged)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """All ranks have written their files, and these are on disk, when the marker is."""

@@ -88,3 +88,28 @@ class Meter:
         if self.report_tokens:
             logs |= {"tokens": self.tokens, "trained_tokens": self.trained_tokens}
             logs["tokens_per_second"] = round(self.tokens_per_second, 1)
+
+
+def unlogged(trainer: Any) -> dict[str, Any]:
+    """What the trainer has summed up since its last log, for a checkpoint's marker. Every rank must call it.
+
+    A log is a mean over the steps since the last one; without this the first after a resume would be over
+    fewer steps than in a run that was never interrupted.
+    """
+    loss = trainer.accelerator.gather(trainer._tr_loss.detach().reshape(1))
+    return {
+        "since": trainer._globalstep_last_logged,
+        "loss": loss.tolist(),
+        "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+    }
+
+
+def restore_unlogged(trainer: Any, told: dict[str, Any] | None) -> None:
+    """Go on with the sums of a marker; called when the trainer has set its own to zero."""
+    if told is None:
+        return
+    losses, rank = told["loss"], trainer.args.process_index
+    own = losses[rank] if len(losses) == trainer.args.world_size else sum(losses) / len(losses)
+    trainer._tr_loss += own
+    trainer._globalstep_last_logged = told["since"]
+    trainer._metrics["train"].update(told["metrics"])

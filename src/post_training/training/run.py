@@ -18,7 +18,7 @@ from post_training.model import lora
 from post_training.model.loading import quiet
 from post_training.task import Task
 from post_training.training.arguments import load_dtype, trainer_arguments
-from post_training.training.meter import Meter
+from post_training.training.meter import Meter, unlogged
 from post_training.training.reference import StoredReference
 from post_training.training.reshard import Resume, has_universal, how_to_resume
 from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
@@ -124,9 +124,12 @@ def _train(
             **sizes,
             **meter.totals(),
             "losses": list(spikes.losses),
+            "unlogged": unlogged(trainer),
         }
 
-    trainer.add_callback(callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts))
+    trainer.add_callback(
+        callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts, told.get("unlogged"))
+    )
     step = start.step if start else 0
     if not watch.asked_to_stop():
         trainer.train(resume_from_checkpoint=str(start.path) if start else None)
