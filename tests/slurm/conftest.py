@@ -67,3 +67,17 @@ def undisturbed(tmp_path_factory: Any, prepared: Path) -> dict[int, Project]:
     for main in mains.values():
         main.ends(0)
     return {ranks: main.project for ranks, main in mains.items()}
+
+
+@pytest.fixture(scope="session")
+def warned(tmp_path_factory: Any, prepared: Path) -> Iterator[Project]:
+    """A run that would never end, in an allocation of three minutes: started early, looked at late."""
+    path = tmp_path_factory.mktemp("warned") / "project"
+    shutil.copytree(prepared, path, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
+    never = {"training__max_steps": 100000, "checkpointing__save_steps": 100000, "slurm__wall_time": "00:03:00"}
+    project = Project(path, configuration(slurm__gpus_per_node=1, **never))
+    project.main = project.start()
+    yield project
+    for line in slurm("squeue", "-h", "-o", "%A|%o").splitlines():
+        if str(path) in line:
+            slurm("scancel", line.split("|")[0])

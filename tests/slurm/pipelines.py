@@ -84,6 +84,7 @@ class Project:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.starts = 0
+        self.main: Main | None = None
         path.mkdir(parents=True, exist_ok=True)
         self.write(config)
 

@@ -29,7 +29,7 @@ DPO = {
 
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("ninja")), reason="DeepSpeed compiles with g++ and ninja")
-def test_sft_to_dpo_on_two_nodes_with_zero_3_interrupted(make):
+def test_sft_to_dpo_on_two_nodes_with_zero_3_interrupted(make, warned):
     """`snakemake --executor slurm all`, disturbed by wall time and by a kill, and the same left alone, side by side."""
     disturbed, alone = make("disturbed", **DPO), make("alone", **DPO)
     mains = [disturbed.start("all"), alone.start("all")]
@@ -82,19 +82,6 @@ def test_a_small_run_and_a_cancelled_one(make):
     project.start("all").ends(0)
     assert len(project.jobs()) == 2
     assert json.loads((project.run_of() / "model" / "manifest.json").read_text())["stage"] == "export"
-
-
-def test_slurms_own_warning_reaches_the_ranks(make):
-    """The real one: --signal of the sbatch line, with a limit that comes early."""
-    project = make(slurm__gpus_per_node=1, training__max_steps=100000, checkpointing__save_steps=100000)
-    main = project.start()
-    job = project.job_at_step(3)
-    slurm("scontrol", "update", f"jobid={job}", "TimeLimit=1")
-    until(lambda: project.segments(), "the warning", 150)
-    slurm("scancel", job)
-    main.ends(1)
-    assert project.whys()[0] == "wall time"
-    assert project.segments()[0]["new_steps"] > 0
 
 
 def test_jobs_run_without_a_network():
@@ -186,3 +173,13 @@ def test_a_dry_run_shows_the_line_that_is_submitted(make):
     )
     assert told.returncode == 0, told.stderr
     assert "--nodes=2" in line and "--gres=gpu:2" in line and "--signal=USR1@60" in line
+
+
+def test_slurms_own_warning_reaches_the_ranks(warned):
+    """The real one: --signal of the sbatch line."""
+    until(lambda: warned.segments(), "the warning")
+    slurm("scancel", warned.jobs()[0])
+    warned.main.ends(1)
+    assert warned.whys()[0] == "wall time"
+    assert warned.segments()[0]["new_steps"] > 0
+    assert warned.failure_count() == 0
