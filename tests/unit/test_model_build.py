@@ -190,13 +190,13 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
     """Each shipped template works with a model from scratch: it ends an answer with one token, which stops generation."""
     from transformers import AutoTokenizer
 
-    from post_training.data.blocks import check_template
+    from post_training.data.blocks import Settings, Tokenization, check_template
 
     tokens = _new_tokens(name)
     tokenizer = build.train_tokenizer([corpus], 300, tokens)
     tokenizer.save_pretrained(tmp_path)
     text = registry.chat_template_text(name)
-    last = check_template(tmp_path, text)
+    last = check_template(Tokenization(tmp_path, Settings(text, "messages")))
     assert last == tokenizer.eos_token_id and tokenizer.pad_token_id == 0 != last
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert stop_tokens(loaded, text) == [last]
@@ -205,12 +205,12 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
 
 
 def test_a_template_that_the_tokenizer_does_not_fit(tmp_path, corpus):
-    from post_training.data.blocks import check_template
+    from post_training.data.blocks import Settings, Tokenization, check_template
 
     build.train_tokenizer([corpus], 300, _new_tokens("chatml")).save_pretrained(tmp_path)
     with pytest.raises(
         DataError, match=r"has no <\|start_header_id\|>, .*<\|eot_id\|>, which the template writes; choose"
     ):
-        check_template(tmp_path, registry.chat_template_text("llama3"))
+        check_template(Tokenization(tmp_path, Settings(registry.chat_template_text("llama3"), "messages")))
     with pytest.raises(ConfigError, match=r"data\.chat_template: found 'tokenizer', but .*from_scratch"):
         _new_tokens("tokenizer")

@@ -177,18 +177,17 @@ def _joined(lists: list[Lists]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
-def check_template(folder: Path, template: str) -> int:
+def check_template(tokenization: Tokenization) -> int:
     """The token that ends an answer; refuse a template that does not train it, or whose tokens the tokenizer lacks.
 
     A model trained without a stop token never stops; one whose control tokens are cut up learns a format of fragments.
     """
-    tokenization = Tokenization(folder, Settings(template, "messages"))
     file = tokenization.encoder.file
-    declared = registry.template_tokens(template)
+    declared = registry.template_tokens(tokenization.settings.template)
     lacking = [token for token in declared.needed if token not in file.control] if declared else []
     if lacking:
         raise DataError(
-            f"data.chat_template: the tokenizer in {folder} has no {', '.join(lacking)}, which the template writes; choose "
+            f"data.chat_template: the tokenizer in {file.path.parent} has no {', '.join(lacking)}, which the template writes; choose "
             f"a template that fits the model (its control tokens: {_some(file.special.values())})"
         )
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers import __version__ as tokenizers_version
 
 from post_training.data.tokenizer_file import TokenizerFile
 
@@ -42,7 +43,7 @@ class HuggingFace:
     """The `tokenizers` library; it uses threads unless TOKENIZERS_PARALLELISM=false."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.name = f"tokenizers {importlib.metadata.version('tokenizers')}"
+        self.name = f"tokenizers {tokenizers_version}"
         self._tokenizer = tokenizer
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from post_training import model
-from post_training.data.blocks import Settings, check_template
+from post_training.data.blocks import Settings, Tokenization, check_template
 from post_training.data.chat_template import resolve_template
-from post_training.data.engine import EngineFails, HuggingFace, Ids, Offsets, fastokens_name, flat, hard_cases
+from post_training.data.engine import EngineFails, Ids, Offsets, fastokens_name, flat, hard_cases
 from post_training.data.tokenizer_file import TokenizerFile
 from post_training.data.workers import Job, Shard, Workers, byte_ranges, describe
 from post_training.errors import DataError
@@ -35,13 +35,16 @@ def run(task: Task) -> None:
         task.config["special_tokens_in_content"],
         task.config.get("train_on", "assistant"),
     )
-    check_template(folder, settings.template)
-    task.directory.mkdir(parents=True, exist_ok=True)
     file = TokenizerFile.read(folder)
+    judge = Tokenization(folder, settings, file)
+    check_template(judge)
+    task.directory.mkdir(parents=True, exist_ok=True)
+    for left in task.directory.glob("tokens-*.tmp"):  # of a job that was killed
+        left.unlink()
     total = rows["examples"]
     identity = digest([task.spec["fingerprint"], settings.__dict__, file_sha256(file.path), _content_of(rows)])
     job = Job(source, task.directory, folder, settings, file, _may_be_fast(file, source), identity)
-    shards, engine = _make(job, task.runtime.get("num_proc"), total)
+    shards, engine = _make(job, judge, task.runtime.get("num_proc"), total)
     dropped = sum((shard.dropped for shard in shards), Counter[str]())
     rows_in, lengths = sum(shard.rows_in for shard in shards), np.concatenate([shard.lengths for shard in shards])
     if rows_in != total:
@@ -84,12 +87,12 @@ def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
         return False
 
 
-def _make(job: Job, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
+def _make(job: Job, judge: Tokenization, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
     """All shards, and what encoded them."""
     progress = Progress("tokenize", "rows", total)
     shards: list[Shard] = []
     try:
-        for shard in _shards(job, num_proc):
+        for shard in _shards(job, judge, num_proc):
             shards.append(shard)
             progress.update(sum(shard.rows_in for shard in shards))
     except EngineFails as error:
@@ -99,13 +102,13 @@ def _make(job: Job, num_proc: int | None, total: int) -> tuple[list[Shard], str]
         for path in job.directory.glob("tokens-*.arrow"):  # also those of a killed job that did not get so far
             path.unlink()
         job.fast = False
-        shards = list(_shards(job, num_proc))
+        shards = list(_shards(job, judge, num_proc))
     for shard in shards:
         shard.samples.clear()
-    return shards, fastokens_name() if job.fast else HuggingFace(job.file.load()).name
+    return shards, fastokens_name() if job.fast else judge.encoder.engine.name
 
 
-def _shards(job: Job, num_proc: int | None) -> Iterator[Shard]:
+def _shards(job: Job, judge: Tokenization, num_proc: int | None) -> Iterator[Shard]:
     """Shards in order; with the fast engine each is looked at before it is taken."""
     ranges = byte_ranges(job.source)
     cores = len(os.sched_getaffinity(0))
@@ -113,14 +116,13 @@ def _shards(job: Job, num_proc: int | None) -> Iterator[Shard]:
     processes = min(allowed, len(ranges))
     # A lone worker may use the tokenizer library's threads; those of several would fight for the same cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if processes <= 1 < allowed else "false"
-    workers = Workers(job, processes)
+    workers = Workers(job, processes, judge)
     try:
-        judge = HuggingFace(job.file.load()) if job.fast else None
-        if judge is not None:
+        if job.fast:
             texts = hard_cases(list(job.file.control))
             _compare(judge, texts, *workers.encode(texts))
         for shard in workers.shards(ranges):
-            if judge is not None and shard.samples:
+            if job.fast and shard.samples:
                 texts = [text for text, _ in shard.samples]
                 _compare(judge, texts, *flat([ids for _, ids in shard.samples]))
             shard.samples.clear()
@@ -129,8 +131,8 @@ def _shards(job: Job, num_proc: int | None) -> Iterator[Shard]:
         workers.close()
 
 
-def _compare(judge: HuggingFace, texts: list[str], ids: Ids, offsets: Offsets) -> None:
-    expected, places = judge.encode(texts)
+def _compare(judge: Tokenization, texts: list[str], ids: Ids, offsets: Offsets) -> None:
+    expected, places = judge.encoder.engine.encode(texts)
     if np.array_equal(expected, ids) and np.array_equal(places, offsets):
         return
     for index, text in enumerate(texts):

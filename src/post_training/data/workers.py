@@ -138,7 +138,8 @@ def _read(path: Path, key: str, job: Job) -> Shard | None:
 class Workers:
     """Processes that make shards; none but this one where that is enough."""
 
-    def __init__(self, job: Job, processes: int) -> None:
+    def __init__(self, job: Job, processes: int, own: Tokenization) -> None:
+        """`own` is this process's, with the engine that every tokenizer has."""
         self.job, self.processes = job, processes
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
@@ -148,7 +149,7 @@ class Workers:
             context.set_forkserver_preload(["post_training.data.preload"])
             self._pool = ProcessPoolExecutor(processes, context, _start, (job,))
         else:
-            _start(job)
+            _start(job, None if job.fast else own)
 
     def encode(self, texts: list[str]) -> tuple[Ids, Offsets]:
         """What the fast engine makes of some texts."""
@@ -187,9 +188,9 @@ _job: Job
 _tokenization: Tokenization | None = None
 
 
-def _start(job: Job) -> None:
+def _start(job: Job, tokenization: Tokenization | None = None) -> None:
     global _job, _tokenization
-    _job, _tokenization = job, None
+    _job, _tokenization = job, tokenization
 
 
 def _worker() -> Tokenization:
