@@ -41,6 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
     train = commands.add_parser("train", help="train one stage; by hand with --config, also below accelerate launch")
     train.add_argument("--config", required=True, help="the YAML of the pipeline")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    looks = (("inspect", "show rows from their source to their tokens"), ("token-stats", "a table of a stage's data"))
+    for name, told in looks:
+        look = commands.add_parser(name, help=told)
+        look.add_argument("--config", required=True, help="the YAML of the pipeline")
+        look.add_argument("--stage", help="sft, dpo, ...; the last one if not given")
+        look.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    look = commands.choices["inspect"]
+    look.add_argument("-n", type=int, default=5, help="so many random rows")
+    look.add_argument("--seed", type=int, default=0, help="of the random choice")
+    look.add_argument("--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, from 0")
+    look.add_argument("--html", metavar="FILE", help="write a page too")
     options = parser.parse_args(arguments)
     if options.command in ("launch", "train"):
         REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
@@ -49,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
             from post_training.training.by_hand import train_from_config
 
             return train_from_config(options.config, options.overrides)
+        if options.command in dict(looks):
+            from post_training.inspection import command
+
+            return int(getattr(command, options.command.replace("-", "_"))(options))
         # A rank's own imports and downloads are the launcher's business; see training/__main__.py.
         task = Task.parse(options.spec, options.runtime, options.inputs, options.output)
         return importlib.import_module(STAGES[options.command]).run(task) or 0

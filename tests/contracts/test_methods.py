@@ -6,7 +6,7 @@ import math
 import pytest
 from tiny import LLAMA, conversation, losses_of, train_here
 
-from post_training import batch, manifest, methods
+from post_training import batch, make, manifest, methods
 from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.data import shapes
@@ -73,7 +73,7 @@ def ready(file):
     plan = make_plan(resolve(file))
     stage = plan.trained[plan.pipeline.stages[-1]]
     by_hand.make_inputs(plan, stage, first=True)
-    return plan, by_hand.task_of(plan, stage)
+    return plan, make.task_of(plan, stage)
 
 
 @pytest.mark.parametrize("method", methods.names())
@@ -117,6 +117,6 @@ def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
     assert len(losses_of(task.directory)) == 2
     assert all(math.isfinite(loss) for loss in losses_of(task.directory))
     exported = plan.exported[method]
-    by_hand._run_stage(plan, exported)
+    make.run_stage(plan, exported)
     model = AutoModelForCausalLM.from_pretrained(plan.base / exported.directory)
     assert model.config.model_type == "llama"

@@ -4,20 +4,18 @@ The same stages and paths as the workflow's. What the stage is made from is made
 missing, except other training stages: those have their own devices and their own command.
 """
 
-import importlib
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from post_training import batch, manifest
 from post_training.config import resolve
 from post_training.config.load import load_file
 from post_training.errors import ConfigError, UserError
-from post_training.fingerprint import canonical
 from post_training.launch import free_port, library_environment, prepare_directory, reshard
 from post_training.links import point_links
+from post_training.make import run_stage, task_of, upstream
 from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
 from post_training.training.finish import finish_if_complete, last_checkpoint
@@ -83,13 +81,6 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
     return 0
 
 
-def task_of(plan: Plan, stage: Stage) -> Task:
-    """The task of a planned stage, as a rule would pass it."""
-    # The spec is canonical JSON: its names are sorted.
-    inputs = [str(plan.base / stage.inputs[name].manifest) for name in sorted(stage.inputs)]
-    return Task.parse(stage.spec, canonical(stage.runtime), inputs, str(plan.base / stage.manifest))
-
-
 def _finish(plan: Plan, task: Task, steps: int) -> None:
     if task.output.exists():
         print(f"{task.output}: nothing to do", flush=True)
@@ -111,7 +102,7 @@ def _set_defaults(view: dict[str, Any]) -> None:
 
 
 def _check_upstream(plan: Plan, stage: Stage) -> None:
-    for other in _upstream(stage):
+    for other in upstream(stage):
         if other.kind == "train" and not (plan.base / other.manifest).is_file():
             first = other.config["method"]
             raise UserError(
@@ -122,33 +113,11 @@ def _check_upstream(plan: Plan, stage: Stage) -> None:
 
 def make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
     """Rank 0 runs the missing data and model stages, in order; the others wait for their manifests."""
-    for other in _upstream(stage):
+    for other in upstream(stage):
         path = plan.base / other.manifest
         while not path.is_file():
             if first:
                 print(f"{other.kind}: {other.name}", file=sys.stderr, flush=True)
-                _run_stage(plan, other)
+                run_stage(plan, other)
             else:
                 time.sleep(_POLL_SECONDS)
-
-
-def _run_stage(plan: Plan, stage: Stage) -> None:
-    from post_training.__main__ import STAGES
-
-    Path(plan.base / stage.directory).mkdir(parents=True, exist_ok=True)
-    body = "launch" if stage.kind == "reference" else stage.kind
-    if importlib.import_module(STAGES[body]).run(task_of(plan, stage)):
-        raise UserError(f"{plan.base / stage.directory}: {stage.kind} failed; its error is above")
-
-
-def _upstream(stage: Stage) -> list[Stage]:
-    """Everything that a stage needs, inputs before what is made from them."""
-    ordered: dict[str, Stage] = {}
-
-    def visit(current: Stage) -> None:
-        for other in current.inputs.values():
-            visit(other)
-            ordered.setdefault(other.directory, other)
-
-    visit(stage)
-    return list(ordered.values())

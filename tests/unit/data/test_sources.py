@@ -115,7 +115,11 @@ def test_a_bad_record_costs_itself(tmp_path, name, content, reasons):
     "name, content, said",
     [
         ("cut.jsonl.gz", gzip.compress(LONG, mtime=0)[:-2000], "after "),
-        ("damaged.jsonl.gz", gzip.compress(LONG, mtime=0)[:3000] + b"\xff" * 400 + gzip.compress(LONG, mtime=0)[3400:], "after "),
+        (
+            "damaged.jsonl.gz",
+            gzip.compress(LONG, mtime=0)[:3000] + b"\xff" * 400 + gzip.compress(LONG, mtime=0)[3400:],
+            "after ",
+        ),
         ("text.jsonl.gz", LINES, "not gzip data; take the suffix .gz away"),
         ("cut.jsonl.zst", zstandard.compress(LONG)[:-2000], "ends within a Zstandard frame"),
         ("between.jsonl.zst", zstandard.compress(LONG) + zstandard.compress(LONG)[:50], "Zstandard frame"),

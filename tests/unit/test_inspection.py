@@ -1,0 +1,103 @@
+"""`inspect` and `token-stats`: each row at every step, and nothing in a row that a browser would obey."""
+
+import json
+import re
+
+import pytest
+import yaml
+from tiny import conversation
+
+from post_training.__main__ import main
+from post_training.inspection import collect
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, model_manifest, template):
+    """Conversations (row 3 is rejected, row 4 too long, row 5 a script), and pairs of which a source row gives two."""
+    folder = tmp_path_factory.mktemp("inspected")
+    rows = [{"messages": conversation(number)} for number in range(8)]
+    rows[3]["messages"] = rows[3]["messages"][:1]
+    rows[4]["messages"][1]["content"] = "4" * 200
+    rows[5]["messages"][1]["content"] = "<script>alert(1)</script>\x1b[2J"
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"{n} and 1?", "chosen": f"{n + 1}", "rejected": f"{n + 2}"} for n in range(5)]
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    told = {
+        "method": "dpo", "offline": True, "paths": {"output_base": str(folder / "outputs")}, "training": {"max_steps": 1},
+        "model": {"name_or_path": str(model_manifest.parent / "model")},
+        "data": {
+            "chat_template": str(template), "max_reject_fraction": 0.5, "datasets": [{"name": "a", "path": str(folder / "a.jsonl")}],
+        },
+        "sft": {"max_seq_length": 64},
+        "dpo": {"max_seq_length": 64, "data": {"datasets": [{"name": "p", "path": str(folder / "p.jsonl"), "transform": "preference"}]}},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+def test_a_row_at_every_step(config, capsys, tokenizer):
+    plan, method = collect.prepared(str(config), [], "sft")
+    (example,) = collect.examples(plan, method, 1, ["a:1"], 0)
+    assert example.raw == {"messages": conversation(1)} and not example.fate
+    assert [turn["content"] for turn in example.transformed["messages"]] == ["1 and 0?", "1"]
+    (sequence,) = example.sequences
+    assert sequence.text == "<|im_start|>user\n1 and 0?<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n"
+    assert tokenizer.decode([token.id for token in sequence.tokens]) == sequence.text
+    assert [token.text for token in sequence.tokens if token.trained] == ["1", "<|im_end|>"]
+
+
+def test_what_became_of_rows_that_are_not_trained_on(config):
+    plan, method = collect.prepared(str(config), [], "sft")
+    found = {e.row: e.fate for e in collect.examples(plan, method, 1, ["3", "4", "99"], 0)}
+    assert found[3].startswith("rejected: ")
+    assert re.fullmatch(r"\d+ tokens, more than max_seq_length=64: dropped by the mix", found[4])
+    assert found[99] == "there is no such row in the source"
+
+
+def test_in_the_terminal_and_as_a_page(config, capsys, tmp_path):
+    page = tmp_path / "page.html"
+    arguments = ["inspect", "--config", str(config), "--stage", "sft", "--row", "5", "--row", "1", "--html", str(page)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "«1<|im_end|>»" in shown and "\x1b" not in shown and "\\x1b[2J" in shown
+    html = page.read_text()
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html and "\x1b" not in html
+    assert 'class="t on"' in html and "http" not in html
+
+
+def test_pairs_show_both_answers(config, capsys):
+    assert main(["inspect", "--config", str(config), "-n", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("chosen: formatted") == shown.count("rejected: formatted") == 3
+
+
+def test_random_rows_follow_from_the_seed(config):
+    plan, method = collect.prepared(str(config), [], "sft")
+    numbers = [[e.row for e in collect.examples(plan, method, 4, [], seed)] for seed in (0, 0, 1)]
+    assert len(numbers[0]) == 4 and numbers[0] == numbers[1] != numbers[2]
+    assert len(collect.examples(plan, method, 100, [], 0)) == 7
+
+
+def test_a_table_by_dataset(config, capsys):
+    assert main(["token-stats", "--config", str(config), "--stage", "sft", "data.datasets[0].weight=2"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"│ a +│ +8 │ +7 │ +7 │", shown) and "too_long 1" in shown and "no_assistant_turn 1" in shown
+    assert re.search(r"│ +12 │", shown)
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [
+        (["inspect", "--stage", "ppo"], "--stage: found 'ppo'; this configuration has sft, dpo"),
+        (
+            ["inspect", "--row", "x:1"],
+            "--row: found 'x:1', expected a row's number or <dataset>:<number>; datasets are p",
+        ),
+        (["token-stats", "data.sed=1"], "config error: data.sed: unknown key"),
+    ],
+)
+def test_mistakes_are_one_line(config, capsys, arguments, expected):
+    assert main([*arguments[:1], "--config", str(config), *arguments[1:]]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert expected in error[-1] and "Traceback" not in "".join(error)
