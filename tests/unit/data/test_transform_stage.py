@@ -1,11 +1,16 @@
 """The stage around a transform: every row is written or counted, and the limits hold."""
 
+import gzip
 import json
+import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from post_training.data import sources, transform
 from post_training.errors import DataError
 
 GOOD = {"question": "1+1?", "answer": "2"}
@@ -143,3 +148,25 @@ def test_in_equals_out_plus_dropped(stages, tmp_path, read, rows):
     assert found["rows_in"] == found["rows_out"] + sum(found["dropped"].values())
     assert found["rows_out"] == len(lines(manifest.parent / "rows.jsonl"))
     assert sum(found["dropped"].values()) == len(lines(manifest.parent / "rejects.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "parquet"])
+def test_any_number_of_processes_writes_the_same_bytes(stages, tmp_path, read, monkeypatch, suffix):
+    monkeypatch.setattr(transform, "_WORTH_A_PROCESS_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    rows = [{"question": f"{n}?", "answer": str(n) if n % 7 else ""} for n in range(200)]
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        path.write_text("question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in rows))
+    else:
+        text = json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if suffix == "jsonl.gz" else text.encode())
+    written = []
+    for processes in (1, 2):
+        manifest = ask(stages, path, max_reject_fraction=0.5, num_proc=processes, slice="[3:190]")
+        assert read(manifest)["rows_in"] == 187
+        written.append([(manifest.parent / f"{name}.jsonl").read_bytes() for name in ("rows", "rejects")])
+    assert written[0] == written[1] and written[0][0].count(b"\n") == 187 - 27

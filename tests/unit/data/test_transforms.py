@@ -2,11 +2,12 @@
 
 import doctest
 import importlib
+import json
 
 import pytest
 
 from post_training import registry
-from post_training.data.transforms import load_transform
+from post_training.data.transforms import Skip, load_transform
 from post_training.errors import DataError
 
 
@@ -144,3 +145,248 @@ def test_transforms_are_light():
     code = "import sys, post_training.data.transforms.preference as p; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "pyarrow", "orjson", "torch", "datasets"} & set(loaded)
+
+
+def test_messages_of_openai_in_other_spellings():
+    row = {
+        "chat": [{"by": "bot", "said": "a"}, {"by": "person", "said": "q", "name": "x"}],
+        "sys": "s",
+        "functions": [{"name": "f"}],
+    }
+    made = load(
+        "messages", column="chat", role="by", content="said", roles={"bot": "assistant", "person": "user"}, system="sys"
+    )
+    assert made(row) == {
+        "messages": [turn("system", "s"), turn("assistant", "a"), {**turn("user", "q"), "name": "x"}],
+        "tools": [{"name": "f"}],
+    }
+    old = {"messages": [turn("developer", "s"), turn("function", "1"), turn("narrator", "x")]}
+    assert [message["role"] for message in load("messages")(old)["messages"]] == ["system", "tool", "narrator"]
+    assert load("messages")({"messages": '[{"role": "user", "content": "q"}]'})["messages"] == [turn("user", "q")]
+
+
+def test_sharegpt_with_calls():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": "1"},
+            {"from": "gpt", "value": "a"},
+        ],
+        "tools": '[{"name": "f"}]',
+        "system": "s",
+    }
+    made = load("sharegpt")(row)
+    assert said(made["messages"]) == [
+        ("system", "s"),
+        ("user", "q"),
+        ("assistant", ""),
+        ("tool", "1"),
+        ("assistant", "a"),
+    ]
+    assert made["messages"][2]["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}] and made["tools"] == row["tools"]
+    with pytest.raises(ValueError, match="bad_tool_call: "):
+        load("sharegpt")({"conversations": [{"from": "function_call", "value": "{"}]})
+    alias = load("sharegpt", role="who", content="text", roles={"poet": "assistant"})
+    assert said(alias({"conversations": [{"who": "poet", "text": "a"}]})["messages"]) == [("assistant", "a")]
+
+
+def test_templates_of_columns():
+    row = {"context": ["one", ["two"]], "question": "why?", "n": 3, "answer": "so"}
+    made = load("question_answer", question="{context}\n\n{question} {{{n}}}")(row)
+    assert said(made["messages"])[0] == ("user", "one\ntwo\n\nwhy? {3}")
+    made = load("question_answer", question=["context", "question"])(row)
+    assert said(made["messages"])[0] == ("user", "one\ntwo\n\nwhy?")
+    with pytest.raises(KeyError, match="questoin"):
+        load("question_answer", question="{questoin}")(row)
+    with pytest.raises(TypeError, match="n is int"):
+        load("question_answer", question="n")(row)
+
+
+def test_task_dialogues():
+    row = {"turns": [{"speaker": "AGENT", "utterance": "hello"}, {"speaker": "customer", "utterance": "a"}] * 2}
+    row["turns"].insert(0, {"speaker": "agent", "utterance": "welcome"})
+    made = load("task_dialogue", turns="turns", text="utterance", opening="(rings)", system="s")(row)
+    assert said(made["messages"]) == [
+        ("system", "s"), ("user", "(rings)"), ("assistant", "welcome\nhello"), ("user", "a"), ("assistant", "hello"),
+        ("user", "a"),
+    ]  # fmt: skip
+    made = load("task_dialogue", turns="dialog", speaker=None)({"dialog": ["q", "a", "q2"]})
+    assert said(made["messages"]) == [("user", "q"), ("assistant", "a"), ("user", "q2")]
+
+
+def test_pairs_in_sharegpt_and_with_tools_and_system():
+    row = {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+        "tools": [{"name": "f"}],
+        "sys": "s",
+    }
+    assert load("preference", prompt="conversations", system="sys")(row) == {
+        "prompt": [turn("system", "s"), turn("user", "q")],
+        "chosen": [turn("assistant", "a")],
+        "rejected": [turn("assistant", "b")],
+        "tools": [{"name": "f"}],
+    }
+
+
+def test_transcripts():
+    begun = "\n\nHuman: one\n\nstill one\n\nAssistant: two\n\nHuman: three\n\nAssistant:"
+    made = load("preference_transcripts")(
+        {"chosen": f"{begun} a", "rejected": f"{begun} b\n\nHuman: x\n\nAssistant: y"}
+    )
+    assert said(made["prompt"]) == [("user", "one\n\nstill one"), ("assistant", "two"), ("user", "three")]
+    assert said(made["chosen"]) == [("assistant", "a")]
+    assert said(made["rejected"]) == [("assistant", "b"), ("user", "x"), ("assistant", "y")]
+    with pytest.raises(ValueError, match="not_a_transcript"):
+        load("preference_transcripts")({"chosen": "hello", "rejected": "hello"})
+    with pytest.raises(ValueError, match="no_shared_prefix"):
+        load("preference_transcripts")({"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: x\n\nAssistant: b"})
+
+
+def test_votes():
+    row = {"prompt": "q", "response1": "a", "response2": "b", "v1": 1, "v2": 2, "v3": 2}
+    assert said(load("preference_votes", votes=["v1", "v2", "v3"])(row)["chosen"]) == [("assistant", "b")]
+    with pytest.raises(Skip, match="tie: v1=1, v2=2"):
+        load("preference_votes", votes=["v1", "v2"])(row)
+    with pytest.raises(ValueError, match="unknown_vote: v1 is 7"):
+        load("preference_votes", votes="v1")({**row, "v1": 7})
+    arena = load(
+        "preference_votes",
+        first="response1",
+        second="response2",
+        first_wins="model_a",
+        second_wins="model_b",
+        ties=["tie", "both bad"],
+    )
+    assert said(arena({**row, "winner": "model_a"})["chosen"]) == [("assistant", "a")]
+    with pytest.raises(Skip):
+        arena({**row, "winner": "both bad"})
+
+
+@pytest.mark.parametrize(
+    "choice, expected",
+    [("best_worst", ["ad"]), ("best_rest", ["ab", "ac", "ad"]), ("all", ["ab", "ac", "ad", "bd", "cd"])],
+)
+def test_rankings(choice, expected):
+    """a > b = c > d, told by scores in objects, in a list, in columns, and by verdicts."""
+    scores = {"a": 9, "b": 5, "c": 5, "d": 1}
+    verdicts = [1, 1, 1, 0, 1, 1]  # ab ac ad bc bd cd
+    made = [
+        load("preference_ranking", choice=choice)(
+            {"prompt": "q", "completions": [{"response": k, "overall_score": v} for k, v in scores.items()]}
+        ),
+        load("preference_ranking", choice=choice, scores="grades")(
+            {"prompt": "q", "completions": list(scores), "grades": list(scores.values())}
+        ),
+        load("preference_ranking", choice=choice, answers=["w", "x", "y", "z"], scores=["1", "2", "3", "4"])(
+            {"prompt": "q", **dict(zip("wxyz", scores, strict=True)), **dict(zip("1234", scores.values(), strict=True))}
+        ),
+        load("preference_ranking", choice=choice, preferences="verdicts")(
+            {"prompt": "q", "completions": list(scores), "verdicts": verdicts}
+        ),
+    ]
+    for pairs in made:
+        assert sorted(p["chosen"][0]["content"] + p["rejected"][0]["content"] for p in pairs) == expected
+
+
+def test_rankings_that_decide_nothing():
+    with pytest.raises(Skip, match="tie"):
+        load("preference_ranking", scores="s", margin=1)({"prompt": "q", "completions": ["a", "b"], "s": [1, 2]})
+    with pytest.raises(ValueError, match="wrong_number_of_scores"):
+        load("preference_ranking", scores="s")({"prompt": "q", "completions": ["a", "b"], "s": [1]})
+    with pytest.raises(ValueError, match="unknown_choice"):
+        load("preference_ranking", scores="s", choice="some")({"prompt": "q", "completions": ["a", "b"], "s": [1, 2]})
+
+
+def message(id, parent, text, rank=None, deleted=False):
+    role = "prompter" if text.startswith("q") else "assistant"
+    return {
+        "message_id": id,
+        "parent_id": parent,
+        "text": text,
+        "role": role,
+        "rank": rank,
+        "deleted": deleted,
+        "message_tree_id": 1,
+    }
+
+
+TREE = [
+    message(1, None, "q"), message(2, 1, "a-worse", 1), message(3, 1, "a-better", 0), message(4, 3, "q2"),
+    message(5, 4, "a2"), message(6, 2, "q3"), message(7, 1, "a-deleted", 0, deleted=True), message(8, 99, "q-orphan"),
+    message(3, 1, "a-twice"), message(9, 7, "q-below"),
+]  # fmt: skip
+
+
+def used_and_reasons(**arguments):
+    examples, reasons = [], {}
+    for indices, made in load("message_tree", **arguments)(TREE):
+        if isinstance(made, ValueError):
+            reasons |= {index: (str(made).partition(":")[0], isinstance(made, Skip)) for index in indices}
+        else:
+            examples.append(made)
+    return examples, reasons
+
+
+def test_trees():
+    faults = {6: ("deleted", True), 7: ("no_parent", False), 8: ("duplicate_id", False), 9: ("deleted", True)}
+    examples, reasons = used_and_reasons()
+    assert [[text for _, text in said(e["messages"])] for e in examples] == [["q", "a-better", "q2", "a2"]]
+    assert reasons == faults | {1: ("other_path", True), 5: ("no_answer", True)}
+    examples, reasons = used_and_reasons(paths="all", tree=None)
+    assert [said(e["messages"])[-1][1] for e in examples] == ["a2", "a-worse"]
+    assert reasons == faults | {5: ("no_answer", True)}
+    examples, reasons = used_and_reasons(pairs="all")
+    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in examples] == [("a-better", "a-worse")]
+    assert reasons == faults | {3: ("no_pair", True), 4: ("no_pair", True), 5: ("no_answer", True)}
+
+
+def test_nested_trees():
+    nested = {"text": "q", "role": "prompter", "replies": [
+        {"text": "a-worse", "role": "assistant", "rank": 1},
+        {"text": "a-better", "role": "assistant", "rank": 0, "replies": [{"text": "q2", "role": "prompter", "replies": []}]},
+    ]}  # fmt: skip
+    assert [said(e["messages"])[-1][1] for e in load("nested_tree")({"prompt": nested})] == ["a-better"]
+    assert [said(e["messages"])[-1][1] for e in load("nested_tree", paths="all")({"prompt": nested})] == [
+        "a-better",
+        "a-worse",
+    ]
+    assert load("nested_tree", pairs="all")({"prompt": nested})[0]["rejected"] == [turn("assistant", "a-worse")]
+    with pytest.raises(Skip, match="no_answer"):
+        load("nested_tree")({"prompt": {"text": "q", "role": "prompter"}})
+
+
+def test_a_tree_may_be_anywhere_in_the_files(stages, tmp_path, read):
+    """Three trees in rows and files that are shuffled: by their names or by their parents, the same conversations."""
+    rows = []
+    for tree in range(3):
+        ids = [f"{tree}-{n}" for n in range(3)]
+        texts = zip(ids, [None, *ids], ["q", "a", "q2"], strict=False)
+        rows += [{**message(id, parent, text), "message_tree_id": tree} for id, parent, text in texts]
+    order = [4, 8, 0, 2, 7, 3, 1, 6, 5]
+    files = []
+    for name, part in (("a", order[:5]), ("b", order[5:])):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "x.jsonl")
+        files[-1].write_text("".join(json.dumps(rows[n]) + "\n" for n in part))
+    found = []
+    for arguments in ({}, {"tree": None}):
+        manifest = stages.transform(*files, transform_name="message_tree", arguments=arguments)
+        assert read(manifest)["rows_out"] == 6 and read(manifest)["dropped"] == {"no_answer": 3}
+        found.append((manifest.parent / "rows.jsonl").read_bytes())
+    assert found[0] == found[1]
+    assert [json.loads(line)["row"] for line in found[0].splitlines()] == [0, 1, 2]
+    assert not [path.name for path in manifest.parent.iterdir() if path.name.startswith("tmp")]
+
+
+def test_identity_covers_the_modules_beside_it(tmp_path):
+    path = module(tmp_path, "from beside import ROLE\n@register_transform('mine')\ndef f(row):\n    return ROLE\n")
+    (tmp_path / "beside.py").write_text("from further import ROLE\n")
+    (tmp_path / "further.py").write_text("ROLE = 1\n")
+    before = registry.find_transform("mine", [str(path)], "key").digest
+    (tmp_path / "further.py").write_text("ROLE = 1  # the same\n")
+    assert registry.find_transform("mine", [str(path)], "key").digest == before
+    (tmp_path / "further.py").write_text("ROLE = 2\n")
+    assert registry.find_transform("mine", [str(path)], "key").digest != before
