@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from post_training.errors import ConfigError, did_you_mean
@@ -23,11 +24,29 @@ OWN_TEMPLATE = "tokenizer"
 
 @dataclass(frozen=True)
 class TransformSource:
-    """Where a transform is defined, and the digest of what decides its results."""
+    """Where a transform is defined."""
 
     name: str
     file: Path
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the text that decides its results."""
+        tree = _parsed(self.file)
+        named = {node: name for node in tree.body if (name := _registered_name(node))}
+        own = [ast.dump(node) for node, name in named.items() if name == self.name]
+        shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
+        shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(self.file, tree, {self.file})]
+        return hashlib.sha256("\n".join([*own, *shared]).encode()).hexdigest()
+
+    @property
+    def function(self) -> ast.FunctionDef:
+        """Its definition: arguments, defaults, docstring."""
+        return next(
+            node
+            for node in _parsed(self.file).body
+            if isinstance(node, ast.FunctionDef) and _registered_name(node) == self.name
+        )
 
 
 def transform_names(modules: list[str]) -> dict[str, TransformSource]:
@@ -123,22 +142,21 @@ def _module_file(module: str) -> Path:
 
 def _registered(file: Path) -> dict[str, TransformSource]:
     """Functions below `@register_transform("name")` in one file."""
-    tree = _parsed(file)
-    named = {node: name for node in tree.body if (name := _registered_name(node))}
-    shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
-    shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(file, tree, {file})]
-    found = {}
-    for node, name in named.items():
-        text = "\n".join([ast.dump(node), *shared])
-        found[name] = TransformSource(name, file, hashlib.sha256(text.encode()).hexdigest())
-    return found
+    names = [name for node in _parsed(file).body if (name := _registered_name(node))]
+    return {name: TransformSource(name, file) for name in names}
 
 
 def _parsed(file: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_text(encoding="utf-8"))
+        stat = file.stat()
+        return _parsed_version(file, stat.st_mtime_ns, stat.st_size)
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
         raise ConfigError("data.transform_modules", f"{file}: cannot be read as Python ({error})") from None
+
+
+@lru_cache
+def _parsed_version(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training import methods
+from post_training import methods, registry
 from post_training.config import schema
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
@@ -32,6 +32,12 @@ every stage, and may be given again inside a method's section for that stage alo
 
 `set` takes dotted keys; for values with spaces give it a list: `set='["run_name=x", "data.seed=3"]'`.
 An index edits the list where it stands: `data.datasets[0]` is the shared list, `dpo.data.datasets[0]` DPO's.
+"""
+_TRANSFORMS = """
+## Transforms
+
+What `transform:` may name, as `transform: alpaca` or `transform: {name: alpaca, output: response}`; arguments and their
+defaults in braces. Each gives conversations, preferences or judged answers, which are then checked.
 """
 
 
@@ -69,6 +75,12 @@ def readme() -> str:
     for title, text, found in _sections():
         lines += [f"\n## {title}\n\n{text}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [f"| `{k.path}` | {_type_name(k.kind)} | {_shown(k.default)} | {_cell(k.text)} |" for k in found]
+    lines.append(_TRANSFORMS)
+    for name, source in registry.transform_names([]).items():
+        arguments, defaults = source.function.args.args[1:], source.function.args.defaults
+        given = ", ".join(f"{a.arg}: {ast.unparse(d)}" for a, d in zip(arguments, defaults, strict=True))
+        text = (ast.get_docstring(source.function) or "").partition(">>>")[0]
+        lines.append(f"- **`{name}`** `{{{given}}}`. {' '.join(text.split())}")
     return "\n".join(lines) + "\n"
 
 
