@@ -43,6 +43,8 @@ class Turns:
         self.alive = set(names)
         self._began: dict[str, float] = {}
         self.turn[names[0]].release()
+        # Transformers' arguments reset what trainers share in a process: one is made at a time.
+        self.making = threading.Lock()
 
     def callback(self) -> type:
         from transformers import TrainerCallback
@@ -51,6 +53,7 @@ class Turns:
 
         class TakeTurns(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
+                turns.making.release()
                 turns.wait()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -79,10 +82,13 @@ class Turns:
         failed: list[BaseException] = []
 
         def guarded(name: str) -> None:
+            self.making.acquire()
             try:
                 bodies[name]()
             except BaseException as error:
                 failed.append(error)
+                if not self._began.get(name):
+                    self.making.release()
             finally:
                 self.alive.discard(name)
                 self.next(name)
