@@ -193,8 +193,8 @@ def train_here(training: Task) -> Path:
     from post_training.training.finish import finish_if_complete
     from post_training.training.run import train_rank
 
-    method = training.config["method"]
-    view = resolve(training.runtime["pipeline"]).views[method]
+    view = resolve(training.runtime["pipeline"]).last
+    method = view["method"]
     prepare_directory(training, view)
     steps = batch.steps(view, method, training.input_manifest("data")["rows_out"])
     lay_out(training.inputs["data"], (steps or 0) * view["training"]["effective_batch_size"])

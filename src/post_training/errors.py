@@ -13,7 +13,7 @@ class ConfigError(UserError):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"config error: {key}: {' '.join(problem.split())}")
-        self.key = key
+        self.key, self.problem = key, problem
 
 
 class DataError(UserError):

@@ -148,8 +148,8 @@ def run(task: Task) -> int:
 
 
 def _run_owned(task: Task, lock: Lock) -> int:
-    method = task.config["method"]
-    view = resolve(task.runtime["pipeline"]).views[method]
+    view = resolve(task.runtime["pipeline"]).last
+    method = view["method"]
     from post_training.data.epochs import lay_out
 
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
@@ -160,7 +160,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     plan = batch.batch_plan(view, method, topology)
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
-    print(f"{method}: {plan.describe(steps)}", flush=True)
+    print(f"{view['stage']}: {plan.describe(steps)}", flush=True)
     prepare_directory(task, view)
     lay_out(task.inputs["data"], steps * plan.rows)
     return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))

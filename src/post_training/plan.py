@@ -102,20 +102,27 @@ class Plan:
     stages: dict[str, dict[str, Stage]] = field(default_factory=dict)
     """Kind -> the rule's wildcard -> stage."""
     trained: dict[str, Stage] = field(default_factory=dict)
-    """Method -> its training stage, first to last."""
+    """Name of a stage in the configuration -> its training, first to last."""
     exported: dict[str, Stage] = field(default_factory=dict)
     mixed: dict[str, Stage] = field(default_factory=dict)
     evaluated: dict[str, Stage] = field(default_factory=dict)
-    """`base` and each method -> the evaluation of that model."""
+    """`base` and each name -> the evaluation of that model."""
     report: Stage | None = None
 
     def add(self, stage: Stage) -> Stage:
         """Register a stage; equal stages of two branches are one."""
         return self.stages.setdefault(stage.kind, {}).setdefault(stage.wildcard, stage)
 
+    def view_of(self, stage: Stage) -> dict[str, Any]:
+        """The flat configuration that a job belongs to; of data, which several may share, the last one."""
+        for name, trained in self.trained.items():
+            if any(stage is own for own in (trained, self.exported[name], trained.inputs.get("reference"))):
+                return self.pipeline.views[name]
+        return self.pipeline.last
+
     def links(self) -> dict[str, str]:
         """Name of each link below the base -> the run directory that it leads to."""
-        named = {f"{self.run_name}-{method}": stage.directory for method, stage in self.trained.items()}
+        named = {f"{self.run_name}-{name}": stage.directory for name, stage in self.trained.items()}
         return named | {self.run_name: list(self.trained.values())[-1].directory}
 
 
@@ -130,7 +137,7 @@ def make_plan(pipeline: Pipeline) -> Plan:
     plan = Plan(pipeline, base, "")
     planner = _Planner(plan, hashes)
     for name in pipeline.stages:
-        planner.add_method(name)
+        planner.add_stage(name)
     plan.run_name = view["run_name"] or planner.auto_name(view)
     planner.add_evaluations()
     return plan
@@ -139,8 +146,14 @@ def make_plan(pipeline: Pipeline) -> Plan:
 def check_view(name: str, pipeline: Pipeline) -> None:
     """Everything about one stage's keys that needs no data and no devices."""
     view = pipeline.views[name]
-    batch.check_length(view, name)
-    methods.load(name).check(view)
+    method = view["method"]
+    try:
+        batch.check_length(view, method)
+        methods.load(method).check(view)
+    except ConfigError as error:
+        # A method knows its keys by its own name, the person by the stage's.
+        own, _, rest = error.key.partition(".")
+        raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
     check_lora(view)
     placement.check(view)
     limit = view["checkpointing"]["save_total_limit"]
@@ -167,7 +180,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     last = view["data"]["last_turn"]
     _require(last in ("trim", "reject"), "data.last_turn", f"found {last!r}. {did_you_mean(last, ['trim', 'reject'])}")
     _require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
-    length = view[name]["max_seq_length"]
+    length = view[method]["max_seq_length"]
     _require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
     _require(
         bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own"
@@ -234,32 +247,33 @@ class _Planner:
         self.views = plan.pipeline.views
         self.base_model: Stage | None = None
 
-    def add_method(self, method: str) -> None:
-        """Data, training and export of one method."""
-        view = self.views[method]
-        parent = view[method]["init_from"]
+    def add_stage(self, name: str) -> None:
+        """Data, training and export of one stage of the configuration."""
+        view = self.views[name]
+        parent = view[view["method"]]["init_from"]
         if parent == "base":
             self.base_model = self.model(view["model"], view["offline"], "model", view["data"]["chat_template"])
             start = self.base_model
         else:
-            self._check_same_as_parent(method, parent)
+            self._check_same_as_parent(name, parent)
             start = self.plan.exported[parent]
-        mixed = self.plan.mixed[method] = self.mix(method, view)
-        inputs = {"model": start, "data": mixed, **self._reference(method, view, start, mixed)}
-        train = self.plan.trained[method] = self.plan.add(self._train(method, view, inputs))
+        mixed = self.plan.mixed[name] = self.mix(view)
+        inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
+        train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
         export = Stage(
             kind="export",
             folder=train.directory,
             label="model",
-            config={"method": method},
+            config={"method": view["method"]},
             inputs={"train": train, "data": mixed},
             runtime={"max_shard_size": view["export"]["max_shard_size"]},
         )
-        self.plan.exported[method] = self.plan.add(_InRunDirectory(**export.__dict__))
+        self.plan.exported[name] = self.plan.add(_InRunDirectory(**export.__dict__))
 
-    def _reference(self, method: str, view: dict[str, Any], start: Stage, mixed: Stage) -> dict[str, Stage]:
+    def _reference(self, view: dict[str, Any], start: Stage, mixed: Stage) -> dict[str, Stage]:
         """What training needs besides model and rows: stored log-probabilities, or another model to compute them with."""
-        name, key = view[method].get("ref_model_name_or_path"), f"{method}.ref_model_name_or_path"
+        method = view["method"]
+        name, key = view[method].get("ref_model_name_or_path"), f"{view['stage']}.ref_model_name_or_path"
         other = {**view["model"], "name_or_path": name, "revision": None, "from_scratch": None}
         model = self.model(other, view["offline"], key) if name is not None else None
         decides = getattr(methods.load(method), "stored_reference", lambda _: None)(view)
@@ -280,11 +294,12 @@ class _Planner:
             label=method,
             config=config,
             inputs={"model": model or start, "data": mixed},
-            runtime={"pipeline": self.plan.pipeline.frozen(method)},
+            runtime={"pipeline": self.plan.pipeline.frozen(view["stage"])},
         )
         return {"reference": self.plan.add(stored)}
 
-    def _train(self, method: str, view: dict[str, Any], inputs: dict[str, Stage]) -> Stage:
+    def _train(self, view: dict[str, Any], inputs: dict[str, Stage]) -> Stage:
+        method = view["method"]
         module = methods.load(method)
         not_own = ("init_from", "ref_model_name_or_path", *getattr(module, "SPEED_KEYS", ()))
         own = {key: value for key, value in view[method].items() if key not in not_own}
@@ -299,39 +314,41 @@ class _Planner:
             "training": training,
             "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")} | lora,
         }
+        # By method: what a stage is called decides nothing.
         label = f"{method}-{self._model_label(view['model'])}"
-        frozen = self.plan.pipeline.frozen(method)
+        frozen = self.plan.pipeline.frozen(view["stage"])
         return Stage(kind="train", folder="", label=label, config=config, inputs=inputs, runtime={"pipeline": frozen})
 
-    def _check_same_as_parent(self, method: str, parent: str) -> None:
-        ours, theirs = self.views[method], self.views[parent]
+    def _check_same_as_parent(self, name: str, parent: str) -> None:
+        ours, theirs = self.views[name], self.views[parent]
         for section, key in (("model", "name_or_path"), ("model", "from_scratch"), ("data", "chat_template")):
             _require(
                 ours[section][key] == theirs[section][key],
-                f"{method}.{section}.{key}",
-                f"differs from {parent}'s, but {method} starts from {parent}'s model, whose tokenizer and template it keeps; "
-                f"give it once, under {section}, or set {method}.init_from=base",
+                f"{name}.{section}.{key}",
+                f"differs from {parent}'s, but {name} starts from {parent}'s model, whose tokenizer and template it keeps; "
+                f"give it once, under {section}, or set {name}.init_from=base",
             )
 
-    def mix(self, method: str, view: dict[str, Any]) -> Stage:
+    def mix(self, view: dict[str, Any]) -> Stage:
         """The rows that a stage trains on."""
-        module, data = methods.load(method), view["data"]
+        method, name_of_stage, data = view["method"], view["stage"], view["data"]
+        module = methods.load(method)
         inputs: dict[str, Stage] = {}
         table, names = [], []
         for index, entry in enumerate(data["datasets"]):
-            key = f"{method}.data.datasets[{index}]"
+            key = f"{name_of_stage}.data.datasets[{index}]"
             name = self.dataset_name(entry, key)
             _require(name not in names, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
             names.append(name)
             amount = _amount(entry, key)
-            tokenized = self.tokenize(self.transform(entry, view, key, module.ROWS), view, method)
+            tokenized = self.tokenize(self.transform(entry, view, key, module.ROWS), view)
             if amount != {"weight": 0}:
                 inputs[name] = tokenized
                 table.append({"name": name, **amount})
             if entry["eval_split"] is not None:
                 held = self._held_out(entry, name, f"{key}.eval_split")
-                inputs[f"eval:{name}"] = self.tokenize(self.transform(held, view, key, module.ROWS), view, method)
-        _require(bool(table), f"{method}.data.datasets", "every weight is 0; give one dataset a weight above 0")
+                inputs[f"eval:{name}"] = self.tokenize(self.transform(held, view, key, module.ROWS), view)
+        _require(bool(table), f"{name_of_stage}.data.datasets", "every weight is 0; give one dataset a weight above 0")
         fraction = data["eval_fraction"]
         _require(0 <= fraction < 1, "data.eval_fraction", f"found {fraction}, expected a share from 0 to below 1")
         config = {
@@ -360,9 +377,10 @@ class _Planner:
         is_path = data_files(entry["path"], key, entry["split"]) is not None and bool(data_files(split, key))
         return {**entry, "name": f"{name}-eval", "path" if is_path else "split": split}
 
-    def tokenize(self, transformed: Stage, view: dict[str, Any], method: str) -> Stage:
+    def tokenize(self, transformed: Stage, view: dict[str, Any]) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""
         assert self.base_model is not None
+        method = view["method"]
         text = registry.chat_template_text(view["data"]["chat_template"])
         stage = Stage(
             kind="tokenize",
@@ -483,7 +501,7 @@ class _Planner:
         config = {key: view["evaluation"][key] for key in ("max_samples", "max_new_tokens")}
         config["chat_template"] = registry.chat_template_text(view["data"]["chat_template"])
         runtime = {"batch_size": view["evaluation"]["batch_size"]}
-        label = name if name != "base" else f"base-{model.label}"
+        label = self.views[name]["method"] if name != "base" else f"base-{model.label}"
         return Stage("evaluate", "evaluations", label, config, {"model": model, **rows}, runtime=runtime)
 
     def _check_offline(self, kind: str, hub_id: str, offline: bool, key: str) -> None:

@@ -92,11 +92,11 @@ class WorkflowPlan:
     def train_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `train`, where the devices are known for the first time: the batch must divide over them."""
         stage = self._stage("train", "run", wildcards)
-        method = stage.config["method"]
-        view = self.plan.pipeline.views[method]
+        view = self.plan.view_of(stage)
+        name, method = view["stage"], view["method"]
         whole = (self.plan.base / stage.manifest).exists()
-        if not whole and method not in self._announced and self._is_main():
-            self._announced.add(method)
+        if not whole and name not in self._announced and self._is_main():
+            self._announced.add(name)
             topology = batch.slurm_topology(view) if self._on_slurm() else batch.local_topology(view)
             try:
                 line = batch.batch_plan(view, method, topology).describe(
@@ -104,7 +104,7 @@ class WorkflowPlan:
                 )
             except UserError as error:
                 raise SystemExit(str(error)) from None
-            print(f"{method}: {line}", file=sys.stderr)
+            print(f"{name}: {line}", file=sys.stderr)
         return self.inputs("train", "run")(wildcards)
 
     def spec(self, kind: str, wildcard: str = "stage") -> Callable[[Any], str]:
@@ -131,7 +131,7 @@ class WorkflowPlan:
             def value(wildcards: Any) -> Any:
                 if not self._on_slurm():
                     return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
-                return placement.resources(self._view(self._stage(kind, wildcard, wildcards)), kind)[name]
+                return placement.resources(self.plan.view_of(self._stage(kind, wildcard, wildcards)), kind)[name]
 
             return value
 
@@ -150,12 +150,7 @@ class WorkflowPlan:
         output = str(self.plan.base / stage.manifest)
         command = stage_command(stage.kind, spec, runtime, [str(path) for path in inputs], output)
         found = {name: resources.get(name) for name in placement.resources(self.plan.pipeline.last, stage.kind)}
-        return StageJob(stage.kind, self._view(stage), Path(output).absolute(), command, found)
-
-    def _view(self, stage: Stage) -> dict[str, Any]:
-        """The flat configuration that places a stage; data stages, which methods may share, go by the last one's."""
-        views = self.plan.pipeline.views
-        return views.get(str(stage.config.get("method")), self.plan.pipeline.last)
+        return StageJob(stage.kind, self.plan.view_of(stage), Path(output).absolute(), command, found)
 
     def _announce_placement(self, stage: Stage, resources: Any) -> None:
         """In a dry run, where each GPU rule would run."""

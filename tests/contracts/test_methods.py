@@ -120,3 +120,32 @@ def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
     make.run_stage(plan, exported)
     model = AutoModelForCausalLM.from_pretrained(plan.base / exported.directory)
     assert model.config.model_type == "llama"
+
+
+@pytest.mark.slow
+def test_a_chain_of_four_stages_trains_each_on_the_one_before(tmp_path, template):
+    """SFT, SFT again under a name of its own, DPO, KTO."""
+    from post_training.model import folder
+
+    file = configuration(tmp_path, template, "kto", kto={"init_from": "dpo"})
+    for name, method in (("sft", "sft"), ("again", "sft"), ("dpo", "dpo")):
+        other = configuration(tmp_path, template, method)
+        file[name] = {"max_seq_length": 64, "data": {"datasets": other["data"]["datasets"]}}
+    file["again"] |= {"method": "sft", "init_from": "sft", "training": {"max_steps": 1}}
+    file["dpo"] |= {"init_from": "again", "reference": "online", "model": {"lora": {"r": 4}}}
+    plan = make_plan(resolve(file))
+    assert list(plan.trained) == ["sft", "again", "dpo", "kto"]
+    starts = []
+    for name, stage in plan.trained.items():
+        by_hand._make_inputs(plan, stage, first=True)
+        task = by_hand.task_of(plan, stage)
+        train_here(task)
+        told = manifest.read(task.output)
+        assert told["steps"] == (1 if name == "again" else 2)
+        starts.append(str(folder(told["inputs"]["model"]["path"])))
+    exports = [str(plan.base / plan.exported[name].directory) for name in ("sft", "again", "dpo")]
+    assert starts[1:] == exports
+    # The reference of each is the model that it was given, so the losses start at ln 2 and at 1/2.
+    runs = {name: plan.base / stage.directory for name, stage in plan.trained.items()}
+    assert losses_of(runs["dpo"])[0] == pytest.approx(0.693147, abs=1e-5)
+    assert losses_of(runs["kto"])[0] == pytest.approx(0.5, abs=1e-5)

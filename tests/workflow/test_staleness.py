@@ -279,3 +279,58 @@ def test_adapters_rerun_their_stage_and_what_follows(finished):
         config["model"]["lora"] = {}
 
     assert changed(finished, everywhere) == FOLLOWS_SFT
+
+
+@pytest.fixture
+def chain(project):
+    """SFT, SFT again under another name, DPO, KTO: finished."""
+    project.config["maths"] = {"method": "sft", "init_from": "sft", "data": {"datasets": [{"path": "b.jsonl"}]}}
+    project.config["dpo"]["init_from"] = "maths"
+    project.config["kto"] = {
+        "init_from": "dpo",
+        "training": {"per_device_train_batch_size": 2},
+        "data": {"datasets": [{"name": "p", "path": "p.jsonl", "transform": "unpaired_preference"}]},
+    }
+    project.config |= {"method": "kto", "run_name": "chain"}
+    project.write()
+    project.complete()
+    assert project.jobs() == {}
+    return project
+
+
+def test_a_chain_plans_each_stage_on_the_one_before(chain):
+    plan = chain.plan()
+    assert list(plan.trained) == ["sft", "maths", "dpo", "kto"]
+    for before, name in itertools.pairwise(plan.trained):
+        assert plan.trained[name].inputs["model"] is plan.exported[before]
+    assert plan.trained["maths"].directory != plan.trained["sft"].directory
+    assert set(plan.links()) == {"chain", "chain-sft", "chain-maths", "chain-dpo", "chain-kto"}
+    assert plan.view_of(plan.exported["maths"])["stage"] == "maths"
+    assert plan.view_of(plan.trained["dpo"].inputs["reference"])["stage"] == "dpo"
+
+
+def test_a_change_reruns_its_stage_and_those_after_it(chain):
+    def edit(config):
+        config["maths"]["training"] = {"learning_rate": 1e-4}
+
+    after = {rule: ["dpo", "kto", "sft"] for rule in ("train", "export", "evaluate")}
+    assert changed(chain, edit) == {"reference": ["dpo"], **after}
+
+
+def test_what_a_stage_is_called_decides_nothing(chain):
+    chain.config["sums"] = chain.config.pop("maths")
+    chain.config["dpo"]["init_from"] = "sums"
+    chain.write()
+    # The page with all results has the name on it, and the summary.
+    assert set(chain.jobs()) <= {"report"}
+
+
+def test_a_method_blames_the_stage_by_its_name(chain):
+    from post_training.errors import ConfigError
+
+    chain.config["maths"]["max_seq_length"] = 1
+    with pytest.raises(ConfigError, match=r"maths\.max_seq_length: found 1"):
+        chain.plan()
+    chain.config["maths"] = {"method": "dpo", "beta": 0.0, "init_from": "sft"}
+    with pytest.raises(ConfigError, match=r"maths\.beta: found 0\.0"):
+        chain.plan()

@@ -31,6 +31,15 @@ every stage, and may be given again inside a method's section for that stage alo
     snakemake --configfile my.yaml --config method=dpo set='training.max_steps=200 data.datasets[0].weight=0.5'
 
 `set` takes dotted keys; for values with spaces give it a list: `set='["run_name=x", "data.seed=3"]'`.
+
+A method is a stage of that name: `sft`, then `dpo` on its output. A section of any other name is one more stage
+when it says of which method, and `init_from` puts it into its place:
+
+    method: dpo
+    sft: {max_seq_length: 4096}
+    maths: {method: sft, init_from: sft, data: {datasets: [{path: maths.jsonl}]}}
+    dpo: {init_from: maths, data: {datasets: [{path: pairs.jsonl, transform: preference}]}}
+
 An index edits the list where it stands: `data.datasets[0]` is the shared list, `dpo.data.datasets[0]` DPO's.
 """
 _TRANSFORMS = """
@@ -93,6 +102,9 @@ def json_schema() -> dict[str, Any]:
         own = _object(methods.load(name).Config)
         own["properties"] |= shared
         tree["properties"][name] = own
+    # A stage with a name of its own.
+    named = {"type": "object", "required": ["method"], "properties": {"method": {"enum": methods.names()}}}
+    tree["additionalProperties"] = named
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "post-training", **tree}
 
 

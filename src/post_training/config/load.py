@@ -27,7 +27,8 @@ class Pipeline:
     """A checked configuration: the stages in order and the flat view of each."""
 
     views: dict[str, Tree]
-    """Stage name (its method) -> every section, resolved for that stage."""
+    """Stage name -> every section, resolved for that stage; its own keys stand below its method's name, which `method`
+    gives, as `stage` gives the stage's own."""
     stages: list[str] = field(default_factory=list)
     """From first to last."""
 
@@ -42,9 +43,9 @@ class Pipeline:
         view = self.views[stage]
         tree = {key: view[key] for key in GLOBAL} | {"method": stage}
         for name in upto:
-            tree[name] = dict(self.views[name][name])
-            for section in SHARED:
-                tree[name][section] = self.views[name][section]
+            view, method = self.views[name], self.views[name]["method"]
+            named = {} if name == method else {"method": method}
+            tree[name] = {**named, **view[method], **{section: view[section] for section in SHARED}}
         return tree
 
 
@@ -78,30 +79,61 @@ def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = No
     dotted = override.pop("set", base.get("set", []))
     base.pop("set", None)
     _merge_into(override, _apply_dotted(dotted, base))
+    stages = _stage_methods(base, override)
     for layer in (base, override):
-        _check_layer(layer)
+        _check_layer(layer, stages)
     chosen = override.get("method", base.get("method", "sft"))
-    if chosen not in methods.names():
-        raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), methods.names())}")
-    given = {name for name in methods.names() if name in base or name in override}
+    if chosen not in stages:
+        raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), stages)}")
+    given = [name for name in stages if name in base or name in override]
     views: dict[str, Tree] = {}
     stage = chosen
     while stage != "base":
         if stage in views:
-            raise ConfigError(f"{stage}.init_from", f"{stage} cannot start from itself; use base or another stage")
-        if stage not in methods.names():
             child = next(iter(views))
-            offered = did_you_mean(stage, ["auto", "base", *methods.names()])
+            raise ConfigError(f"{child}.init_from", f"{stage} cannot start from itself; use base or another stage")
+        if stage not in stages:
+            child = next(iter(views))
+            offered = did_you_mean(stage, ["auto", "base", *stages])
             raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
-        view = _stage_view(stage, base, override)
-        view["method"] = stage
-        parent = view[stage]["init_from"]
-        if parent == "auto":
-            parent = "sft" if "sft" in given and stage != "sft" else "base"
-            view[stage]["init_from"] = parent
+        view = _stage_view(stage, stages[stage], base, override)
+        own = view[stages[stage]]
+        if own["init_from"] == "auto":
+            own["init_from"] = _automatic_parent(stage, [name for name in given if stages[name] == "sft"])
         views = {stage: view, **views}
-        stage = parent
+        stage = own["init_from"]
     return Pipeline(views=views, stages=list(views))
+
+
+def _stage_methods(*layers: Tree) -> dict[str, str]:
+    """Stage -> its method: each method is a stage of that name, and so is a section that says `method: <name>`."""
+    found = {name: name for name in methods.names()}
+    for layer in layers:
+        for name, section in layer.items():
+            if name in (*GLOBAL, *SHARED) or not isinstance(section, dict) or "method" not in section:
+                continue
+            method = section["method"]
+            if method not in methods.names():
+                offered = did_you_mean(str(method), methods.names())
+                raise ConfigError(f"{name}.method", f"found {method!r}. {offered}")
+            if name in methods.names() and name != method:
+                raise ConfigError(
+                    f"{name}.method", f"found {method}, but {name} is a method itself; name the stage otherwise"
+                )
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name) or name in ("auto", "base", "set"):
+                raise ConfigError(
+                    name, "cannot name a stage; use small letters, digits and _, and not auto, base or set"
+                )
+            found[name] = method
+    return found
+
+
+def _automatic_parent(stage: str, candidates: list[str]) -> str:
+    """`init_from: auto`: the one SFT stage of the configuration, or the base model where there is none."""
+    others = [name for name in candidates if name != stage]
+    if len(others) > 1:
+        raise ConfigError(f"{stage}.init_from", f"auto could be {' or '.join(others)}; name the one to start from")
+    return others[0] if others else "base"
 
 
 def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
@@ -138,7 +170,7 @@ def _apply_dotted(dotted: Any, file: Tree) -> Tree:
             continue
         path, index, rest = match["list"].split("."), int(match["index"]), match["rest"].lstrip(".")
         entries = _get(file, path)
-        if entries is None and path[0] in methods.names():
+        if entries is None and path[0] not in SHARED:
             # The stage shares the list: it gets a copy of its own before that is edited.
             entries = _plain(_get(file, path[1:]))
             if entries is not None:
@@ -155,20 +187,20 @@ def _apply_dotted(dotted: Any, file: Tree) -> Tree:
     return override
 
 
-def _check_layer(layer: Tree) -> None:
+def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
     """Unknown sections, and list entries one by one: OmegaConf's own error for those has no path."""
-    offered = [*GLOBAL, *SHARED, *methods.names()]
+    offered = [*GLOBAL, *SHARED, *stages]
     for key, value in layer.items():
         if key not in offered:
             raise ConfigError(key, f"unknown key. {did_you_mean(key, offered)}")
         if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
             raise ConfigError(key, f"found {value!r}, expected a mapping of keys")
-        if key in methods.names():
-            own = [f.name for f in fields(methods.load(key).Config)]
+        if key in stages:
+            own = ["method", *(f.name for f in fields(methods.load(stages[key]).Config))]
             unknown = [name for name in value if name not in own and name not in SHARED]
             if unknown:
                 raise ConfigError(f"{key}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
-    for prefix in ("", *(f"{name}." for name in methods.names())):
+    for prefix in ("", *(f"{name}." for name in stages)):
         for part in ("from_scratch", "lora"):
             given = _get(layer, f"{prefix}model.{part}".split("."))
             if given is not None and not isinstance(given, dict):
@@ -186,9 +218,9 @@ def _check_layer(layer: Tree) -> None:
                 _merge(OmegaConf.structured(DatasetConfig), entry, shown=f"{path}[{index}]." + "{}")
 
 
-def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
+def _stage_view(stage: str, method: str, file: Tree, command_line: Tree) -> Tree:
     """Merge the layers for one stage into a view of plain values."""
-    config_class = methods.load(stage).Config
+    config_class = methods.load(method).Config
     own = {f.name for f in fields(config_class)}
     # One class a stage: OmegaConf has no tagged unions.
     view_class = make_dataclass(
@@ -199,7 +231,7 @@ def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
     typed = OmegaConf.structured(view_class)
     typed = _merge(typed, {"slurm": _cluster(stage, file, command_line)}, shown="{} (of slurm.cluster)")
     for layer in (file, command_line):
-        typed = _merge(typed, {k: v for k, v in layer.items() if k not in methods.names()}, shown="{}")
+        typed = _merge(typed, {k: v for k, v in layer.items() if k in GLOBAL or k in SHARED}, shown="{}")
         section = layer.get(stage, {})
         typed = _merge(typed, {stage: {k: v for k, v in section.items() if k in own}}, shown="{}")
         typed = _merge(typed, {k: v for k, v in section.items() if k in SHARED}, shown=f"{stage}." + "{}")
@@ -207,7 +239,7 @@ def _stage_view(stage: str, file: Tree, command_line: Tree) -> Tree:
         view = dict(OmegaConf.to_container(typed, resolve=True))  # type: ignore[arg-type]
         # Its keys are in the view now: what a job is told must not depend on a file that may change before it starts.
         view["slurm"]["cluster"] = None
-        return view
+        return {**{k: v for k, v in view.items() if k != stage}, method: view[stage], "method": method, "stage": stage}
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
 

@@ -372,7 +372,7 @@ class GlobalSections:
     """Keys of the pipeline as a whole."""
 
     method: str = "sft"
-    """The last stage: `sft`, or `dpo` on its output."""
+    """The last stage: `sft`, `dpo` on its output, `kto`, or a stage with a name of its own."""
     run_name: str | None = None
     """Name of the links to the results. Null = made from model and data."""
     offline: bool = False

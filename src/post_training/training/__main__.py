@@ -35,7 +35,7 @@ def main() -> int:
     task_file = parser.parse_args().task
     try:
         task = read_task(task_file)
-        hide_unused(resolve(task.runtime["pipeline"]).views[task.config["method"]])
+        hide_unused(resolve(task.runtime["pipeline"]).last)
         if task.stage == "reference":
             # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))

@@ -30,8 +30,9 @@ _POLL_SECONDS = 0.5
 def train_from_config(path: str, overrides: list[str]) -> int:
     """Train the last stage of a configuration as this process's rank. Returns the exit code."""
     plan = make_plan(resolve(load_file(path), {"set": overrides}))
-    method = plan.pipeline.stages[-1]
-    view, stage = plan.pipeline.views[method], plan.trained[method]
+    name = plan.pipeline.stages[-1]
+    view, stage = plan.pipeline.last, plan.trained[name]
+    method = view["method"]
     _set_defaults(view)
     hide_unused(view)
     rank = int(os.environ["RANK"])
@@ -53,7 +54,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     # Nobody stands above the ranks here: the first of them is the one writer.
     try:
         with owned(task.directory, on_loss=lambda: os._exit(1)):
-            print(f"{method}: {batches.describe(steps)}", flush=True)
+            print(f"{name}: {batches.describe(steps)}", flush=True)
             prepare_directory(task, view)
             return _train(plan, task, view, steps, first=True)
     except LockedError as error:
@@ -104,7 +105,7 @@ def _set_defaults(view: dict[str, Any]) -> None:
 def _check_upstream(plan: Plan, stage: Stage) -> None:
     for other in upstream(stage):
         if other.kind == "train" and not (plan.base / other.manifest).is_file():
-            first = other.config["method"]
+            first = plan.view_of(other)["stage"]
             raise UserError(
                 f"{plan.base / other.manifest}: {plan.pipeline.stages[-1]} starts from {first}, which is not trained yet; "
                 f"run `snakemake`, or `python -m post_training train ... method={first}` first"

@@ -27,8 +27,9 @@ def reference_rank(task: Task) -> None:
     The forward pass is the trainer's own (TRL's `compute_ref_log_probs`) with the number formats and
     the attention of training, so that what is stored is what training would have computed.
     """
-    name = task.config["method"]
-    method, view = methods.load(name), resolve(task.runtime["pipeline"]).views[name]
+    view = resolve(task.runtime["pipeline"]).last
+    name = view["method"]
+    method = methods.load(name)
     topology = topology_from_environment()
     size = view[name]["reference_batch_size"] or view["training"]["per_device_train_batch_size"]
     plan = BatchPlan(topology, size, 1, size * topology.world_size, None)

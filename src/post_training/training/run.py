@@ -36,9 +36,9 @@ def train_rank(task: Task) -> signal.Signals | None:
     Raises:
         UserError: for what the user can mend, on the rank that saw it.
     """
-    name = task.config["method"]
+    view = resolve(task.runtime["pipeline"]).last
+    name = view["method"]
     method = methods.load(name)
-    view = resolve(task.runtime["pipeline"]).views[name]
     plan = batch.batch_plan(view, name, topology_from_environment())
     steps = batch.steps(view, name, task.input_manifest("data")["rows_out"])
     assert steps is not None
