@@ -24,11 +24,12 @@ $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
 demo: $(VENV)/.$(BUILD)  ## the embedded default: data -> SFT -> DPO -> export, on this machine
 	$(BIN)/snakemake --config method=dpo
 
+# Two at a time; a file's tests stay together, because they share what it sets up.
 test: $(VENV)/.$(BUILD) lint  ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 30
 
 test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slurm: $(VENV)/.$(BUILD)  ## the tests on a real Slurm of three nodes, started on this machine for them
 	PYTHON=$(BIN)/python tests/slurm/run.sh
