@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers_of import many
 
 from post_training import registry
 from post_training.data import workers
@@ -206,14 +207,6 @@ def test_blanks_that_are_in_no_token_train_nothing_outside_of_the_span(tmp_path)
     }.items():
         _, mask = encoded(encoder, text, [span])
         assert mask.astype(int).tolist() == expected, span
-
-
-def many(number):
-    def content(n, role):
-        return f"{role} {n} " + "日👍\n"[n % 3] * (n % 5) + "x"
-
-    turns = ("user", "assistant")
-    return [{"messages": [{"role": role, "content": content(n, role)} for role in turns]} for n in range(number)]
 
 
 def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tokens, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_tokenize import many
+from tokenizers_of import many
 
 from post_training.data import engine, tokenize, workers
 from post_training.data.engine import Fastokens, HuggingFace, hard_cases

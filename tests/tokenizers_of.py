@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, each with control tokens of its own and a model folder."""
+"""Small tokenizers of every kind, each with control tokens of its own and a model folder; rows for them."""
 
 import json
 
@@ -74,3 +74,13 @@ def save(kind, folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text("{}")
     return folder
+
+
+def many(number):
+    """Rows of short conversations."""
+
+    def content(n, role):
+        return f"{role} {n} " + "日👍\n"[n % 3] * (n % 5) + "x"
+
+    turns = ("user", "assistant")
+    return [{"messages": [{"role": role, "content": content(n, role)} for role in turns]} for n in range(number)]
