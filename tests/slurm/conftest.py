@@ -1,13 +1,15 @@
 """A real Slurm of several nodes on this machine (see cluster.sh and run.sh)."""
 
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import ROOT, Project, configuration, slurm
+from pipelines import ROOT, Project, configuration, slurm, until
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,6 +39,19 @@ def prepared(tmp_path_factory: Any) -> Path:
     project = Project(path, configuration())
     project.start("data").ends(0)
     return path
+
+
+@pytest.fixture(scope="session")
+def built_extension() -> None:
+    """DeepSpeed's collectives for the CPU, if the other tests have built them here: a minute of two cores."""
+    name, cache = (
+        "deepspeed_shm_comm",
+        Path(tempfile.gettempdir()) / f"post-training-{os.getuid()}" / "torch_extensions",
+    )
+    built = next(iter(Path.home().glob(f".cache/torch_extensions/*/{name}/{name}.so")), None)
+    if built and not (cache / name / built.name).exists():
+        cache.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.copytree(built.parent, cache / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
 
 
 @pytest.fixture
@@ -77,6 +92,11 @@ def warned(tmp_path_factory: Any, prepared: Path) -> Iterator[Project]:
     never = {"training__max_steps": 100000, "checkpointing__save_steps": 100000, "slurm__wall_time": "00:03:00"}
     project = Project(path, configuration(slurm__gpus_per_node=1, **never))
     project.main = project.start()
+
+    def end_it_when_it_was_warned() -> None:
+        slurm("scancel", until(project.jobs, "the warning")[0])
+
+    threading.Thread(target=end_it_when_it_was_warned, daemon=True).start()
     yield project
     for line in slurm("squeue", "-h", "-o", "%A|%o").splitlines():
         if str(path) in line:

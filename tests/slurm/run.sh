@@ -31,7 +31,7 @@ PY
 fi
 
 CL_DIR=$(mktemp -d /tmp/slurm-test.XXXX)
-export CL_DIR CL_NODES=3 CL_GPUS=4 CL_CPUS=16
+export CL_DIR CL_NODES=3 CL_GPUS=4 CL_CPUS=16 CL_MEM=16000
 down() { tests/slurm/cluster.sh down --purge >/dev/null 2>&1 || true; }
 trap down EXIT
 python=${PYTHON:-.venv/bin/python}
