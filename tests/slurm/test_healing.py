@@ -163,6 +163,18 @@ def test_scancel_is_the_users_word(make, undisturbed):
     assert project.weights() == undisturbed[1].weights()
 
 
+def test_scancel_while_it_saves_for_its_time_limit_is_not_undone_by_the_requeue(make):
+    project = make(slurm__gpus_per_node=1)
+    main = project.start()
+    job = project.job_at_step(6)
+    warn(job)
+    slurm("scancel", job)
+    said = main.ends(1)
+    assert f"Slurm job {job} was cancelled from outside" in said
+    assert project.jobs() == [job]
+    assert str(project.path) not in slurm("squeue", "-h", "-o", "%o")
+
+
 def test_a_killed_main_process_leaves_a_job_that_the_next_call_finds(make, undisturbed):
     project = make(slurm__gpus_per_node=1)
     main = project.start()

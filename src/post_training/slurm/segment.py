@@ -61,10 +61,14 @@ def main() -> int:
     if former:
         # Its ranks, if their node lives on after all, must have seen that they are no longer wanted.
         time.sleep(fence.WAIT_SECONDS)
-    code = _run(options.command, {**os.environ, fence.VARIABLE: f"{me.token}:{folder.resolve() / 'segment.json'}"})
+    code, signals = _run(
+        options.command, {**os.environ, fence.VARIABLE: f"{me.token}:{folder.resolve() / 'segment.json'}"}
+    )
     if not fence.holds(me.token, folder / "segment.json"):
         print(f"{directory}: another job owns this run now; job {me.job_id} ends", file=sys.stderr, flush=True)
         return LOCKED
+    if code == REQUEUE and signal.SIGTERM in signals:
+        code = STOPPED  # cancelled while it saved for its time limit: requeued, it would run again all the same
     why, failure = verdict(code, options.output, record.safe_steps(directory) > me.steps)
     record.end(folder, me, why, failure=failure)
     print(f"{directory}: job {me.job_id} ends: {why}", flush=True)
@@ -72,7 +76,8 @@ def main() -> int:
         return 0
     if why == record.WALL_TIME:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Slurm's, at once; with a handler it would wait and then kill
-        if cluster.requeue(me.job_id):
+        mine = (cluster.states([me.job_id]) or {}).get(me.job_id)
+        if mine and mine.name == "RUNNING" and cluster.requeue(me.job_id):
             time.sleep(_KILLED_WITHIN_SECONDS)
     return code or 1
 
@@ -107,28 +112,27 @@ def _state_of(former: Segment, me: Segment) -> State | None:
     return State("UNKNOWN") if states is None else states.get(former.job_id)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command in a process group of its own, with signals passed on once; its exit code."""
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+    """Run a command in a process group of its own; its exit code, and the signals that came and were passed on."""
     libc = ctypes.CDLL(None)
 
     def with_us() -> None:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     process: subprocess.Popen[bytes] | None = None
-    waiting: list[int] = []
+    received: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
-        if process is None:
-            waiting.append(number)
-        elif process.poll() is None:
+        received.append(number)
+        if process is not None and process.poll() is None:
             process.send_signal(number)
 
     for forwarded in _FORWARDED:
         signal.signal(forwarded, forward)
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=with_us)
-    for number in waiting:
+    for number in list(received):
         process.send_signal(number)
-    return process.wait()
+    return process.wait(), received
 
 
 if __name__ == "__main__":
