@@ -35,7 +35,7 @@ export CL_DIR CL_NODES=3 CL_GPUS=4 CL_CPUS=16 CL_MEM=16000
 down() { tests/slurm/cluster.sh down --purge >/dev/null 2>&1 || true; }
 trap down EXIT
 python=${PYTHON:-.venv/bin/python}
-export OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
+export POST_TRAINING_TEST_CLUSTER=1 OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
 
 echo "== with accounting"
 CL_DB=1 tests/slurm/cluster.sh up
