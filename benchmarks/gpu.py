@@ -105,7 +105,7 @@ def child(job_file: Path) -> None:
         from post_training.training.startup import hide_unused
 
         task = read_task(Path(job["task"]))
-        hide_unused(resolve(task.runtime["pipeline"]).views[task.config["method"]])
+        hide_unused(resolve(task.runtime["pipeline"]).last)
     import torch
     from transformers import TrainerCallback
     from transformers import trainer as transformers_trainer

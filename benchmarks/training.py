@@ -119,7 +119,7 @@ def ours(task: Any) -> Any:
     from post_training.training.run import train_rank
 
     shutil.rmtree(task.directory, ignore_errors=True)
-    prepare_directory(task, resolve(task.runtime["pipeline"]).views[task.config["method"]])
+    prepare_directory(task, resolve(task.runtime["pipeline"]).last)
     return lambda: train_rank(task)
 
 
@@ -130,8 +130,8 @@ def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
     from post_training.training.arguments import load_dtype, trainer_arguments
     from post_training.training.run import topology_from_environment
 
-    method = task.config["method"]
-    view = resolve(task.runtime["pipeline"]).views[method]
+    view = resolve(task.runtime["pipeline"]).last
+    method = view["method"]
     plan = batch.batch_plan(view, method, topology_from_environment())
     steps = view["training"]["max_steps"]
     arguments = trainer_arguments(view, method, folder / "plain", plan, steps, methods.load(method).config_class())

@@ -139,7 +139,10 @@ def _used(
         return {"rows": int(which.sum()), "tokens": int(dataset.tokens[which].sum())}
 
     gone, cut = ~fits & ~out, fits & ~out & (dataset.lengths > config["max_seq_length"])
-    reason = "too_long" if config["overlong"] == "drop" else "no_trained_token"
+    reasons = {"no_trained_token": gone}
+    if config["overlong"] == "drop":
+        alone = gone & _prompt_fills(dataset, config["max_seq_length"])
+        reasons = {"too_long": gone & ~alone, "prompt_too_long": alone}
     kind, wanted = amount(entry)
     return part, {
         "name": entry["name"],
@@ -149,10 +152,17 @@ def _used(
         "rows_used": int(used.sum()),
         "rows_left_out": int((used[rows] == 0).sum()),
         **_sums([part]),
-        "dropped": {reason: counted(gone)} if gone.any() else {},
+        "dropped": {reason: counted(which) for reason, which in reasons.items() if which.any()},
         "held_out": counted(out),
         "cut": counted(cut) | {"tokens_lost": int(dataset.tokens[cut].sum() - fitted.of_rows(cut).tokens.sum())},
     }
+
+
+def _prompt_fills(dataset: Tokenized, capacity: int) -> Mask:
+    """Rows whose prompt alone leaves no room for a token of an answer; none where rows have no prompt of their own."""
+    if "prompt_ids" not in (dataset.documents.dtype.names or ()):
+        return np.zeros(len(dataset.numbers), dtype=bool)
+    return np.asarray(dataset.documents["prompt_ids_length"] >= capacity)
 
 
 def _sums(parts: list[Part]) -> dict[str, int]:

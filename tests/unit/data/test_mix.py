@@ -181,6 +181,19 @@ def test_a_pair_is_as_long_as_its_longer_answer(stages, pairs, tokens, read):
     assert found["rows_out"] == 50 - len(long)
 
 
+def test_pairs_whose_prompt_alone_is_too_long_are_counted_apart(stages, tokens, read):
+    some = [{"prompt": "no " * (n + 1), "chosen": "yes " * (n % 7 + 1), "rejected": "no"} for n in range(40)]
+    rows = tokens(manifest := stages.tokens_of(some, shape="preference", name="varied"))
+    prompts = [len(row["prompt_ids"]) for row in rows]
+    lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
+    limit = sorted(prompts)[30]
+    found = read(stages.mix({"p": manifest}, shape="preference", max_seq_length=limit, name="short"))
+    alone = sum(size >= limit for size in prompts)
+    long = sum(length > limit for length in lengths) - alone
+    assert alone and long and found["dropped"] == {"prompt_too_long": alone, "too_long": long}
+    assert found["rows_out"] == 40 - alone - long > 0
+
+
 def test_nothing_left_is_refused(stages, datasets):
     for config in ({"max_seq_length": 3}, {"weights": dict.fromkeys(datasets, 0.0001)}):
         with pytest.raises(DataError, match=r"no row to train on: .*raise one of them"):
