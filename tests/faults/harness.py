@@ -115,7 +115,9 @@ class Harness:
         job = f"set -o pipefail; {shlex.join(launcher_command(task))} 2>&1 | tee -ai {shlex.quote(str(self.output(task)))} > /dev/null"
         task.directory.mkdir(exist_ok=True)
         command = [sys.executable, str(self.folder / "snakemake")]
-        return subprocess.Popen(command, env={**os.environ, "JOB": job}, start_new_session=True)
+        return subprocess.Popen(
+            command, env={**os.environ, "JOB": job}, start_new_session=True, stderr=subprocess.DEVNULL
+        )
 
     def output(self, task) -> Path:
         return task.directory / "output.txt"

@@ -18,6 +18,7 @@ from post_training.links import point_links
 from post_training.make import run_stage, task_of, upstream
 from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
+from post_training.training.failures import PeerError
 from post_training.training.finish import finish_if_complete, last_checkpoint
 from post_training.training.lock import LOCKED, LockedError, owned
 from post_training.training.startup import hide_unused
@@ -74,7 +75,10 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
         reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
     from post_training.training.run import train_rank
 
-    stopped = train_rank(task)
+    try:
+        stopped = train_rank(task)
+    except PeerError:
+        return 1  # another rank says why
     if stopped is not None:
         return EXIT_CODES[stopped]
     if first:

@@ -38,9 +38,9 @@ class Exchange:
         import torch
         import torch.distributed as dist
 
-        self.device = torch.device(device)
+        self.late = torch.device(device).type == "cuda"
+        self.device = torch.device(device if self.late else "cpu")
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.late = self.device.type != "cpu"
         # On the CPU a group of its own: the gather runs while others do. NCCL orders its work by stream.
         self.group = dist.new_group(backend="gloo") if self.world > 1 and not self.late else None
         self._pending: deque[tuple[int, Any, Any]] = deque()
