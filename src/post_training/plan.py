@@ -202,8 +202,9 @@ def _check_types(view: dict[str, Any]) -> None:
         _require(
             found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible"
         )
+    zero = deepspeed_config(view)  # whose file must be there, whether it is asked for by name or not
     _require(
-        view["accelerate"]["use_deepspeed"] is not True or deepspeed_config(view) is not None,
+        view["accelerate"]["use_deepspeed"] is not True or zero is not None,
         "accelerate.use_deepspeed",
         "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml",
     )

@@ -137,8 +137,8 @@ def test_a_chain_of_four_stages_trains_each_on_the_one_before(tmp_path, template
     assert list(plan.trained) == ["sft", "again", "dpo", "kto"]
     starts = []
     for name, stage in plan.trained.items():
-        by_hand._make_inputs(plan, stage, first=True)
-        task = by_hand.task_of(plan, stage)
+        by_hand.make_inputs(plan, stage, first=True)
+        task = make.task_of(plan, stage)
         train_here(task)
         told = manifest.read(task.output)
         assert told["steps"] == (1 if name == "again" else 2)
