@@ -59,7 +59,7 @@ def test_a_switched_off_count_is_not_logged_but_known():
 
 def test_metrics_have_one_line_a_step_and_no_summary(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    callback = callbacks.MetricsCallback(path, Meter())
+    callback = callbacks.MetricsCallback(path, Meter(), steps_per_epoch=4)
     callback.on_log(None, state(1), None, logs={"loss": 2.0, "learning_rate": 0.1, "num_tokens": 7, "epoch": 0.1})
     callback.on_log(None, state(1), None, logs={"train_runtime": 3.0})
     other = state(1)
@@ -67,7 +67,7 @@ def test_metrics_have_one_line_a_step_and_no_summary(tmp_path):
     callback.on_log(None, other, None, logs={"loss": 2.0})
     (line,) = [json.loads(text) for text in path.read_text().splitlines()]
     assert line.pop("seconds") >= 0
-    assert line == {"step": 1, "epoch": 0.1, "loss": 2.0, "learning_rate": 0.1}
+    assert line == {"step": 1, "epoch": 0.25, "loss": 2.0, "learning_rate": 0.1}
 
 
 def test_lines_after_the_resumed_step_are_cut(tmp_path):

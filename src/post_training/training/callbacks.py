@@ -35,8 +35,9 @@ def barrier() -> None:
 class MetricsCallback(TrainerCallback):
     """`logs/metrics.jsonl`: one JSON line a logged step, also over several attempts."""
 
-    def __init__(self, path: Path, meter: Meter) -> None:
-        self.path, self.meter = path, meter
+    def __init__(self, path: Path, meter: Meter, steps_per_epoch: float) -> None:
+        # Transformers counts all epochs, which lie one after the other, as one.
+        self.path, self.meter, self.steps_per_epoch = path, meter, steps_per_epoch
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Append the line of this step; the summary at the end has no loss and is left out."""
@@ -45,7 +46,8 @@ class MetricsCallback(TrainerCallback):
             return
         # TRL's own token count starts at 0 again in every attempt; ours does not.
         others = {key: value for key, value in logs.items() if key not in ("num_tokens", "epoch")}
-        line = {"step": state.global_step, "epoch": state.epoch, **others, "seconds": round(self.meter.seconds, 3)}
+        epoch = round(state.global_step / self.steps_per_epoch, 4)
+        line = {"step": state.global_step, "epoch": epoch, **others, "seconds": round(self.meter.seconds, 3)}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -107,7 +107,8 @@ def _train(
     watch = StepWatch(trainer, REQUEST, samples, spikes, every, origins)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
-    trainer.add_callback(callbacks.MetricsCallback(metrics, meter))
+    steps_per_epoch = task.input_manifest("data")["rows_out"] / view["training"]["effective_batch_size"]
+    trainer.add_callback(callbacks.MetricsCallback(metrics, meter, steps_per_epoch))
     trainer.add_callback(callbacks.ProgressCallback(task.config["method"], meter))
     if every is not None:
         elsewhere = checkpointing["inference_checkpoint_path"]
