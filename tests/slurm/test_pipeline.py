@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 DPO = {
     "method": "dpo",
     "slurm__num_nodes": 2,
-    "slurm__mem": "3G",  # two compilers beside two ranks
+    "slurm__mem": "6G",  # two compilers beside two ranks
     "deepspeed__config": {"zero_optimization": {"stage": 3}},
     "training__max_steps": 16,
     "training__effective_batch_size": 8,
