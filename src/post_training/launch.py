@@ -29,7 +29,7 @@ from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
-from post_training.processes import Ended, run_together, say, snakemake_above
+from post_training.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.slurm import srun
 from post_training.slurm.placement import cores
 from post_training.task import Task
@@ -140,7 +140,7 @@ def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
 def run(task: Task) -> int:
     """Train to the last step, or compute a reference; or say why not. Returns one of the exit codes above."""
     try:
-        with REQUEST, owned(task.directory) as lock:
+        with REQUEST, owned(task.directory, give_up=snakemake_is_gone) as lock:
             return _run_owned(task, lock)
     except LockedError as error:
         say(str(error))
@@ -203,7 +203,6 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
     on_slurm = bool(task.runtime.get("slurm"))
     start = srun_start if on_slurm else local_start
     commands, environments = start(topology, view, task_file, libraries)
-    snakemake_is_gone = snakemake_above()
 
     def abandoned() -> str | None:
         if lock.lost:

@@ -17,6 +17,8 @@ from post_training.training.stop import StopRequest, held
 # hangs in a collective, which no signal ends, and each second is a second of every device.
 GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.05
+SNAKEMAKE = "POST_TRAINING_SNAKEMAKE"
+"""Process id of the Snakemake that started a job; set by the prefix of all shell commands."""
 
 
 @dataclass(frozen=True)
@@ -151,34 +153,17 @@ def write(sink: TextIO, text: str) -> None:
         return  # a full disk below `tee`
 
 
-def snakemake_above() -> Callable[[], str | None]:
-    """A check whether the Snakemake that started this process, if one did, is still there.
+def snakemake_is_gone() -> str | None:
+    """Why this run has no Snakemake any more that would hear of its end, if it was started by one.
 
     Killed with -9 it leaves its jobs running, and whoever starts it again means to go on from here.
     """
-    watched = []
-    pid = os.getppid()
-    while pid > 1:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            break
-        # `python .../snakemake`, `python -m snakemake`, `snakemake`; not `timeout 3600 snakemake`.
-        program = words[1:3] if b"python" in Path(words[0].decode(errors="replace")).name.encode() else words[:1]
-        if any(word.endswith(b"snakemake") for word in program):
-            watched.append((pid, fields[19]))
-        pid = int(fields[1])
-
-    def gone() -> str | None:
-        for pid, started in watched:
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                alive = fields[19] == started and fields[0] != "Z"
-            except OSError:
-                alive = False
-            if not alive:
-                return f"snakemake (process {pid}), which started this run, is gone"
+    told = os.environ.get(SNAKEMAKE)
+    if told is None:
         return None
-
-    return gone
+    try:
+        words = Path(f"/proc/{told}/cmdline").read_bytes()
+        alive = b"snakemake" in words  # a zombie has none
+    except OSError:
+        alive = False
+    return None if alive else f"snakemake (process {told}), which started this run, is gone"

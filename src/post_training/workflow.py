@@ -21,6 +21,7 @@ from post_training.errors import UserError
 from post_training.fingerprint import canonical
 from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
+from post_training.processes import SNAKEMAKE
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob, stage_command
 from post_training.unlock import release_stale_lock
@@ -52,7 +53,7 @@ class WorkflowPlan:
         Setting a prefix takes Snakemake's own strict mode away, and `job | tee log` would always succeed.
         """
         folder = shlex.quote(str(Path(sys.executable).parent))
-        return f"set -euo pipefail; export PATH={folder}:$PATH PYTHONUNBUFFERED=1; "
+        return f"set -euo pipefail; export PATH={folder}:$PATH PYTHONUNBUFFERED=1 {SNAKEMAKE}=$PPID; "
 
     @property
     def data_threads(self) -> int:

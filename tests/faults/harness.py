@@ -35,6 +35,8 @@ from tiny import (
     write_mix,
 )
 
+from post_training.processes import SNAKEMAKE
+
 STEPS, SAVE_STEPS = 24, 3
 KILLS_PER_RUN = 5
 SETUPS = {
@@ -46,7 +48,7 @@ SETUPS = {
 TARGETS = ("rank 0", "the last rank", "all ranks", "the launcher", "snakemake")
 MOMENTS = ("start", "step", "save", "save")
 # Stands above the launcher as Snakemake does, and is taken for it.
-SNAKEMAKE = "import os, subprocess, sys\nsys.exit(subprocess.run(['bash', '-c', os.environ['JOB']]).returncode)\n"
+STANDS_ABOVE = "import os, subprocess, sys\nsys.exit(subprocess.run(['bash', '-c', os.environ['JOB']]).returncode)\n"
 DEADLINE_SECONDS = 600.0
 
 
@@ -98,7 +100,7 @@ class Harness:
         self.rows = write_mix(self.folder / "rows", rows, packing=True)
         self.template = self.folder / "plain.jinja"
         self.template.write_text(TEMPLATE)
-        (self.folder / "snakemake").write_text(SNAKEMAKE)
+        (self.folder / "snakemake").write_text(STANDS_ABOVE)
 
     def task(self, setup: str, name: str):
         """A run of one setup: 4 rows a step, in one micro-batch of 1 after the other."""
@@ -112,7 +114,7 @@ class Harness:
 
     def start(self, task) -> subprocess.Popen:
         """The job as Snakemake starts it, in a session of its own; output goes to the run's `output.txt`."""
-        job = f"set -o pipefail; {shlex.join(launcher_command(task))} 2>&1 | tee -ai {shlex.quote(str(self.output(task)))} > /dev/null"
+        job = f"set -o pipefail; export {SNAKEMAKE}=$PPID; {shlex.join(launcher_command(task))} 2>&1 | tee -ai {shlex.quote(str(self.output(task)))} > /dev/null"
         task.directory.mkdir(exist_ok=True)
         command = [sys.executable, str(self.folder / "snakemake")]
         return subprocess.Popen(

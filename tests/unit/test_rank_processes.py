@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from post_training.processes import Ended, run_together, snakemake_above
+from post_training.processes import Ended, run_together, snakemake_is_gone
+from post_training.training.lock import LockedError, take
 from post_training.training.stop import SIGNALS, StopRequest
 
 
@@ -105,25 +106,24 @@ def test_a_rank_dies_with_its_launcher():
     assert not _runs(rank)
 
 
-def test_a_snakemake_that_is_killed_is_noticed(tmp_path):
-    """Only Snakemake itself counts, not what it was started by."""
-    job = (
-        "import sys, time\nfrom post_training.processes import snakemake_above\ngone = snakemake_above()\n"
-        "assert gone() is None\nprint('ready', flush=True)\n"
-        "while not gone(): time.sleep(0.05)\n"
-        f"open({str(tmp_path / 'noticed')!r}, 'w').write(gone())"
-    )
+def test_a_snakemake_that_is_killed_is_noticed(tmp_path, monkeypatch):
+    assert snakemake_is_gone() is None  # not started by one
     script = tmp_path / "snakemake"
-    script.write_text("import subprocess, sys\nsubprocess.run(['bash', '-c', sys.executable + ' -c \"$JOB\"; true'])\n")
-    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "JOB": job}, stdout=subprocess.PIPE)
+    script.write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
     process.stdout.readline()
+    monkeypatch.setenv("POST_TRAINING_SNAKEMAKE", str(process.pid))
+    assert snakemake_is_gone() is None
     process.kill()
+    while _runs(process.pid):
+        time.sleep(0.02)
+    assert (
+        snakemake_is_gone() == f"snakemake (process {process.pid}), which started this run, is gone"
+    )  # also as a zombie
     process.wait()
-    deadline = time.monotonic() + 10
-    while not (tmp_path / "noticed").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert f"snakemake (process {process.pid})" in (tmp_path / "noticed").read_text()
-    assert snakemake_above()() is None
+    assert snakemake_is_gone()
+    with pytest.raises(LockedError, match="is gone; nothing is done"):
+        take(tmp_path / "run", give_up=snakemake_is_gone)
 
 
 def _runs(pid: int) -> bool:

@@ -106,7 +106,10 @@ class Lock:
 
 @contextmanager
 def owned(
-    directory: Path, on_loss: Callable[[], None] = lambda: None, patience_seconds: float = 60.0
+    directory: Path,
+    on_loss: Callable[[], None] = lambda: None,
+    patience_seconds: float = 60.0,
+    give_up: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Lock]:
     """Own a run directory while the block runs.
 
@@ -114,24 +117,33 @@ def owned(
         directory: the run directory; made if it is missing.
         on_loss: called from another thread when the lock is `lost`; the ranks must end at once.
         patience_seconds: how long to wait for an owner that is stopping.
+        give_up: asked before the lock is taken; a reason to leave it.
 
     Raises:
         LockedError: a live owner has it.
     """
-    lock = take(directory, on_loss, patience_seconds)
+    lock = take(directory, on_loss, patience_seconds, give_up)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def take(directory: Path, on_loss: Callable[[], None] = lambda: None, patience_seconds: float = 60.0) -> Lock:
+def take(
+    directory: Path,
+    on_loss: Callable[[], None] = lambda: None,
+    patience_seconds: float = 60.0,
+    give_up: Callable[[], str | None] = lambda: None,
+) -> Lock:
     """Become the owner, or say who is. See `owned`."""
     directory.mkdir(parents=True, exist_ok=True)
     me = this_process()
     deadline = time.monotonic() + patience_seconds
     waiting = False
     while True:
+        reason = give_up()
+        if reason:
+            raise LockedError(f"{directory}: {reason}; nothing is done")
         number, other = _newest(directory)
         why_alive = _why_alive(other, me, directory / f"owner.{number}.json") if other else None
         if other and why_alive:
