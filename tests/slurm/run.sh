@@ -14,9 +14,12 @@ if missing; then
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client \
       slurm-wlm-basic-plugins munge slurmdbd mariadb-server iproute2; } >/dev/null 2>&1 || skip "apt-get could not install Slurm"
 fi
-for file in /etc/slurm/slurm.conf; do
-  [ ! -e $file ] || [ -L $file ] || skip "$file belongs to another cluster"
-done
+[ ! -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ] || skip "/etc/slurm/slurm.conf belongs to another cluster"
+# One at a time: /etc/slurm leads to one cluster. Held by this process alone, not by the daemons.
+if [ -z "${POST_TRAINING_NO_NETWORK:-}" ]; then
+  exec 9>/tmp/post-training-test-slurm.lock
+  flock --wait 3600 9
+fi
 
 # Without any network but loopback: what needs one fails here.
 if [ -z "${POST_TRAINING_NO_NETWORK:-}" ] && unshare --net true 2>/dev/null && command -v ip >/dev/null; then
@@ -36,9 +39,9 @@ python=${PYTHON:-.venv/bin/python}
 export POST_TRAINING_TEST_CLUSTER=1 OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
 
 echo "== with accounting"
-CL_DB=1 tests/slurm/cluster.sh up
+CL_DB=1 tests/slurm/cluster.sh up 9>&-
 $python -m pytest tests/slurm --durations=10 "$@"
 CL_DB=1 tests/slurm/cluster.sh down >/dev/null
 echo "== without accounting"
-CL_DB=0 tests/slurm/cluster.sh up
+CL_DB=0 tests/slurm/cluster.sh up 9>&-
 $python -m pytest tests/slurm --durations=10 -m without_accounting "$@"
