@@ -40,8 +40,8 @@ export POST_TRAINING_TEST_CLUSTER=1 OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
 
 echo "== with accounting"
 CL_DB=1 tests/slurm/cluster.sh up 9>&-
-$python -m pytest tests/slurm --durations=10 "$@"
+$python -m pytest tests/slurm --durations=10 "$@" 9>&-
 CL_DB=1 tests/slurm/cluster.sh down >/dev/null
 echo "== without accounting"
 CL_DB=0 tests/slurm/cluster.sh up 9>&-
-$python -m pytest tests/slurm --durations=10 -m without_accounting "$@"
+$python -m pytest tests/slurm --durations=10 -m without_accounting "$@" 9>&-
