@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401  reads HF_HUB_OFFLINE once, before a test sets it
 import pytest
 from hypothesis import settings
 from tiny import (
