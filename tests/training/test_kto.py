@@ -68,3 +68,30 @@ def test_the_same_losses_as_trls_own_trainer(tmp_path, model_manifest, template,
     for name in ("kl", "rewards/chosen", "rewards/rejected", "logps/chosen"):
         assert [line.get(name) for line in ours] == [line.get(name) for line in expected], name
     assert any(line["kl"] > 0 for line in ours) == (loss == "kto")
+
+
+def test_a_tokenizer_without_padding_token(tmp_path, model_manifest, template, judged):
+    """As many base models have it: TRL pads with the end token."""
+    from transformers import AutoTokenizer
+
+    from post_training import batch
+    from post_training.batch import Topology
+    from post_training.data.view import open_rows
+    from post_training.methods import kto
+    from post_training.model import folder
+    from post_training.training.arguments import trainer_arguments
+    from post_training.training.run import load_model
+
+    rows = [{"prompt_ids": [5] * n, "completion_ids": [7], "label": [n % 2]} for n in range(1, 9)]
+    mix = write_mix(tmp_path, rows, packing=False)
+    view = view_of(template, "kto")
+    plan = batch.batch_plan(view, "kto", Topology(1, 1, "CPU"))
+    args = kto.config_class()(**trainer_arguments(view, "kto", tmp_path, plan, 2, kto.config_class()))
+    tokenizer = AutoTokenizer.from_pretrained(folder(model_manifest))
+    end, tokenizer.pad_token = tokenizer.eos_token_id, None
+    model = load_model(folder(model_manifest), view)
+    trainer = kto.build_trainer(view, model, args, open_rows(mix), processing_class=tokenizer)
+    batch_of_two = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    assert batch_of_two["input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]
+    assert batch_of_two["KL_input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]
+    assert batch_of_two["label"].tolist() == [True, False]

@@ -44,3 +44,21 @@ def test_the_answers_of_the_kl_term_come_from_the_row_before():
     source = inspect.getsource(KTOTrainer._prepare_dataset)
     assert '[examples["completion_ids"][-1]] + examples["completion_ids"][:-1]' in source
     assert "batch_size=args.per_device_train_batch_size" in source
+
+
+@pytest.mark.parametrize(
+    ("share", "weights", "expected"),
+    [
+        (0.5, (1.0, 1.0), None),
+        (0.55, (1.0, 1.0), None),
+        (0.8, (1.0, 1.0), "80% of the rows are desirable: together they weigh 4 times as much as the others, "),
+        (0.8, (1.0, 1.0), "set kto.undesirable_weight=4"),
+        (0.8, (1.0, 3.5), None),
+        (0.25, (1.0, 1.0), "set kto.desirable_weight=3"),
+        (1.0, (1.0, 1.0), "all rows are desirable"),
+        (0.0, (1.0, 1.0), "all rows are undesirable"),
+    ],
+)
+def test_weights_that_do_not_fit_the_rows_are_told(share, weights, expected):
+    said = kto.balance(dict(zip(("desirable_weight", "undesirable_weight"), weights, strict=True)), share)
+    assert (said is None) if expected is None else (expected in said)

@@ -3,14 +3,19 @@
 A method is one module here with, light to import, on top:
 
 - `Config`, a dataclass of its own keys (`init_from` and `max_seq_length` among them);
-- `ROWS`, the row shape it trains on: `messages` or `preference`;
-- `PACKING(config)`, whether several rows are packed into one;
+- `ROWS`, the shape of its rows, a file of `data/shapes`;
+- `packs(config)`, whether several rows are packed into one;
 - `check(view)`, which raises `ConfigError` for values that cannot work;
+- where they say something: `SPEED_KEYS`, own keys that never make a stage stale; `micro_batch_decides(view)`, whether the
+  rows that a device holds at a time change what is computed; `stored_reference(view)`, see methods/dpo;
 
 and, importing torch and TRL only when called, below:
 
-- `training_arguments(view, ...)`, its TRL configuration class and arguments;
-- `build_trainer(...)`, its TRL trainer on the mixed rows.
+- `config_class()` and `training_arguments(view)`, TRL's configuration and what it is given besides the shared arguments;
+- `build_trainer(view, model, args, train_dataset, **kwargs)`, its TRL trainer on the mixed rows.
+
+A method is also the name of a stage: `view["method"]`, below which a view has the method's own keys, is not
+always `view["stage"]`.
 """
 
 import importlib

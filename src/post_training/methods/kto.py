@@ -111,6 +111,31 @@ def build_trainer(view: dict[str, Any], model: Any, args: Any, train_dataset: "R
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    pad = kwargs["processing_class"].pad_token_id
-    collator = Collator(pad_token_id=pad, max_length=args.max_length, pad_to_multiple_of=args.pad_to_multiple_of)
-    return trainer_on(TokenizedKTOTrainer, train_dataset, model=model, args=args, data_collator=collator, **kwargs)
+    trainer = trainer_on(TokenizedKTOTrainer, train_dataset, model=model, args=args, **kwargs)
+    theirs = trainer.data_collator
+    trainer.data_collator = Collator(theirs.pad_token_id, theirs.max_length, theirs.pad_to_multiple_of)
+    if args.process_index == 0 and (advice := balance(view["kto"], desirable_share(train_dataset))):
+        print(f"{view['stage']}: {advice}", flush=True)
+    return trainer
+
+
+def desirable_share(rows: "Rows", at_most: int = 2000) -> float:
+    """Share of the documents, of `at_most` evenly spaced ones, whose answer is desirable."""
+    documents = rows.distinct()
+    step = -(-len(documents) // at_most)
+    labels = [int(documents[index]["label"][0]) for index in range(0, len(documents), step)]
+    return sum(labels) / len(labels)
+
+
+def balance(config: dict[str, Any], share: float) -> str | None:
+    """What to set when desirable and undesirable answers do not weigh as the paper recommends (its equation 8)."""
+    if share in (0.0, 1.0):
+        return f"all rows are {'' if share else 'un'}desirable; there is nothing to tell them from"
+    ratio = config["desirable_weight"] * share / (config["undesirable_weight"] * (1 - share))
+    if 0.95 <= ratio <= 1.4:  # the share is an estimate
+        return None
+    name, factor = ("undesirable_weight", ratio) if ratio > 1 else ("desirable_weight", 1 / ratio)
+    return (
+        f"{share:.0%} of the rows are desirable: together they weigh {ratio:.2g} times as much as the others, and 1 to 1.33 "
+        f"is recommended; set kto.{name}={config[name] * factor:.2g}"
+    )
