@@ -2,6 +2,7 @@
 
 Conversations: the last assistant turn is generated greedily and compared with the one in the data.
 Preferences: right when the chosen answer has the higher log-probability, summed over its tokens.
+Rows that a mix holds out: the mean loss of a trained token, and of pairs the same as of preferences.
 """
 
 import json
@@ -9,8 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from post_training import manifest
+from post_training.data import shapes
 from post_training.data.chat_template import resolve_template
+from post_training.data.view import open_rows
 from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.model.files import stop_tokens
@@ -19,6 +24,8 @@ from post_training.task import Task
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
 _LOGIT_BYTES = 1 << 30
+HELD_OUT = "held-out "
+"""Before a stage's name: the input that is its mix."""
 Messages = list[dict[str, Any]]
 
 
@@ -37,7 +44,12 @@ def run(task: Task) -> None:
     samples: list[dict[str, Any]] = []
     rows_in = 0
     dropped: Counter[str] = Counter()
-    for name in (name for name in task.inputs if name != "model"):
+    for name in (name for name in task.inputs if name.startswith(HELD_OUT)):
+        results[name], used, long = judge.held_out(task.inputs[name], task.config["max_samples"])
+        rows_in += used + long
+        dropped["too long for the model"] += long
+        print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
+    for name in (name for name in task.inputs if name != "model" and not name.startswith(HELD_OUT)):
         rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
         rows_in += len(rows)
         asked = [row for row in map(up_to_last_answer, rows) if row]
@@ -53,7 +65,8 @@ def run(task: Task) -> None:
         print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
     with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    task.finish(results=results, rows_in=rows_in, rows_out=len(samples), dropped=dict(dropped))
+    rows_out = sum(result["rows"] for result in results.values())
+    task.finish(results=results, rows_in=rows_in, rows_out=rows_out, dropped=dict(dropped))
 
 
 def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -149,6 +162,28 @@ class Judge:
             "accuracy": _share(samples, "correct"),
             "margin": margin,
         }, samples
+
+    def held_out(self, mix: Path, limit: int | None) -> tuple[dict[str, Any], int, int]:
+        """A result on the held-out rows of a mix, as tokenised; and how many were used, and too long for the model."""
+        documents = open_rows(mix, part="eval").distinct()
+        shape = shapes.of_columns(documents.column_names)
+        numbers = np.random.default_rng(0).permutation(len(documents))[:limit]
+        rows = [shape.sequences(documents[int(number)]) for number in numbers]
+        kept = [row for row in rows if max(len(ids) for _, ids, _ in row) <= self.longest]
+        if not kept:
+            raise UserError(f"{mix}: no held-out row of {len(rows)} is short enough for the model")
+        scored = self._log_probabilities(
+            # Nothing predicts the first token.
+            [(ids.tolist(), (np.flatnonzero(trained[1:]) + 1).tolist()) for row in kept for _, ids, trained in row]
+        )
+        if [name for name, _, _ in kept[0]] == ["chosen", "rejected"]:
+            margins = [chosen - rejected for (chosen, _), (rejected, _) in zip(scored[::2], scored[1::2], strict=True)]
+            right = sum(margin > 0 for margin in margins) / len(margins)
+            result = {"kind": "preference", "accuracy": right, "margin": sum(margins) / len(margins)}
+        else:
+            tokens = sum(count for _, count in scored)
+            result = {"kind": "loss", "tokens": tokens, "loss": -sum(total for total, _ in scored) / max(tokens, 1)}
+        return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
 
     def _prompt(self, messages: Messages) -> list[int]:
         text = self.tokenizer.apply_chat_template(

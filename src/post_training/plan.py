@@ -489,6 +489,9 @@ class _Planner:
         for index, entry in enumerate(view["evaluation"]["datasets"]):
             key = f"evaluation.datasets[{index}]"
             inputs[self.dataset_name(entry, key)] = self.transform(entry, view, key, "any")
+        for name, mixed in self.plan.mixed.items():
+            if mixed.config["eval_fraction"] or any(part.startswith("eval:") for part in mixed.inputs):
+                inputs[f"held-out {name}"] = mixed
         if inputs:
             for name, model in models.items():
                 self.plan.evaluated[name] = self.plan.add(self._evaluation(name, model, inputs, view))

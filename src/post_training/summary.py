@@ -7,6 +7,12 @@ from typing import Any
 from post_training import manifest
 from post_training.plan import Plan
 
+# Kind of a result -> its first measure, and what it is called.
+_MEASURES = {
+    "exact_match": ("exact_match", "exact match"),
+    "preference": ("accuracy", "preference accuracy"),
+    "loss": ("loss", "loss a token"),
+}
 _ANSWERS = 2
 _LONGEST = 160
 
@@ -43,7 +49,7 @@ def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     rows = []
     for dataset in datasets:
         kind = next(result[dataset]["kind"] for result in results.values() if dataset in result)
-        key, shown = ("exact_match", "exact match") if kind == "exact_match" else ("accuracy", "preference accuracy")
+        key, shown = _MEASURES[kind]
         values = [f"{result[dataset][key]:.3f}" if dataset in result else "-" for result in results.values()]
         rows.append([dataset, shown, *values])
     return rows

@@ -1,10 +1,12 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from tiny import TEMPLATE, conversation, task
 
 from post_training import evaluate, summary
+from post_training.data.view import open_rows
 from post_training.errors import UserError
 from post_training.model import folder
 from post_training.model.loading import load_for_inference, load_tokenizer
@@ -140,3 +142,39 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
         assert expected in printed
     assert "dpo" not in printed.split("prompt:")[0]
     assert "missing" not in printed
+
+
+def held_out_mix(source, name):
+    """A mix whose rows are all held out."""
+    path = source.parent.parent / name / "manifest.json"
+    shutil.copytree(source.parent, path.parent)
+    for file in path.parent.glob("*.npy"):
+        shutil.copy(file, path.parent / f"eval-{file.name}")
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"held_out": {"rows": facts["rows_out"]}}))
+    return path
+
+
+def test_rows_that_a_mix_holds_out(tmp_path, exported, unpacked_rows, dpo_rows, held_out):
+    import torch
+
+    inputs = {
+        "held-out sft": held_out_mix(unpacked_rows, f"{tmp_path.name}-sft"),
+        "held-out dpo": held_out_mix(dpo_rows, f"{tmp_path.name}-dpo"),
+        "sums": held_out["sums"],
+    }
+    manifest, samples = evaluated(tmp_path, exported, inputs)
+    loss, pairs = (manifest["results"][f"held-out {stage}"] for stage in ("sft", "dpo"))
+    assert (loss["rows"], pairs["rows"], len(samples), manifest["rows_out"]) == (96, 64, 7, 167)
+    model = load_for_inference(folder(exported))
+    total, count = 0.0, 0
+    for row in open_rows(unpacked_rows):
+        ids, labels = (torch.tensor(row[name].tolist())[None] for name in ("input_ids", "labels"))
+        trained = int((labels[0, 1:] != -100).sum())
+        total += float(model(input_ids=ids, labels=labels).loss.detach()) * trained
+        count += trained
+    assert loss["loss"] == pytest.approx(total / count, rel=1e-4) and loss["tokens"] == count
+    assert pairs["kind"] == "preference" and 0 <= pairs["accuracy"] <= 1
+    assert summary.measures({"sft": manifest["results"]})[0] == ["held-out sft", "loss a token", f"{loss['loss']:.3f}"]
+    few, _ = evaluated(tmp_path, exported, {"held-out sft": inputs["held-out sft"]}, batch_size=3, max_samples=5)
+    assert few["results"]["held-out sft"]["rows"] == 5

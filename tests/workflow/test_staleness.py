@@ -61,8 +61,10 @@ def test_what_chooses_rows_reruns_the_mix_and_no_tokens(finished, section, value
     def edit(config):
         config[section].update(values)
 
-    mixes = ["dpo", "sft"] if section == "data" else ["sft"]
-    assert changed(finished, edit) == {"mix": mixes, **FOLLOWS_SFT}
+    expected = {"mix": ["sft"], **FOLLOWS_SFT}
+    if section == "data":  # what is held out is evaluated, the starting model too
+        expected |= {"mix": ["dpo", "sft"], "evaluate": ["base", "dpo", "sft"]}
+    assert changed(finished, edit) == expected
 
 
 def test_an_amount_in_rows_or_tokens_reruns_the_mix(finished):
