@@ -153,12 +153,12 @@ def losses(path: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line]
 
 
-def step_cost(folder: Path, method: str, rows: int, steps: int) -> dict[str, Any]:
+def step_cost(folder: Path, method: str, rows: int, steps: int, size: dict[str, Any]) -> dict[str, Any]:
     """Ours against plain TRL, a step each in turn."""
-    model = model_folder(folder / "medium", **MEDIUM)
+    model = model_folder(folder / "model", **size["architecture"])
     sections = {
         "training": {"max_steps": steps, "effective_batch_size": 1},
-        method: {"init_from": "base", "max_seq_length": 512},
+        method: {"init_from": "base", "max_seq_length": size["length"]},
     }
     if method == "dpo":
         sections["dpo"]["reference"] = "online"
@@ -184,14 +184,14 @@ def step_cost(folder: Path, method: str, rows: int, steps: int) -> dict[str, Any
     }
 
 
-def reference_cost(folder: Path, rows: int, steps: int) -> dict[str, Any]:
+def reference_cost(folder: Path, rows: int, steps: int, size: dict[str, Any]) -> dict[str, Any]:
     """DPO with a stored against an online reference: steps in turn, then peak memory of a process each."""
-    model = model_folder(folder / "medium", **MEDIUM)
+    model = model_folder(folder / "model", **size["architecture"])
     tasks = {
         kind: training_task(
             folder, model, "dpo", rows,
             training={"max_steps": steps, "effective_batch_size": 1, "gradient_checkpointing": False, "learning_rate": 1e-4},
-            dpo={"init_from": "base", "max_seq_length": 512, "reference": kind, "reference_batch_size": 1},
+            dpo={"init_from": "base", "max_seq_length": size["length"], "reference": kind, "reference_batch_size": 1},
         )
         for kind in ("stored", "online")
     }  # fmt: skip
@@ -318,7 +318,8 @@ def start_cost(folder: Path, sizes: tuple[int, int], repeats: int, warm_up: int 
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure, print a table, and return the figures; `only`: `start`, `step` or `reference`."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    steps, repeats = (8, 1) if quick else (24, 5)
+    steps, repeats = (5, 1) if quick else (24, 5)
+    size = {"architecture": SMALL, "length": 256} if quick else {"architecture": MEDIUM, "length": 512}
     sizes = (100, 1_000) if quick else (5_000, 100_000)
     folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
     try:
@@ -326,9 +327,9 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
         if only in (None, "start"):
             results["start"] = start_cost(folder, sizes, repeats, warm_up=0 if quick else 1)
         for method in ("sft", "dpo") if only in (None, "step") else ():
-            results[f"step_{method}"] = step_cost(folder, method, rows=6 * steps, steps=steps)
+            results[f"step_{method}"] = step_cost(folder, method, rows=6 * steps, steps=steps, size=size)
         if only in (None, "reference"):
-            results["reference"] = reference_cost(folder, rows=3 * steps, steps=steps)
+            results["reference"] = reference_cost(folder, rows=5 * steps, steps=steps, size=size)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(table(results))

@@ -109,6 +109,7 @@ ARGS = "training__trainer_args"
         ({"dpo__loss_type": "exo_pair"}, "dpo.label_smoothing: found 0, but exo_pair needs a number above 0"),
         ({"dpo__loss_type": "aot", "training__per_device_train_batch_size": 1}, "dpo.loss_type: 'aot' sorts the pairs"),
         ({"dpo__reference": "onlin"}, "dpo.reference: found 'onlin'. Did you mean 'online'"),
+        ({"dpo__loss_type": "sft", "dpo__ref_model_name_or_path": "m"}, "dpo.ref_model_name_or_path: has no use"),
         ({"dpo__reference_batch_size": 0}, "dpo.reference_batch_size: found 0"),
         ({ARGS: {"sync_ref_model": True}}, "training.trainer_args.sync_ref_model: changes the reference model"),
         ({ARGS: {"ref_model_sync_steps": 3}}, "training.trainer_args.ref_model_sync_steps: is ignored"),

@@ -68,6 +68,11 @@ def check_losses(view: dict[str, Any]) -> None:
     _check_smoothing(config)
     _check_beta(config)
     _check_trainer_args(view)
+    _require(
+        config["ref_model_name_or_path"] is None or needs_reference(config),
+        "ref_model_name_or_path",
+        "has no use, because sft alone compares with no reference; take it out, or add a loss that does",
+    )
     per_device = view["training"]["per_device_train_batch_size"]
     for name in set(SORTED) & weights(config).keys():
         _require(
