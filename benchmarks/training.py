@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plain_trl
 from prepared import as_arrow, model_folder, spread, training_task
 
+from post_training.batch import count_gpus
+
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 # Large enough that a step is work, and that a second model shows in the peak memory.
@@ -202,7 +204,7 @@ def reference_cost(folder: Path, rows: int, steps: int, size: dict[str, Any]) ->
     peak = {}
     for kind, task in tasks.items():
         shutil.rmtree(task.directory)
-        peak[kind] = _finish(_start(launcher(task)))
+        peak[kind] = Child(launcher(task)).peak_bytes()
     return {
         "steps_per_second_ratio": float(np.median(speedups)),
         "ratios": speedups,
@@ -227,43 +229,44 @@ def launcher(task: Any) -> list[str]:
     ]
 
 
-def _start(command: list[str]) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"} if not _gpu() else {}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+class Child:
+    """A process whose memory is asked for when it has ended."""
 
+    def __init__(self, command: list[str]) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        if not count_gpus():
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.started = time.time()
+        self.command, self.usage = command, None
+        self.pid = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=self.errors).pid
 
-def _gpu() -> bool:
-    from post_training.batch import count_gpus
+    def ended(self, wait: bool = False) -> bool:
+        """Whether it has ended. Raises RuntimeError with what it said when it failed."""
+        if self.usage is None:
+            pid, status, usage = os.wait4(self.pid, 0 if wait else os.WNOHANG)
+            if not pid:
+                return False
+            self.usage = usage
+            if status:
+                self.errors.seek(0)
+                raise RuntimeError(f"{' '.join(self.command[:4])}: status {status}\n{self.errors.read()[-3000:]}")
+        return True
 
-    return count_gpus() > 0
-
-
-def _finish(process: subprocess.Popen) -> int:
-    """Wait; the largest resident set (bytes) of the process and of those that it waited for."""
-    assert process.stderr is not None
-    told = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(process.args[:4])}: exit code {process.returncode}\n{told[-3000:]}")
-    return usage.ru_maxrss * 1024
+    def peak_bytes(self) -> int:
+        """The largest resident set of it, or of a process that it waited for."""
+        self.ended(wait=True)
+        return self.usage.ru_maxrss * 1024
 
 
 def start_seconds(command: list[str], log: Path) -> float:
     """From the start of a process to the line that it writes after its first step."""
     log.unlink(missing_ok=True)
-    started = time.time()
-    process = _start(command)
-    while not (log.is_file() and log.stat().st_size) and process.poll() is None:
+    child = Child(command)
+    while not (log.is_file() and log.stat().st_size) and not child.ended():
         time.sleep(0.002)
-    seconds = (log.stat().st_mtime if log.is_file() else time.time()) - started
-    _finish(process)
+    seconds = log.stat().st_mtime - child.started
+    child.ended(wait=True)
     return seconds
 
 
