@@ -20,8 +20,9 @@ from post_training.fingerprint import digest, file_sha256
 from post_training.progress import Progress
 from post_training.task import Task
 
-# Below this a tokenizer is not worth loading twice: the fast engine needs a second and more for a large vocabulary.
-FAST_ABOVE_BYTES = 4 << 20
+# Below this, or this share of the tokenizer's own file, a tokenizer is not worth loading twice: the fast engine
+# needs a second and more for a large vocabulary.
+FAST_ABOVE_BYTES, FAST_ABOVE_SHARE = 512 << 10, 0.4
 
 
 def run(task: Task) -> None:
@@ -79,7 +80,8 @@ def _content_of(rows: dict[str, Any]) -> str:
 
 def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
     """Masks without offsets need a byte-level tokenizer, and little text is done before a second one is loaded."""
-    if file.byte_lengths is None or source.stat().st_size < FAST_ABOVE_BYTES:
+    least = max(FAST_ABOVE_BYTES, FAST_ABOVE_SHARE * file.path.stat().st_size)
+    if file.byte_lengths is None or source.stat().st_size < least:
         return False
     try:
         return bool(fastokens_name())

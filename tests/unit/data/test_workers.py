@@ -102,6 +102,7 @@ def test_the_fast_engine_gives_the_same_files(stages, transformed, small_shards,
     for path in (stages.base / "data" / "tokenize" / "x").iterdir():
         path.unlink()
     monkeypatch.setattr(tokenize, "FAST_ABOVE_BYTES", 0)
+    monkeypatch.setattr(tokenize, "FAST_ABOVE_SHARE", 0)
     fast = read(stages.tokenize(transformed, name="x"))
     assert fast["engine"] == engine.fastokens_name() and plain["engine"].startswith("tokenizers ")
     assert fast["files"] == plain["files"]
@@ -125,6 +126,7 @@ def test_an_engine_that_differs_is_not_used(stages, transformed, small_shards, r
 
     monkeypatch.setattr(Fastokens, "encode", encode)
     monkeypatch.setattr(tokenize, "FAST_ABOVE_BYTES", 0)
+    monkeypatch.setattr(tokenize, "FAST_ABOVE_SHARE", 0)
     found = read(stages.tokenize(transformed, name="x"))
     assert found["files"] == plain["files"] and found["engine"] == plain["engine"]
     said = [line for line in capsys.readouterr().out.splitlines() if "is not used here" in line]
