@@ -144,7 +144,8 @@ class Harness:
         self.finish(task)
         resumes = resumes_of(self.output(task))
         for kill in mine:
-            kill.resumed = resumes[kill.starts]
+            # A run that had come to its end when it was killed has nothing left to resume.
+            kill.resumed = resumes[kill.starts] if kill.starts < len(resumes) else STEPS
             print(
                 f"{setup}: SIGKILL of {kill.target} in a {kill.moment}, after step {kill.step}; "
                 f"went on from step {kill.resumed}, {kill.lost} steps lost",
