@@ -137,3 +137,10 @@ def test_what_the_hub_refuses(tmp_path, server, status, code, said):
 
 def test_no_network(tmp_path):
     assert_one_line(*fetch(tmp_path, offline=False, HF_ENDPOINT="http://127.0.0.1:9"), "the network")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """Whatever mode an earlier test of this process has left behind."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
