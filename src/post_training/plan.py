@@ -21,7 +21,7 @@ from post_training.zero import deepspeed_config
 
 # Raise a number when a change of the stage's code changes what it writes.
 VERSIONS = {
-    "download": 1,
+    "download": 2,
     "download_model": 1,
     "build_model": 1,
     "transform": 2,
@@ -413,7 +413,7 @@ class _Planner:
                 "arguments": arguments,
                 "source": source.digest,
                 "rows": rows,
-                "slice": self._slice(entry, key),
+                "slice": parse_split(entry["split"], f"{key}.split")[1],
                 "last_turn": view["data"]["last_turn"],
             },
             inputs={"raw": self.download(entry, view, key)},
@@ -426,19 +426,13 @@ class _Planner:
         )
         return self.plan.add(stage)
 
-    @staticmethod
-    def _slice(entry: dict[str, Any], key: str) -> str | None:
-        """The part of local files that is asked for; a Hub dataset comes cut already."""
-        if data_files(entry["path"], f"{key}.path", entry["split"]) is None:
-            return None
-        return parse_split(entry["split"], f"{key}.split")[1]
-
     def download(self, entry: dict[str, Any], view: dict[str, Any], key: str) -> Stage:
         """The source's rows as files on this machine; local files stay where they are."""
         _require(bool(entry["path"]), f"{key}.path", "is empty; give a file or a Hugging Face dataset id")
         files = data_files(entry["path"], f"{key}.path", entry["split"])
         if files is None:
-            hub = {part: entry[part] for part in ("path", "subset", "split", "revision")}
+            hub = {part: entry[part] for part in ("path", "subset", "revision")}
+            hub["split"] = parse_split(entry["split"], f"{key}.split")[0]
             config: dict[str, Any] = {"hub": hub}
             self._check_offline("dataset", entry["path"], view["offline"], f"{key}.path")
         else:

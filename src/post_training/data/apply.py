@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
+from post_training.data.records import Block, Problem, parse
 from post_training.data.rows import Bad, Rules, checker
-from post_training.data.sources import Block, Problem, parse
 from post_training.data.transforms import Skip, load_transform
 
 Fault = tuple[str, str, bool]
@@ -81,7 +81,7 @@ class Application:
         for number, record in enumerate(block.records(), start=first):
             row = parse(record) if type(record) is bytes else record
             try:
-                made: Any = self.transform(row) if type(row) is dict else _refuse(row)
+                made = _refuse(row) if type(row) is Problem else self.transform(row)
                 if type(made) is dict:
                     made_lines.append(_dump({"row": base + number, **self.check(made, self.rules)}))
                     done.rows_out += 1
@@ -127,10 +127,8 @@ def _dump(example: dict[str, Any]) -> bytes:
         raise Bad("undecodable_text" if "surrogate" in str(error) else "not_json", str(error)) from None
 
 
-def _refuse(row: Any) -> NoReturn:
-    if isinstance(row, Problem):
-        raise Bad(row.reason, row.detail)
-    raise Bad("not_an_object", f"found {type(row).__name__}, expected an object")
+def _refuse(row: Problem) -> Any:
+    raise Bad(row.reason, row.detail)
 
 
 def fault(error: Exception, row: Any) -> Fault:

@@ -1,12 +1,14 @@
 """A source's rows as files on this machine: the only data stage that may use the network."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from post_training.errors import DataError
+from post_training.errors import DataError, did_you_mean
 from post_training.fingerprint import FileHashes, file_sha256
+from post_training.locate import DATA_SUFFIXES, data_suffix
 from post_training.task import Task
 
 
@@ -27,20 +29,25 @@ def run(task: Task) -> None:
 
 
 def _fetch(task: Task) -> dict[str, Any]:
-    """A Hub dataset at a commit, as parquet beside the manifest."""
+    """One split of a Hub dataset at a commit, beside the manifest: its own files where our readers read them.
+
+    `datasets` says which files a split has. It does not read them, where that can be helped: it gives every object the keys
+    of all objects, and takes some damaged files for shorter ones.
+    """
     hub, offline = task.config["hub"], task.runtime["offline"]
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from datasets import load_dataset
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from datasets import load_dataset_builder
     from datasets.utils.logging import disable_progress_bar
     from huggingface_hub import HfApi
 
+    from post_training.data.sources import read_blocks
+
     disable_progress_bar()
-    name, revision = hub["path"], hub["revision"]
+    name, split, revision = hub["path"], hub["split"], hub["revision"]
     task.directory.mkdir(parents=True, exist_ok=True)
-    path = task.directory / "rows.parquet"
-    unfinished = path.with_suffix(".parquet.tmp")
     try:
         if offline:
             source = _snapshot(name, revision)
@@ -50,16 +57,79 @@ def _fetch(task: Task) -> dict[str, Any]:
             at = sha
         # The library's copy of the rows is of no use to anyone once they are written here.
         with tempfile.TemporaryDirectory(dir=task.directory, prefix=".cache-") as cache:
-            rows = load_dataset(str(source), hub["subset"], split=hub["split"], revision=at, cache_dir=cache)
-            rows.to_parquet(unfinished)
+            builder = load_dataset_builder(str(source), hub["subset"], revision=at, cache_dir=cache)
+            named = _files_of_split(builder, name, split)
+            if named is not None:
+                paths = [_own_copy(file, number, name, sha, task.directory) for number, file in enumerate(named)]
+            else:
+                paths = [_converted(builder, split, task.directory)]
     except DataError:
         raise
     except Exception as error:  # the Hub client raises a kind for each cause; all are the source's or the network's
-        raise DataError(f"{name} ({hub['split']}): {_explain(error, hub)}") from None
+        raise DataError(f"{name} ({split}): {_explain(error, hub)}") from None
+    shutil.rmtree(task.directory / "files" / ".cache", ignore_errors=True)
+    rows = sum(block.size for block in read_blocks(paths))
+    expected = (builder.info.splits or {}).get(split)
+    if offline and expected is not None and expected.num_examples > rows:
+        raise DataError(
+            f"{name} ({split}): the snapshot {sha} on this machine has {rows:,} rows, its card says "
+            f"{expected.num_examples:,}: it is not whole; run once with offline=false"
+        )
+    files = [
+        {"path": str(path.relative_to(task.directory)), "sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in paths
+    ]
+    print(
+        f"{name}: {rows:,} rows, {len(files)} files, {sum(path.stat().st_size for path in paths):,} bytes, commit {sha}"
+    )
+    return {"files": files, "rows_out": rows, "revision_sha": sha, "repository": name}
+
+
+def _files_of_split(builder: Any, name: str, split: str) -> list[str] | None:
+    """Paths or `hf://` addresses of a split's files; None where only `datasets` can read them."""
+    files = builder.config.data_files or {}
+    kind = type(builder).__module__.rpartition(".")[2]
+    if files and split not in files:
+        raise DataError(f"{name}: has no split {split!r}. {did_you_mean(split, map(str, files))}")
+    if kind not in ("json", "csv", "parquet", "arrow") or not files:
+        return None
+    for file in files[split]:
+        # The library gives all files of a repository the reader of the most frequent suffix in it.
+        if not data_suffix(file):
+            raise DataError(
+                f"{name} ({split}): {file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}; choose another subset"
+            )
+    # What a dataset's card says of its files: another separator, rows below a key.
+    separators = {"\t" if ".tsv" in str(data_suffix(file)) else "," for file in files[split]}
+    plain = (kind != "csv" or separators == {builder.config.sep}) and (kind != "json" or builder.config.field is None)
+    return [str(file) for file in files[split]] if plain else None
+
+
+def _own_copy(file: str, number: int, repository: str, sha: str, folder: Path) -> Path:
+    """A file of a snapshot, or of the Hub, in the stage's own folder."""
+    if file.startswith("hf://"):
+        from huggingface_hub import hf_hub_download
+
+        within = file.partition(f"@{sha}/")[2]
+        return Path(hf_hub_download(repository, within, repo_type="dataset", revision=sha, local_dir=folder / "files"))
+    target = folder / "files" / f"{number:05d}-{Path(file).name}"
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(os.path.realpath(file), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, target)
+    return target
+
+
+def _converted(builder: Any, split: str, folder: Path) -> Path:
+    """A split in a format that only `datasets` reads, as parquet."""
+    path = folder / "rows.parquet"
+    unfinished = path.with_suffix(".parquet.tmp")
+    builder.download_and_prepare()
+    builder.as_dataset(split).to_parquet(unfinished)
     unfinished.replace(path)
-    entry = {"path": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
-    print(f"{name}: {len(rows):,} rows, {entry['bytes']:,} bytes, commit {sha}")
-    return {"files": [entry], "rows_out": len(rows), "revision_sha": sha, "repository": name}
+    return path
 
 
 def _snapshot(name: str, revision: str | None) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from post_training.data.apply import Application, Done, Fault, fault
+from post_training.data.records import Block, Problem, parse
 from post_training.data.rows import Bad
-from post_training.data.sources import Block, Problem, parse
 
 _GROUPS_AT_ONCE = 1000
 
@@ -36,8 +36,6 @@ def apply_to_groups(application: Application, blocks: Iterator[tuple[int, Block]
                 try:
                     if isinstance(row, Problem):
                         raise Bad(row.reason, row.detail)
-                    if not isinstance(row, dict):
-                        raise Bad("not_an_object", f"found {type(row).__name__}, expected an object")
                     keys = application.transform.group_keys(row)
                     waits = orjson.dumps([str(block.file), number, base + number, row], default=str)
                 except Exception as error:

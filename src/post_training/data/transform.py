@@ -19,7 +19,9 @@ from typing import Any
 
 from post_training.data.apply import Application, Done
 from post_training.data.groups import apply_to_groups
-from post_training.data.sources import BLOCK_BYTES, Block, read_blocks, unreadable
+from post_training.data.readers import BLOCK_BYTES
+from post_training.data.records import Block
+from post_training.data.sources import read_blocks, unreadable
 from post_training.errors import DataError
 from post_training.locate import Slice
 from post_training.progress import Progress

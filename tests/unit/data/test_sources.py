@@ -12,7 +12,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_training.data.sources import Problem, read_rows
+from post_training.data.records import Problem, parse
+from post_training.data.sources import read_blocks
 from post_training.errors import DataError
 
 ROWS = [{"a": "one", "b": "1"}, {"a": "zwei\u2028drei \u0085", "b": "2"}, {"a": "三", "b": "x\ny"}]
@@ -20,8 +21,14 @@ LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in
 LONG = b"".join(json.dumps({"n": n, "text": f"{n * 7919 % 10007:b}" * 3}).encode() + b"\n" for n in range(5000))
 
 
-def rows_of(path):
-    return [record.row for record in read_rows([path])]
+def records_of(*paths):
+    for block in read_blocks(paths):
+        for number, record in enumerate(block.records(), start=block.first + 1):
+            yield block.file, number, parse(record) if isinstance(record, bytes) else record
+
+
+def rows_of(*paths):
+    return [row for _, _, row in records_of(*paths)]
 
 
 def reasons_of(path):
@@ -81,12 +88,12 @@ def test_shards_of_save_to_disk_in_order(tmp_path):
     datasets.Dataset.from_list(many).save_to_disk(tmp_path / "saved", num_shards=3)
     files = data_files(str(tmp_path / "saved"), "path")
     assert len(files) == 3
-    assert [record.row for record in read_rows(files)] == many
+    assert rows_of(*files) == many
 
 
 def test_one_object_is_one_row_and_places_count_from_one(tmp_path):
     first, second = write(tmp_path, "a.json", b'{"a": 1}'), write(tmp_path, "b.jsonl", LINES)
-    found = [(record.file, record.number) for record in read_rows([first, second])]
+    found = [(file, number) for file, number, _ in records_of(first, second)]
     assert found == [(first, 1), (second, 1), (second, 2), (second, 3)]
 
 

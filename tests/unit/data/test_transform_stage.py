@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from post_training.data import sources, transform
+from post_training.data import readers, transform
 from post_training.errors import DataError
 
 GOOD = {"question": "1+1?", "answer": "2"}
@@ -153,7 +153,7 @@ def test_in_equals_out_plus_dropped(stages, tmp_path, read, rows):
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "csv", "parquet"])
 def test_any_number_of_processes_writes_the_same_bytes(stages, tmp_path, read, monkeypatch, suffix):
     monkeypatch.setattr(transform, "_WORTH_A_PROCESS_BYTES", 0)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 700)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     rows = [{"question": f"{n}?", "answer": str(n) if n % 7 else ""} for n in range(200)]
     path = tmp_path / f"x.{suffix}"

@@ -1,0 +1,138 @@
+"""A block of a file's records -> rows, in whichever process: what cannot be a row comes out as a `Problem`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that is not a row."""
+
+    reason: str
+    detail: str
+    excerpt: str
+
+
+@dataclass
+class Span:
+    """Bytes of a file that a reader has looked at and that a worker reads again: cheaper than sending them."""
+
+    start: int
+    size: int
+
+
+@dataclass
+class Block:
+    """Some records of one file that follow each other."""
+
+    file: Path
+    first: int
+    """Number of its first record in the file, from 0."""
+    size: int
+    """Records."""
+    data: bytes | Span | list[Any] | pa.RecordBatch
+    """Whole lines of JSON, or where they stand; values of JSON, or rows; a batch of columns."""
+    skip: int = 0
+    """Records at its beginning that are not asked for."""
+    take: int = field(default=1 << 62)
+    """Records after those that are."""
+
+    @property
+    def rows(self) -> int:
+        """Records that are asked for."""
+        return max(0, min(self.size - self.skip, self.take))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A slice of a batch drags its whole batch along unless it is written out."""
+        state = self.__dict__.copy()
+        if isinstance(self.data, pa.RecordBatch):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, self.data.schema) as writer:
+                writer.write_batch(self.data)
+            state["data"] = sink.getvalue()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.data, pa.Buffer):
+            (self.data,) = pa.ipc.open_stream(self.data)
+
+    def records(self) -> Iterator[Any]:
+        """What was asked for: bytes of JSON to be parsed, a row, or a `Problem`."""
+        data = self.data
+        if isinstance(data, Span):
+            with self.file.open("rb") as handle:
+                handle.seek(data.start)
+                data = handle.read(data.size)
+        if isinstance(data, bytes):
+            data = [line for raw in data.split(b"\n") if (line := raw.strip(b" \t\r"))]
+        elif isinstance(data, pa.RecordBatch):
+            return iter(_rows_of_batch(data.slice(self.skip, self.rows)))
+        return islice(data, self.skip, self.skip + self.rows)
+
+
+def parse(line: bytes) -> dict[str, Any] | Problem:
+    """A row that is written as JSON."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        reason = "not_a_number" if b"NaN" in line or b"Infinity" in line else "undecodable_line"
+        return Problem(reason, f"{error.msg} at column {error.colno}", line[:200].decode(errors="replace"))
+    if type(value) is not dict:
+        found = type(value).__name__
+        return Problem("not_an_object", f"found {found}, expected an object", line[:200].decode(errors="replace"))
+    # Of two equal keys in an object the parser keeps the last; what it left out shows in the quotation marks.
+    if line.count(b'"') > orjson.dumps(value).count(b'"') and (key := _repeated_key(line)) is not None:
+        return Problem("duplicate_key", f"{key!r} stands twice in one object", line[:200].decode(errors="replace"))
+    return value
+
+
+def _repeated_key(line: bytes) -> str | None:
+    repeated: list[str] = []
+
+    def keys(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        repeated.extend(name for name in names if names.count(name) > 1)
+
+    try:
+        json.loads(line, object_pairs_hook=keys)
+    except RecursionError:
+        return "a key, deeper than can be looked,"
+    return repeated[0] if repeated else None
+
+
+def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
+    """Rows of a batch of columns; a row with text that is not UTF-8, or a date beyond the calendar, is a `Problem`."""
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        if batch.num_rows > 1:
+            return [row for index in range(batch.num_rows) for row in _rows_of_batch(batch.slice(index, 1))]
+        return [Problem("undecodable_line", " ".join(str(error).split()), "")]
+    if any(_has_null_fields(column) for column in batch.columns):
+        return [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
+    return rows
+
+
+def _has_null_fields(array: pa.Array) -> bool:
+    """Whether a struct somewhere in it has a field that is null."""
+    if pa.types.is_struct(array.type):
+        fields = array.flatten()
+        return any(field.null_count or _has_null_fields(field) for field in fields)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _has_null_fields(array.flatten())
+    return False
+
+
+def _without_nulls(value: Any) -> Any:
+    """Columns give every object the keys of all objects; a field that is null was not there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(child) for key, child in value.items() if child is not None}
+    return [_without_nulls(child) for child in value] if isinstance(value, list) else value
