@@ -173,8 +173,9 @@ class Harness:
                 saved = {path.name for path in saves(task.directory)}
                 wait_for(process, lambda: {path.name for path in saves(task.directory)} - saved)
                 time.sleep(self.random.uniform(0.0, 0.25))
+        wait_for(process, lambda: launcher_of(process.pid))
         launcher = launcher_of(process.pid)
-        if launcher is None or process.poll() is not None:
+        if launcher is None:
             process.wait()
             return None
         ranks = ranks_of(launcher)
