@@ -1,5 +1,6 @@
 """Helpers of the tests: tasks, views and rows for a model of 2 layers."""
 
+import copy
 import json
 import sys
 import time
@@ -137,7 +138,7 @@ def pipeline_of(template: Path, method: str = "sft", **changes: Any) -> Pipeline
         tree: Any = file
         for part in parents:
             tree = tree.setdefault(part, {})
-        tree[last] = value
+        tree[last] = copy.deepcopy(value)  # a later key may set something inside it
     return resolve(file)
 
 
