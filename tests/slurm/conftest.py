@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ def cluster() -> Iterator[None]:
         pytest.skip("no test cluster; `make test-slurm` brings one up")
     stop = threading.Event()
 
-    def skip_the_wait_of_requeued_jobs() -> None:
+    def shorten_the_wait_of_requeued_jobs() -> None:
+        seen: dict[str, float] = {}
         while not stop.wait(0.5):
-            for job in slurm("squeue", "-h", "-t", "PENDING", "-o", "%A %r").splitlines():
-                if job.endswith("BeginTime"):
-                    slurm("scontrol", "update", f"jobid={job.split()[0]}", "StartTime=now")
+            lines = slurm("squeue", "-h", "-t", "PENDING", "-o", "%A %r").splitlines()
+            waiting = {line.split()[0] for line in lines if line.endswith("BeginTime")}
+            seen = {job: seen.get(job, time.monotonic()) for job in waiting}
+            for job, since in seen.items():
+                # Started in the second of its requeue, it would be killed: "Job credential revoked".
+                if time.monotonic() - since > 2:
+                    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
-    thread = threading.Thread(target=skip_the_wait_of_requeued_jobs, daemon=True)
+    thread = threading.Thread(target=shorten_the_wait_of_requeued_jobs, daemon=True)
     thread.start()
     yield
     stop.set()
