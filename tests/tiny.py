@@ -65,10 +65,11 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
 
     from post_training.data import epochs, shapes, shards
 
-    shape = shapes.of_columns(rows[0])
+    stored = [_as_stored(row) for row in rows]
+    shape = shapes.of_columns(stored[0])
     columns = shape.SCHEMA.names
     documents, starts = [], [0]
-    for row in rows:
+    for row in stored:
         ends = np.cumsum(row.get("seq_lengths", [len(row[columns[0]])]))
         pairs = list(zip([0, *ends[:-1]], ends, strict=True))
         cut = [{name: row[name][a:b] for name in columns} for a, b in pairs] if packing else [row]
@@ -106,6 +107,37 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
     path = folder / "manifest.json"
     path.write_text(json.dumps(facts))
     return path
+
+
+def _as_stored(row: dict[str, list[int]]) -> dict[str, list[int]]:
+    """A training row with ids and labels in one column."""
+    import numpy as np
+
+    from post_training.data import marked
+
+    if "labels" not in row:
+        return row
+    trained = np.array(row["labels"]) != marked.IGNORED
+    column = marked.mark(np.array(row["input_ids"], dtype=np.int32), trained).tolist()
+    return {marked.COLUMN: column, **{name: row[name] for name in row.keys() - {"input_ids", "labels"}}}
+
+
+def as_read(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a tokenised file with ids and labels as lists."""
+    import numpy as np
+
+    from post_training.data import marked
+
+    for row in rows:
+        if marked.COLUMN in row:
+            row[marked.COLUMN] = np.array(row[marked.COLUMN], dtype=np.int32)
+    return [
+        {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in marked.unmarked(row).items()
+        }
+        for row in rows
+    ]
 
 
 def task(stage: str, config: dict[str, Any], runtime: dict[str, Any], inputs: dict[str, Path], output: Path) -> Task:

@@ -166,7 +166,7 @@ class Judge:
     def held_out(self, mix: Path, limit: int | None) -> tuple[dict[str, Any], int, int]:
         """A result on the held-out rows of a mix, as tokenised; and how many were used, and too long for the model."""
         documents = open_rows(mix, part="eval").distinct()
-        shape = shapes.of_columns(documents.column_names)
+        shape = shapes.of_columns(documents.columns)
         numbers = np.random.default_rng(0).permutation(len(documents))[:limit]
         rows = [shape.sequences(documents[int(number)]) for number in numbers]
         kept = [row for row in rows if max(len(ids) for _, ids, _ in row) <= self.longest]

@@ -167,7 +167,7 @@ def _first_exchange(ids: list[int], trained: list[bool]) -> tuple[list[int], lis
 def _sequences(data: Path, rows: int) -> Iterator[tuple[list[int], list[bool]]]:
     """Token ids, and which of them are trained on, of all that the model reads of the first `rows` rows."""
     mixed = open_rows(data)
-    shape = shapes.of_columns(mixed.column_names)
+    shape = shapes.of_columns(mixed.columns)
     for index in range(min(len(mixed), rows)):
         for _, ids, trained in shape.sequences(mixed[index]):
             yield ids.tolist(), trained.tolist()

@@ -55,7 +55,14 @@ class Main:
         everything = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | environment
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                words, cwd=project.path, env=everything, stdout=log, stderr=log, start_new_session=True
+                words,
+                cwd=project.path,
+                env=everything,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Tests that a shell has put into the background are deaf to Ctrl-C, and so are their children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property

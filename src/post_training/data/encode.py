@@ -16,8 +16,6 @@ from post_training.data.chat_template import CLOSE, OPEN, Span, unmark
 from post_training.data.engine import Engine, HuggingFace, flat
 from post_training.data.tokenizer_file import TokenizerFile
 
-IGNORED = -100
-"""The label of a token that is not trained on, as torch's cross entropy has it."""
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Offsets = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from post_training.data.encode import IGNORED
 from post_training.data.epochs import Keys, row_keys, scrambled
+from post_training.data.marked import COLUMN, ids_of
 from post_training.data.shards import Indices, Tokenized
 
 AMOUNTS = ("weight", "rows", "tokens")
@@ -55,10 +55,9 @@ def fit(dataset: Tokenized, capacity: int, overlong: str) -> Documents:
     start = (np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts, parts)) * capacity
     lengths = np.minimum(dataset.lengths[row] - start, capacity)
     records = dataset.documents[row]
-    for column in ("input_ids", "labels"):
-        records[column] += start
-        records[f"{column}_length"] = lengths
-    trained = np.array([np.count_nonzero(labels[1:] != IGNORED) for labels in dataset.values(records, "labels")])
+    records[COLUMN] += start
+    records[f"{COLUMN}_length"] = lengths
+    trained = np.array([np.count_nonzero(tokens[1:] >= 0) for tokens in dataset.values(records, COLUMN)])
     windows = Documents(records, row, lengths, lengths, trained)
     joined = [
         np.concatenate([getattr(kept, name), getattr(windows, name)[trained > 0]]) for name in Documents.__annotations__
@@ -106,9 +105,10 @@ def contents(dataset: Tokenized) -> Keys:
 
     Of pairs and judged answers only the prompt counts, so that no prompt stands on both sides.
     """
-    column = "prompt_ids" if "prompt_ids" in (dataset.documents.dtype.names or ()) else "input_ids"
-    values = dataset.values(dataset.documents, column)
-    digests = b"".join(hashlib.blake2b(ids.data, digest_size=8).digest() for ids in values)
+    marked = COLUMN in (dataset.documents.dtype.names or ())
+    values = dataset.values(dataset.documents, COLUMN if marked else "prompt_ids")
+    ids = (ids_of(tokens) for tokens in values) if marked else values
+    digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in ids)
     return np.frombuffer(digests, dtype=np.uint64)
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from post_training import manifest
 from post_training.data import shapes
-from post_training.data.view import Ids, document_type, map_shard
+from post_training.data.marked import Ids
+from post_training.data.view import document_type, map_shard
 from post_training.errors import DataError
 
 Indices = npt.NDArray[np.int64]

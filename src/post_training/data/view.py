@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from post_training import manifest
+from post_training.data.marked import Ids, unmarked
 from post_training.errors import DataError
 
-Ids = npt.NDArray[np.int32]
 Row = dict[str, Ids]
 
 
@@ -47,8 +47,8 @@ def open_rows(path: Path, rows: int | None = None, part: str = "train") -> "Rows
 class Rows(Sequence[Row]):
     """Rows in training order; what they hold is a view of the files where that is possible.
 
-    A row is a dict of int32 arrays, the columns of its shape (`data/shapes`), and packed also `seq_lengths`, the
-    tokens of each document. Survives a fork and pickling, which opens the files again.
+    A row is a dict of int32 arrays, the columns of its shape (`data/shapes`, with `input_ids` and `labels` for the
+    marked column), and packed also `seq_lengths`, the tokens of each document. Survives a fork and pickling, which opens the files again.
     """
 
     def __init__(self, path: Path, rows: int | None = None, part: str = "train", *, distinct: bool = False) -> None:
@@ -79,7 +79,7 @@ class Rows(Sequence[Row]):
     @property
     def column_names(self) -> list[str]:
         """Keys of a row."""
-        return [*self.columns, "seq_lengths"] if self.packed else [*self.columns]
+        return [*unmarked(dict.fromkeys(self.columns, np.empty(0, np.int32))), *(["seq_lengths"] * self.packed)]
 
     def __len__(self) -> int:
         return self._length
@@ -94,8 +94,8 @@ class Rows(Sequence[Row]):
                 start = spans[2 * place]
                 parts.append(tokens[start : start + spans[2 * place + 1]])
         if not self.packed:
-            return {name: parts[0] for name, parts in zip(self.columns, columns, strict=True)}
-        row = {name: np.concatenate(parts) for name, parts in zip(self.columns, columns, strict=True)}
+            return unmarked({name: parts[0] for name, parts in zip(self.columns, columns, strict=True)})
+        row = unmarked({name: np.concatenate(parts) for name, parts in zip(self.columns, columns, strict=True)})
         row["seq_lengths"] = np.array([len(part) for part in columns[0]], dtype=np.int32)
         return row
 

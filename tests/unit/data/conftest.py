@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tiny import task
+from tiny import as_read, task
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from post_training import registry
@@ -159,7 +159,7 @@ def tokens() -> Callable[[Path], list[dict[str, Any]]]:
         found = []
         for entry in json.loads(manifest.read_text())["files"]:
             with pa.ipc.open_file(str(manifest.parent / entry["path"])) as reader:
-                found += reader.read_all().to_pylist()
+                found += as_read(reader.read_all().to_pylist())
         return found
 
     return rows

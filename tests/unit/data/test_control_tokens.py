@@ -5,10 +5,12 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import as_read
 from tokenizers_of import ADDED, KINDS, SPECIAL, save
 
 from post_training import registry
 from post_training.data.blocks import Settings, Tokenization, record_batch
+from post_training.data.marked import ids_of
 from post_training.data.tokenizer_file import TokenizerFile, _is_control
 
 CHATML, QWEN, ZEPHYR = (registry.chat_template_text(name) for name in ("chatml", "qwen3", "zephyr"))
@@ -27,7 +29,7 @@ def made(folder, shape, *rows, template=CHATML, policy="encode_as_text", **more)
     """(tokenised rows, dropped by reason)."""
     tokenization = Tokenization(folder, Settings(template, shape, policy, **more))
     block = tokenization.block([orjson.dumps({"row": index, **row}) for index, row in enumerate(rows)])
-    return record_batch([block], tokenization.shape, {}).to_pylist(), dict(block.dropped)
+    return as_read(record_batch([block], tokenization.shape, {}).to_pylist()), dict(block.dropped)
 
 
 def control_ids(folder, ids):
@@ -73,7 +75,7 @@ def test_control_ids_are_those_of_the_template_whatever_the_text_spells(folders,
         row = {"row": 0, "messages": [{"role": role, "content": content} for role, content in turns]}
         block = tokenizations[name].block([orjson.dumps(row)])
         assert not block.dropped
-        return control_ids(folder, block.columns["input_ids"][0].tolist())
+        return control_ids(folder, ids_of(block.columns["tokens"][0]).tolist())
 
     check()
 

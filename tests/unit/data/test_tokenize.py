@@ -8,6 +8,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import as_read
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers_of import many
 
@@ -15,7 +16,8 @@ from post_training import registry
 from post_training.data import workers
 from post_training.data.blocks import Settings, Tokenization, record_batch
 from post_training.data.chat_template import CLOSE, OPEN
-from post_training.data.encode import IGNORED, Encoder
+from post_training.data.encode import Encoder
+from post_training.data.marked import IGNORED
 from post_training.data.tokenizer_file import TokenizerFile
 from post_training.errors import DataError
 
@@ -44,7 +46,7 @@ def rows_of(tokenization, *rows):
     """(the tokenised rows, dropped by reason) of a block."""
     block = tokenization.block([orjson.dumps({"row": 7 + index, **row}) for index, row in enumerate(rows)])
     assert block.rows_in == len(rows) == len(block.rows) + sum(block.dropped.values())
-    return record_batch([block], tokenization.shape, {}).to_pylist(), block.dropped
+    return as_read(record_batch([block], tokenization.shape, {}).to_pylist()), block.dropped
 
 
 def encoded(encoder, text, spans):

@@ -4,12 +4,14 @@ import itertools
 import json
 import random
 
+import numpy as np
 import orjson
 import pytest
 from tiny import lists_of
 from tokenizers_of import KINDS, save
 
 from post_training import registry
+from post_training.data import marked
 from post_training.data.blocks import Settings, Tokenization
 
 CHATML = registry.chat_template_text("chatml")
@@ -212,12 +214,12 @@ def test_every_template_with_every_kind_of_tokenizer(tmp_path_factory, conversat
     rows = rows + [{"messages": [*r["messages"][:-1], *turns, r["messages"][-1]], "tools": TOOLS} for r in rows[:5]]
     block = Tokenization(folder, Settings(template, "messages")).block(lines(rows))
     assert not block.dropped
-    for row, ids, labels in zip(rows, columns_of(block, "input_ids"), columns_of(block, "labels"), strict=True):
+    for row, tokens in zip(rows, columns_of(block, marked.COLUMN), strict=True):
         expected = theirs.apply_chat_template(
             row["messages"], tools=row.get("tools"), return_assistant_tokens_mask=True, **given
         )
-        assert ids == expected["input_ids"]
-        assert [label != -100 for label in labels] == [bool(bit) for bit in expected["assistant_masks"]]
+        assert marked.ids_of(np.array(tokens)).tolist() == expected["input_ids"]
+        assert [token >= 0 for token in tokens] == [bool(bit) for bit in expected["assistant_masks"]]
     block = Tokenization(folder, Settings(template, "preference")).block(lines(pairs[:15]))
     columns = [columns_of(block, column) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]
     for pair, *found in zip([pairs[index] for index in block.rows], *columns, strict=True):

@@ -67,7 +67,7 @@ def test_distinct_documents(tmp_path):
     distinct = rows.distinct()
     for index in range(30):
         number = rows.document(index)
-        assert all(np.array_equal(rows[index][name], distinct[number][name]) for name in rows.columns)
+        assert all(np.array_equal(rows[index][name], distinct[number][name]) for name in rows.column_names)
         assert distinct.document(number) == number
 
 
@@ -169,9 +169,8 @@ def test_a_million_documents_open_in_a_moment(tmp_path):
 
     mixed = write_mix(tmp_path, sft_rows(), packing=True)
     count = 1_000_000
-    documents = np.zeros(count, view.document_type(["input_ids", "labels"]))
-    documents["input_ids_length"] = documents["labels_length"] = 3
-    documents["input_ids"], documents["labels"] = 64, 128
+    documents = np.zeros(count, view.document_type(["tokens"]))
+    documents["tokens_length"], documents["tokens"] = 3, 64
     epochs.save(tmp_path / "documents.npy", documents)
     keys = np.zeros(count, epochs.KEY_TYPE)
     keys["copies"], keys["key"], keys["length"] = 1, np.arange(count), 3

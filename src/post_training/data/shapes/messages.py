@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.encode import IGNORED, Encoded, Ids, Lists, Mask
+from post_training.data.encode import Encoded, Ids, Lists, Mask
+from post_training.data.marked import COLUMN, IGNORED, mark
 from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
 
 KEY = "messages"
-SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+SCHEMA = pa.schema([(COLUMN, pa.list_(pa.int32()))])
 
 
 def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
@@ -28,30 +29,29 @@ def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]
 def columns(
     rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
 ) -> tuple[Mask, dict[str, Lists]]:
-    """Ids of the whole rendering; labels on what the template marks as generated, or on all of it."""
+    """Ids of the whole rendering, marked where the template says that it is generated, or everywhere."""
     ids, offsets = encoded.ids, encoded.offsets
-    mask = np.ones(len(ids), dtype=np.bool_) if train_on == "all" else encoded.mask
-    kept = encoded.sums(mask) > 0
+    trained = np.ones(len(ids), dtype=np.bool_) if train_on == "all" else encoded.mask
+    kept = encoded.sums(trained) > 0
     if not kept.all():
         dropped["no_trained_token"] += int((~kept).sum())
         sizes = np.diff(offsets)
         tokens = np.repeat(kept, sizes)
-        ids, mask = ids[tokens], mask[tokens]
+        ids, trained = ids[tokens], trained[tokens]
         offsets = np.concatenate([[0], np.cumsum(sizes[kept])])
-    labels = np.where(mask, ids, np.int32(IGNORED))
-    return kept, {"input_ids": (ids, offsets), "labels": (labels, offsets)}
+    return kept, {COLUMN: (mark(ids, trained), offsets)}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:
     """Tokens of the conversation."""
-    return np.diff(batch.column("input_ids").offsets.to_numpy()).astype(np.int64)
+    return np.diff(batch.column(COLUMN).offsets.to_numpy()).astype(np.int64)
 
 
 def token_counts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens, and those with a label."""
-    labels = batch.column("labels")
-    before = np.concatenate([[0], np.cumsum(labels.values.to_numpy() != IGNORED)])
-    return lengths(batch), np.diff(before[labels.offsets.to_numpy()]).astype(np.int64)
+    """All tokens, and those that are trained on."""
+    tokens = batch.column(COLUMN)
+    before = np.concatenate([[0], np.cumsum(tokens.values.to_numpy() >= 0)])
+    return lengths(batch), np.diff(before[tokens.offsets.to_numpy()]).astype(np.int64)
 
 
 def sequences(row: dict[str, Any]) -> list[tuple[str, Ids, Mask]]:
