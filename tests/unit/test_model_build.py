@@ -12,7 +12,7 @@ from post_training.errors import ConfigError, DataError, UserError
 from post_training.fingerprint import file_sha256
 from post_training.model import build, download
 from post_training.model.files import cast_weights, stop_tokens
-from post_training.plan import _new_tokens
+from post_training.plan.models import new_tokens
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -192,7 +192,7 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
 
     from post_training.data.blocks import Settings, Tokenization, check_template
 
-    tokens = _new_tokens(name)
+    tokens = new_tokens(name)
     tokenizer = build.train_tokenizer([corpus], 300, tokens)
     tokenizer.save_pretrained(tmp_path)
     text = registry.chat_template_text(name)
@@ -207,10 +207,10 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
 def test_a_template_that_the_tokenizer_does_not_fit(tmp_path, corpus):
     from post_training.data.blocks import Settings, Tokenization, check_template
 
-    build.train_tokenizer([corpus], 300, _new_tokens("chatml")).save_pretrained(tmp_path)
+    build.train_tokenizer([corpus], 300, new_tokens("chatml")).save_pretrained(tmp_path)
     with pytest.raises(
         DataError, match=r"has no <\|start_header_id\|>, .*<\|eot_id\|>, which the template writes; choose"
     ):
         check_template(Tokenization(tmp_path, Settings(registry.chat_template_text("llama3"), "messages")))
     with pytest.raises(ConfigError, match=r"data\.chat_template: found 'tokenizer', but .*from_scratch"):
-        _new_tokens("tokenizer")
+        new_tokens("tokenizer")

@@ -1,0 +1,12 @@
+"""Configuration -> stages, their fingerprints and paths: everything the Snakefile needs. Light.
+
+A stage's directory is named by a fingerprint of what decides its content: its own keys, the
+fingerprints of its inputs, the text of what it applies, and a version that is raised by hand when
+its code changes results. Where and how fast it runs (`runtime`) never enters.
+"""
+
+from post_training.plan.pipeline import Plan
+from post_training.plan.planner import make_plan
+from post_training.plan.stage import Stage
+
+__all__ = ["Plan", "Stage", "make_plan"]

@@ -1,0 +1,109 @@
+"""What can be said about a configuration without its data, models and devices. Light."""
+
+from typing import Any
+
+from post_training import batch, methods
+from post_training.config.load import Pipeline
+from post_training.errors import ConfigError, did_you_mean
+from post_training.fingerprint import is_safe_name
+from post_training.model.lora import check_lora
+from post_training.slurm import placement
+from post_training.zero import deepspeed_config
+
+POLICIES = ("encode_as_text", "reject", "allow")
+
+
+def check_view(name: str, pipeline: Pipeline) -> None:
+    """Everything about one stage's keys that needs no data and no devices."""
+    view = pipeline.views[name]
+    method = view["method"]
+    try:
+        batch.check_length(view, method)
+        methods.load(method).check(view)
+    except ConfigError as error:
+        # A method knows its keys by its own name, the person by the stage's.
+        own, _, rest = error.key.partition(".")
+        raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
+    check_lora(view)
+    placement.check(view)
+    limit = view["checkpointing"]["save_total_limit"]
+    require(
+        limit is None or limit >= 2,
+        "checkpointing.save_total_limit",
+        f"found {limit}; rotation happens before the new checkpoint is verified, so 2 or more must be kept, or null for all",
+    )
+    require(view["checkpointing"]["save_steps"] >= 1, "checkpointing.save_steps", "expected 1 or more")
+    require(view["logging"]["logging_steps"] >= 1, "logging.logging_steps", "expected 1 or more")
+    for target in view["logging"]["report_to"]:
+        require(
+            target in ("tensorboard", "wandb", "none"),
+            "logging.report_to",
+            f"found {target!r}. {did_you_mean(target, ['tensorboard', 'wandb', 'none'])}",
+        )
+    _check_types(view)
+    policy = view["data"]["special_tokens_in_content"]
+    require(policy in POLICIES, "data.special_tokens_in_content", f"found {policy!r}. {did_you_mean(policy, POLICIES)}")
+    fraction = view["data"]["max_reject_fraction"]
+    require(0 <= fraction <= 1, "data.max_reject_fraction", f"found {fraction}, expected a share from 0 to 1")
+    last = view["data"]["last_turn"]
+    require(last in ("trim", "reject"), "data.last_turn", f"found {last!r}. {did_you_mean(last, ['trim', 'reject'])}")
+    require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
+    length = view[method]["max_seq_length"]
+    require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
+    require(
+        bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own"
+    )
+
+
+def _check_types(view: dict[str, Any]) -> None:
+    """Number formats that must agree, and launcher keys of which only one value exists."""
+    matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    dtype, precision = view["model"]["dtype"], view["accelerate"]["mixed_precision"]
+    require(dtype in matching, "model.dtype", f"found {dtype!r}. {did_you_mean(dtype, matching)}")
+    require(
+        precision in (None, matching.get(dtype)),
+        "accelerate.mixed_precision",
+        f"found {precision!r}, but model.dtype {dtype} needs {matching.get(dtype)!r} (or null)",
+    )
+    for key, only in (("deepspeed_multinode_launcher", "standard"), ("same_network", True), ("rdzv_backend", "static")):
+        found = view["accelerate"][key]
+        require(
+            found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible"
+        )
+    zero = deepspeed_config(view)  # whose file must be there, whether it is asked for by name or not
+    require(
+        view["accelerate"]["use_deepspeed"] is not True or zero is not None,
+        "accelerate.use_deepspeed",
+        "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml",
+    )
+
+
+def check_paths(view: dict[str, Any]) -> None:
+    """The run's name and the folders, which become paths of the Snakefile."""
+    name = view["run_name"]
+    require(
+        name is None or is_safe_name(name),
+        "run_name",
+        f"found {name!r}; use letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
+    )
+    reserved = ("data", "models", "evaluations", "reports")
+    require(name not in reserved, "run_name", f"found {name!r}, a folder of the workflow's own; choose another name")
+    for key in ("output_base", "debug_base"):
+        path = view["paths"][key]
+        forbidden = sorted(set(path) & set("\"'`$;&|<>(){}*?[]\\\n\t\0 "))
+        require(
+            bool(path) and not forbidden,
+            f"paths.{key}",
+            f"found {path!r}; use a path without spaces and shell characters",
+        )
+    require(
+        not view["debug"]["override_existing"] or view["debug"]["enabled"],
+        "debug.override_existing",
+        "true needs debug.enabled=true: only debug runs are ever wiped",
+    )
+
+
+def require(holds: bool, key: str, problem: str) -> None:
+    """Raise `ConfigError(key, problem)` unless it holds."""
+    if not holds:
+        raise ConfigError(key, problem)

@@ -1,0 +1,90 @@
+"""Stages of the models that a pipeline starts from: from the Hub, a local folder, or built here. Light."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training import registry
+from post_training.errors import ConfigError
+from post_training.fingerprint import FileHashes, digest, digest_files, slug
+from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder
+from post_training.plan.checks import require
+from post_training.plan.stage import Stage
+
+
+@dataclass(frozen=True)
+class ModelStages:
+    """Adds models to a plan."""
+
+    add: Callable[[Stage], Stage]
+    hashes: FileHashes
+
+    def model(self, model: dict[str, Any], offline: bool, key: str, chat_template: str = "chatml") -> Stage:
+        """The starting model as a folder on this machine; a new one's tokenizer has the template's tokens."""
+        path, scratch = model["name_or_path"], model["from_scratch"]
+        if (path is None) == (scratch is None):
+            both = "both are given" if path is not None else "neither is given"
+            raise ConfigError("model.name_or_path", f"give either it or model.from_scratch; {both}")
+        runtime: dict[str, Any] = {"offline": offline, "trust_remote_code": model["trust_remote_code"]}
+        if scratch is not None:
+            corpus = [
+                file for path in scratch["corpus"] for file in data_files(path, "model.from_scratch.corpus") or []
+            ]
+            require(bool(corpus), "model.from_scratch.corpus", "no file; the tokenizer needs text to be trained on")
+            trained_on = {
+                "vocab_size": scratch["vocab_size"],
+                "special_tokens": new_tokens(chat_template),
+                "corpus": [s for _, s in digest_files(corpus, self.hashes)],
+            }
+            weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
+            config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
+            runtime["corpus"] = [str(file) for file in corpus]
+            return self.add(_model_stage("build_model", f"scratch-{scratch['model_type']}", config, runtime))
+        folder = model_folder(path, f"{key}.name_or_path" if key == "model" else key)
+        if folder is None:
+            check_offline("model", path, offline, f"{key}.name_or_path" if key == "model" else key)
+            hub = {"name_or_path": path, "revision": model["revision"] or "main"}
+            return self.add(_model_stage("download_model", slug(path), {"hub": hub, "tokenizer": digest(hub)}, runtime))
+        files = digest_files(model_files(folder), self.hashes, root=folder)
+        config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
+        runtime["folder"] = str(folder)
+        return self.add(_model_stage("download_model", slug(folder.name), config, runtime))
+
+
+def model_label(model: dict[str, Any]) -> str:
+    """Short name of the starting model, safe as a path."""
+    if model["from_scratch"] is not None:
+        return f"scratch-{slug(model['from_scratch']['model_type'])}"
+    folder = model_folder(model["name_or_path"], "model.name_or_path")
+    return slug(folder.resolve().name if folder else model["name_or_path"])
+
+
+def check_offline(kind: str, hub_id: str, offline: bool, key: str) -> None:
+    """Refuse what only the network could give."""
+    if offline and not in_hub_cache(kind, hub_id):
+        raise ConfigError(
+            key,
+            f"{hub_id} is not on this machine and offline is true; run once with offline=false "
+            "where there is internet, or give a local path",
+        )
+
+
+def new_tokens(chat_template: str) -> dict[str, str | list[str]]:
+    """Control tokens of a tokenizer that is trained for a template: by name, and the others."""
+    require(
+        chat_template != registry.OWN_TEMPLATE,
+        "data.chat_template",
+        f"found {chat_template!r}, but a tokenizer that model.from_scratch trains has no template of its own; name one",
+    )
+    tokens = registry.template_tokens(registry.chat_template_text(chat_template))
+    if tokens is None:  # a file of the user's that declares none: those of ChatML
+        tokens = registry.template_tokens(registry.chat_template_text("chatml"))
+        assert tokens is not None
+    used = {*tokens.needed, *tokens.named.values()}
+    pad = next(token for token in ("<|endoftext|>", "<|pad|>") if token not in used)
+    return {"pad_token": pad, **tokens.named, "others": [t for t in tokens.needed if t not in tokens.named.values()]}
+
+
+def _model_stage(kind: str, label: str, config: dict[str, Any], runtime: dict[str, Any]) -> Stage:
+    return Stage(kind, "models", label, config, runtime=runtime, separator="@")

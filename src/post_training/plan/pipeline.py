@@ -1,0 +1,42 @@
+"""The stages of a pipeline, and the ones that a person asks for. Light."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from post_training.config.load import Pipeline
+from post_training.plan.stage import Stage
+
+
+@dataclass
+class Plan:
+    """All stages of a pipeline, by kind, and the ones that a person asks for."""
+
+    pipeline: Pipeline
+    base: Path
+    run_name: str
+    stages: dict[str, dict[str, Stage]] = field(default_factory=dict)
+    """Kind -> the rule's wildcard -> stage."""
+    trained: dict[str, Stage] = field(default_factory=dict)
+    """Name of a stage in the configuration -> its training, first to last."""
+    exported: dict[str, Stage] = field(default_factory=dict)
+    mixed: dict[str, Stage] = field(default_factory=dict)
+    evaluated: dict[str, Stage] = field(default_factory=dict)
+    """`base` and each name -> the evaluation of that model."""
+    report: Stage | None = None
+
+    def add(self, stage: Stage) -> Stage:
+        """Register a stage; equal stages of two branches are one."""
+        return self.stages.setdefault(stage.kind, {}).setdefault(stage.wildcard, stage)
+
+    def view_of(self, stage: Stage) -> dict[str, Any]:
+        """The flat configuration that a job belongs to; of data, which several may share, the last one."""
+        for name, trained in self.trained.items():
+            if any(stage is own for own in (trained, self.exported[name], trained.inputs.get("reference"))):
+                return self.pipeline.views[name]
+        return self.pipeline.last
+
+    def links(self) -> dict[str, str]:
+        """Name of each link below the base -> the run directory that it leads to."""
+        named = {f"{self.run_name}-{name}": stage.directory for name, stage in self.trained.items()}
+        return named | {self.run_name: list(self.trained.values())[-1].directory}
