@@ -13,6 +13,7 @@ from post_training.config import resolve
 from post_training.config.load import load_file
 from post_training.data import shapes
 from post_training.data.chat_template import ChatTemplate, resolve_template, special_tokens
+from post_training.data.marked import unmarked
 from post_training.data.shards import Tokenized
 from post_training.data.sources import read_blocks
 from post_training.errors import UserError
@@ -194,7 +195,7 @@ class _Look:
         return {
             (int(rows[place]), int(self.opened.numbers[place] >> 40)): (
                 int(self.opened.lengths[place]),
-                {name: values[index] for name, values in columns.items()},
+                unmarked({name: values[index] for name, values in columns.items()}),
             )
             for index, place in enumerate(places)
         }
