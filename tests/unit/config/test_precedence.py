@@ -91,3 +91,17 @@ def test_generated_documentation_is_in_step_with_the_schema():
 
     assert (document.CONFIG / "README.md").read_text() == document.readme(), "run `make docs`"
     assert json.loads((document.CONFIG / "schema.json").read_text()) == document.json_schema(), "run `make docs`"
+
+
+def test_a_value_may_refer_to_another():
+    file = {
+        "run_name": "lr-${training.learning_rate}",
+        "training": {"seed": 3, "learning_rate": 1e-3},
+        "data": {"seed": "${training.seed}"},
+        "method": "dpo",
+        "sft": {},
+        "dpo": {"training": {"seed": 4}, "max_seq_length": "${training.seed}"},
+    }
+    views = resolve(file).views
+    assert [(view["run_name"], view["data"]["seed"]) for view in views.values()] == [("lr-0.001", 3), ("lr-0.001", 4)]
+    assert views["dpo"]["dpo"]["max_seq_length"] == 4

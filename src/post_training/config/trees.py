@@ -1,0 +1,121 @@
+"""Plain nested containers: copying, merging, dotted keys. Light."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from post_training.config.schema import SHARED
+from post_training.errors import ConfigError, UserError
+
+Tree = dict[str, Any]
+_INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
+
+
+def load_file(path: str | Path) -> Tree:
+    """Read one YAML file into plain containers."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config error: {path}: cannot be read ({error}); give the path of a YAML file") from None
+    try:
+        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        tree = OmegaConf.to_container(loaded, resolve=False)
+    except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
+        raise UserError(f"config error: {path}: not a YAML mapping: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"config error: {path}: expected a mapping of sections, found {type(tree).__name__}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
+    """`["training.max_steps=3"]` -> `[("training.max_steps", 3)]`, typed as YAML types it."""
+    pairs = []
+    for word in words:
+        key, separator, value = str(word).partition("=")
+        if not separator or not re.fullmatch(r"[A-Za-z_][\w.\[\]]*", key):
+            raise ConfigError(
+                "set", f"expected key=value, found {word!r}; for values with spaces use a list: set='[\"key=a b\"]'"
+            )
+        if "$" in value:
+            # Under Slurm the submitting shell would expand it and the job would run with another value.
+            raise ConfigError(key, f"'$' in {value!r} would be expanded by the submitting shell; set it in the file")
+        try:
+            pairs.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]))  # type: ignore[index,call-overload]
+        except Exception as error:
+            raise ConfigError(key, f"cannot read the value {value!r}: {error}") from None
+    return pairs
+
+
+def apply_dotted(dotted: Any, file: Tree) -> Tree:
+    """Edit list entries of the file layer in place; return the other overrides as a tree.
+
+    An index edits the list where it stands: `data.datasets[0].weight` the shared list, which a stage
+    with a list of its own does not use; `dpo.data.datasets[0].weight` DPO's.
+    """
+    words = dotted.split() if isinstance(dotted, str) else list(dotted or [])
+    override: Tree = {}
+    for key, value in parse_dotted(words):
+        match = _INDEX.match(key)
+        if not match:
+            put(override, key, value)
+            continue
+        path, index, rest = match["list"].split("."), int(match["index"]), match["rest"].lstrip(".")
+        entries = get(file, path)
+        if entries is None and path[0] not in SHARED:
+            # The stage shares the list: it gets a copy of its own before that is edited.
+            entries = plain(get(file, path[1:]))
+            if entries is not None:
+                put(file, match["list"], entries)
+        if not isinstance(entries, list) or index >= len(entries):
+            size = len(entries) if isinstance(entries, list) else 0
+            raise ConfigError(key, f"the list {match['list']} has {size} entries, so index {index} does not exist")
+        if not rest:
+            entries[index] = value
+        elif isinstance(entries[index], dict):
+            put(entries[index], rest, value)
+        else:
+            raise ConfigError(key, f"entry {index} is {entries[index]!r}, not a mapping")
+    return override
+
+
+def plain(tree: Any) -> Any:
+    """A deep copy in plain containers; `'null'` from Snakemake's string-typed `--config` becomes None."""
+    if isinstance(tree, Mapping):
+        return {str(key): plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(value) for value in tree]
+    return None if tree == "null" else tree
+
+
+def merge_into(tree: Tree, other: Tree) -> None:
+    """Merge mappings into one another, in place; any other value of `other` wins."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge_into(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def get(tree: Any, path: list[str], default: Any = None) -> Any:
+    """What stands at a path, or the default."""
+    for part in path:
+        if not isinstance(tree, dict) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
+
+
+def put(tree: Tree, dotted: str, value: Any) -> None:
+    """Set a dotted key, in place."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        child = tree.get(part)
+        if child is None:
+            child = tree[part] = {}
+        elif not isinstance(child, dict):
+            raise ConfigError(dotted, f"{part} is {child!r}, not a mapping")
+        tree = child
+    tree[last] = value

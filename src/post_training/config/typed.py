@@ -1,0 +1,80 @@
+"""Layers of one section -> its values, typed by the schema. Light: OmegaConf only."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from post_training.config.trees import Tree, get
+from post_training.errors import ConfigError, did_you_mean
+
+Layers = Sequence[tuple[str, Tree]]
+"""Each layer's own keys, later wins, and before them what turns a key into the one that is blamed: `dpo.training.{}`."""
+# OmegaConf is slow, and the runs of a sweep differ in few sections.
+_merged: dict[tuple[type, str], Any] = {}
+_plain: dict[tuple[type, str], Tree] = {}
+
+
+def section(schema: type, layers: Layers) -> Any:
+    """The section as OmegaConf has it, to be read only. Raises ConfigError for an unknown key or a wrong type."""
+    key = (schema, repr(layers))
+    if key not in _merged:
+        typed = OmegaConf.structured(schema)
+        for shown, layer in layers:
+            typed = _merge(typed, layer, shown)
+        _merged[key] = typed
+    return _merged[key]
+
+
+def values(schema: type, layers: Layers) -> Tree:
+    """The section in plain containers, to be read only: equal layers give the same object."""
+    key = (schema, repr(layers))
+    if key not in _plain:
+        _plain[key] = resolved(section(schema, layers))
+    return _plain[key]
+
+
+def resolved(typed: Any) -> Tree:
+    """Plain containers with every `${...}` looked up."""
+    try:
+        return {str(key): value for key, value in OmegaConf.to_container(typed, resolve=True).items()}  # type: ignore[union-attr]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
+
+
+def _merge(typed: Any, layer: Tree, shown: str) -> Any:
+    """OmegaConf's typed merge with its errors in one line."""
+    try:
+        return OmegaConf.merge(typed, OmegaConf.create(layer))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key)
+        found = get(layer, key.split("."))
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
+            offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
+            problem = f"unknown key. {did_you_mean(key.rpartition('.')[2], offered)}"
+        else:
+            problem = f"found {found!r}, expected {_expected(_first_line(error))}"
+        raise ConfigError(shown.format(key), problem) from None
+
+
+def _expected(omegaconf_says: str) -> str:
+    """OmegaConf's words for a wrong type in a user's words."""
+    for said, expected in (
+        ("not a valid bool", "true or false"),
+        ("is not a ListConfig", "a list, such as [value]"),
+        ("to Dict[", "a mapping"),
+        ("is not a subclass", "a mapping"),
+    ):
+        if said in omegaconf_says:
+            return expected
+    return (
+        omegaconf_says.rpartition(" to ")[2].lower()
+        if "could not be converted to" in omegaconf_says
+        else omegaconf_says
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
