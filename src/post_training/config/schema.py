@@ -277,6 +277,8 @@ class SlurmConfig:
     """Nodes of a training allocation."""
     gpus_per_node: int = 1
     """GPUs a node, one rank each. 0 = no GPUs: `accelerate.num_processes` CPU ranks a node, or one."""
+    gpu_model: str | None = None
+    """Which GPU they are, for preflight: `a100-64`, `h100-80`, `gh200`, `mi250x`, ... Null = as the partition's gres says."""
     cpus_per_gpu: int = 8
     """Cores a rank."""
     cpus_per_task: int | None = None
@@ -307,6 +309,22 @@ class SlurmConfig:
     """Container of the GPU rules."""
     cpu: SlurmCpuConfig = field(default_factory=SlurmCpuConfig)
     """The CPU rules."""
+
+
+@dataclass
+class PreflightConfig:
+    """What is looked at before a GPU is asked for. Never makes a stage stale."""
+
+    only_warn: list[str] = field(default_factory=list)
+    """Checks whose failure is a warning, by name (`data.trained_share`)."""
+    min_trained_share: float = 0.01
+    """Share of a dataset's tokens that is trained on, below which preflight warns."""
+    max_trained_share: float = 0.98
+    """Share above which it refuses a dataset, unless `sft.train_on` is `all`: the prompts are trained on."""
+    assumed_mfu: float = 0.3
+    """Share of a device's peak that training is taken to reach where no earlier run or probe has measured its speed."""
+    probe_steps: int = 5
+    """Optimizer steps of `snakemake preflight_probe`, at the longest batch."""
 
 
 @dataclass
@@ -363,6 +381,7 @@ class SharedSections:
     accelerate: AccelerateConfig = field(default_factory=AccelerateConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 

@@ -48,14 +48,18 @@ class ChatTemplate:
     """One template with the special tokens of one tokenizer."""
 
     def __init__(
-        self, text: str, special_tokens: dict[str, str], change: Callable[[nodes.Template], None] | None = None
+        self,
+        text: str,
+        special_tokens: dict[str, str],
+        change: Callable[[nodes.Template], None] | None = None,
+        clock: Callable[[str], str] | None = None,
     ) -> None:
-        """Compile; `change` may alter the parsed template before."""
+        """Compile; `change` may alter the parsed template before, `clock` answers what asks for the date."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _no_clock}
+        environment.globals |= {"raise_exception": _raise, "strftime_now": clock or _no_clock}
         if any(mark in text for mark in RESERVED):
             raise DataError("chat template: holds U+FDD0, U+FDD1 or U+FDD2, which mark what is trained on; remove it")
         try:

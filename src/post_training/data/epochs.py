@@ -51,6 +51,13 @@ def write_epoch(path: Path, number: int, config: dict[str, Any], part: str = "tr
     return len(starts) - 1
 
 
+def longest_row(path: Path, rows: int) -> int:
+    """Tokens of the longest of the first epoch's `rows` packed rows."""
+    epoch, keys = np.load(epoch_path(path, 0)), np.load(part_file(path, "train", "keys.npy"), mmap_mode="r")
+    starts, members = epoch[: rows + 1], epoch[rows + 1 :]
+    return int(np.add.reduceat(keys["length"][members].astype(np.int64), starts[:-1]).max())
+
+
 def order(keys: Keys, copies: npt.NDArray[np.int32], epoch: int) -> Indices:
     """Documents by number, each as often as it has copies, in the order of one epoch.
 

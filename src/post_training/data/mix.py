@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from post_training.data.epochs import KEY_TYPE, Keys, row_keys, save, write_epoch
+from post_training.data.contradictions import contradictory
+from post_training.data.epochs import KEY_TYPE, Keys, longest_row, row_keys, save, write_epoch
 from post_training.data.select import Documents, Mask, amount, contents, copies, fit, held_out
 from post_training.data.shards import Indices, Tokenized
 from post_training.data.view import epoch_path, part_file
@@ -42,7 +43,7 @@ def run(task: Task) -> None:
     for name, path in task.inputs.items():
         shards = sum(len(dataset.files) for dataset in opened.values())
         opened[name] = Tokenized.open(name, path, config["rows"], shards)
-    train, evaluation, table = choose(config, opened)
+    train, evaluation, table, duplicates = choose(config, opened)
     task.directory.mkdir(parents=True, exist_ok=True)
 
     files = _write_documents(task.output, "train", train, config["seed"])
@@ -54,10 +55,11 @@ def run(task: Task) -> None:
     held = {"rows": 0}
     if evaluation:
         files += _write_documents(task.output, "eval", evaluation, config["seed"])
-        held = {"rows": write_epoch(task.output, 0, config, "eval"), **_sums(evaluation)}
+        held = {"rows": write_epoch(task.output, 0, config, "eval"), **_sums(evaluation), "duplicates": duplicates}
         files.append(epoch_path(task.output, 0, "eval"))
 
     sums = _sums(train)
+    longest = max(int(part.documents.lengths.max()) for part in train if len(part.copies))
     for entry in table:
         entry["share"] = round(entry["tokens"] / sums["tokens"], 5)
     efficiency = round(sums["tokens"] / (rows * config["max_seq_length"]), 5) if config["packing"] else None
@@ -71,6 +73,9 @@ def run(task: Task) -> None:
         **sums,
         dropped=dict(dropped),
         packing_efficiency=efficiency,
+        longest_document=longest,
+        longest_row=longest_row(task.output, rows) if config["packing"] else longest,
+        contradictory=contradictory([part.dataset for part in train]),
         held_out=held,
         table=table,
         shards=[
@@ -82,8 +87,10 @@ def run(task: Task) -> None:
     )
 
 
-def choose(config: dict[str, Any], opened: dict[str, Tokenized]) -> tuple[list[Part], list[Part], list[dict[str, Any]]]:
-    """What is trained on, what is held out, and what became of each dataset's rows.
+def choose(
+    config: dict[str, Any], opened: dict[str, Tokenized]
+) -> tuple[list[Part], list[Part], list[dict[str, Any]], int]:
+    """What is trained on, what is held out, what became of each dataset's rows, and how many only equal a held-out row.
 
     A row is held out when it is in an `eval_split`, or by `eval_fraction` where a dataset has none; and
     then no row of the same content is trained on, whichever dataset it is in.
@@ -118,7 +125,8 @@ def choose(config: dict[str, Any], opened: dict[str, Tokenized]) -> tuple[list[P
             "the mix has no row to train on: all are longer than "
             f"max_seq_length={capacity}, held out, or left out by their weight, rows or tokens; raise one of them"
         )
-    return train, evaluation, table
+    duplicates = sum(int((out[name] & ~held[name]).sum()) for name in opened)
+    return train, evaluation, table, duplicates
 
 
 def _used(

@@ -89,7 +89,7 @@ def trainer_arguments(
         # A float in [0, 1) is a share of the steps; `warmup_ratio` is gone from Transformers 5.
         "warmup_steps": float(training["warmup_ratio"]),
         "lr_scheduler_type": _scheduler(training["lr_scheduler_type"]),
-        "lr_scheduler_kwargs": _scheduler_kwargs(training),
+        "lr_scheduler_kwargs": scheduler_kwargs(training),
         "weight_decay": training["weight_decay"],
         "max_grad_norm": training["max_grad_norm"],
         "seed": training["seed"],
@@ -146,7 +146,7 @@ def _scheduler(name: str) -> str:
     return name
 
 
-def _scheduler_kwargs(training: dict[str, Any]) -> dict[str, Any]:
+def scheduler_kwargs(training: dict[str, Any]) -> dict[str, Any]:
     """The default's `min_lr_rate` is dropped for a scheduler without it, or when `min_lr` is given."""
     kwargs = dict(training["lr_scheduler_kwargs"])
     if training["lr_scheduler_type"] not in _MIN_LR_SCHEDULERS or "min_lr" in kwargs:

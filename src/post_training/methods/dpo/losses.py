@@ -120,9 +120,16 @@ def _check_smoothing(config: dict[str, Any]) -> None:
 def _check_beta(config: dict[str, Any]) -> None:
     beta = config["beta"]
     _require(0 < beta < math.inf, "beta", f"found {beta}, expected a number above 0")
+    for problem in implausible_betas(config)[: not config["allow_implausible"]]:
+        raise ConfigError("dpo.beta", f"{problem}. Change dpo.beta or dpo.loss_type, or set dpo.allow_implausible=true")
+
+
+def implausible_betas(config: dict[str, Any]) -> list[str]:
+    """What speaks against `beta` with each loss, in a line each."""
+    beta, problems = config["beta"], []
     for name in weights(config):
         lowest, highest, published = _PLAUSIBLE[name]
-        if config["allow_implausible"] or lowest <= beta <= highest:
+        if lowest <= beta <= highest:
             continue
         if name == "sigmoid_norm":
             hint = (
@@ -132,11 +139,10 @@ def _check_beta(config: dict[str, Any]) -> None:
             hint = "such a beta belongs to the length-normalised 'sigmoid_norm'"
         else:
             hint = "such a beta hardly holds the policy near the reference"
-        raise ConfigError(
-            "dpo.beta",
-            f"found {beta:g} with loss {name!r}; published is {published}, accepted {lowest:g} to {highest:g}: {hint}. "
-            "Change dpo.beta or dpo.loss_type, or set dpo.allow_implausible=true",
+        problems.append(
+            f"found {beta:g} with loss {name!r}; published is {published}, accepted {lowest:g} to {highest:g}: {hint}"
         )
+    return problems
 
 
 def _check_trainer_args(view: dict[str, Any]) -> None:

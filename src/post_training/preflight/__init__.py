@@ -1,0 +1,108 @@
+"""Body of the rule `preflight_checks`: everything that can be known before a GPU is asked for, in seconds and on the CPU.
+
+Reads manifests, configurations and templates; no row of the data, and no weights. A failure ends the job with a line each, so that no
+GPU rule starts; `preflight.only_warn` turns one into a warning. Beside the manifest stands what was found, also of a
+preflight that failed, as `preflight.json`:
+
+    {"verdict": "ok" | "warning" | "failure",
+     "place": "local" | "slurm",
+     "checks": [{"name": "data.longest_row", "stage": "sft", "value": "...", "verdict": "ok", "remedy": ""}, ...],
+     "stages": {"sft": {"run": "<run directory below the output base>", "predicted": {...}}, ...}}
+
+Each run directory gets a `preflight.json` of its own when its training starts, which is completed when that ends; so does
+each probe, `<outputs>/preflight_probe/<name>/preflight.json`. There both sides have the same keys, and a key is left out where nothing
+is known; any of the two may be null:
+
+    {"stage": "sft", "checks": [...],
+     "predicted": {"steps", "tokens", "tokens_per_second", "step_seconds", "hours", "gpu_hours",
+                   "peak_memory_bytes" (of one device), "checkpoint_bytes", "checkpoints_bytes", "export_bytes", ...
+                   "memory": {"weights": bytes, "gradients", "optimizer", "reference", "activations", "head", "buffers"},
+                   "rate_from": "where the speed comes from"},
+     "measured": {... the same, "world_size", "device_name", and what `speed.work` tells of the model}}
+
+Light to import: what checks is loaded when it is called.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from post_training import manifest
+from post_training.errors import UserError
+from post_training.fingerprint import FileHashes, write_atomically
+from post_training.preflight.check import FAILURE, OK, WARNING, Check, only_warn, table
+from post_training.task import Task
+
+FILE = "preflight.json"
+
+
+def run(task: Task) -> None:
+    """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
+    from post_training.model.loading import quiet
+    from post_training.preflight.subjects import pipeline_of, subjects_of
+
+    quiet()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    pipeline, subjects = pipeline_of(task), subjects_of(task)
+    on_slurm = task.config["place"] == "slurm"
+    found: list[Check] = []
+    told: dict[str, Any] = {}
+    templates: set[tuple[str, Path]] = set()
+    for subject in subjects:
+        own = _checks_of(subject, templates, on_slurm)
+        found += only_warn(own, subject.view["preflight"]["only_warn"])
+        told[subject.name] = {"run": subject.run.name, "predicted": predicted(subject)}
+    general = _general_checks(task, pipeline, subjects, on_slurm)
+    found += only_warn(general, pipeline.last["preflight"]["only_warn"])
+
+    verdict = next((v for v in (FAILURE, WARNING) if any(check.verdict == v for check in found)), OK)
+    facts = {"verdict": verdict, "place": task.config["place"], "checks": [c.as_json() for c in found], "stages": told}
+    write_atomically(task.directory / FILE, json.dumps(facts, indent=1) + "\n")
+    print(table(found), flush=True)
+    failures = [check.line() for check in found if check.verdict == FAILURE]
+    if failures:
+        names = sorted({check.name for check in found if check.verdict == FAILURE})
+        allowed = f"preflight.only_warn='[{','.join(names)}]' lets the run go on all the same"
+        raise UserError("\n".join([*failures, f"preflight: {len(failures)} failed, and no GPU job starts; {allowed}"]))
+    task.finish(**facts)
+
+
+def _checks_of(subject: Any, templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
+    """All checks of one stage; a template that another stage has under the same tokenizer is looked at once."""
+    from post_training.preflight import assets, data, libraries, optimisation, resources, speed, template
+
+    found = [assets.rows(subject)]
+    key = (subject.view["data"]["chat_template"], subject.folder)
+    if key not in templates:
+        templates.add(key)
+        found += template.checks(subject)
+    found += [*data.checks(subject), *optimisation.checks(subject), *libraries.checks(subject)]
+    found += [resources.memory_check(subject), *speed.checks(subject)]
+    return [*found, speed.wall_time(subject)] if on_slurm else found
+
+
+def _general_checks(task: Task, pipeline: Any, subjects: list[Any], on_slurm: bool) -> list[Check]:
+    from post_training.preflight import assets, disk, resources
+
+    base = resources.base_of(task.output)
+    models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith(" data")}
+    found = assets.models({name: path for path, name in models.items()}, FileHashes(base / ".file_hashes.json"))
+    found.append(disk.check([subject for subject in subjects if not subject.whole], base))
+    return found + (resources.slurm(pipeline) if on_slurm else [])
+
+
+def predicted(subject: Any) -> dict[str, Any]:
+    """Everything that is foretold of one stage."""
+    from post_training.preflight import disk, memory, speed
+
+    of_memory = memory.predict(subject)
+    parts = {name: size for name, size in of_memory.as_json().items() if name != "peak"}
+    return {**speed.predict(subject), "peak_memory_bytes": of_memory.peak, "memory": parts, **disk.predict(subject)}
+
+
+def warnings(path: Path) -> list[str]:
+    """Lines of the warnings of a preflight by its manifest; none where there is no manifest."""
+    if not path.is_file():
+        return []
+    return [Check(**entry).line() for entry in manifest.read(path)["checks"] if entry["verdict"] == WARNING]

@@ -1,0 +1,68 @@
+"""What the jobs will read is there, and is what was recorded: a node without network cannot fetch it."""
+
+from pathlib import Path
+
+from post_training import manifest
+from post_training.errors import UserError
+from post_training.fingerprint import FileHashes
+from post_training.model import folder as model_folder
+from post_training.preflight.check import Check, judged
+from post_training.preflight.subject import Subject
+
+
+def models(paths: dict[str, Path], hashes: FileHashes) -> list[Check]:
+    """Files of each model folder against the hashes of its manifest, where it has some; large ones are hashed once."""
+    return [_model(name, path, hashes) for name, path in paths.items()]
+
+
+def _model(name: str, path: Path, hashes: FileHashes) -> Check:
+    label = "assets.model"
+    remedy = f"delete {path} to fetch or make it again"
+    try:
+        folder, told = model_folder(path), manifest.read(path)
+    except UserError as error:
+        return Check(label, str(error), "failure", remedy)
+    recorded = {entry.get("name") or entry.get("path"): entry["sha256"] for entry in told.get("files") or []}
+    wrong = [file for file, sha in recorded.items() if not (folder / file).is_file() or hashes(folder / file) != sha]
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    empty = [file.name for file in weights if not file.stat().st_size]
+    value = (
+        f"{name}: {len(recorded):,} files by checksum"
+        if recorded
+        else f"{name}: {len(list(folder.iterdir())):,} files, {len(weights)} of weights"
+    )
+    if wrong or empty or not weights:
+        value = f"{name}: {', '.join([*wrong, *empty][:4]) or 'no weights'} missing or changed in {folder}"
+    return judged(label, value, fails=wrong or empty or not weights, remedy=remedy)
+
+
+def rows(subject: Subject) -> Check:
+    """The index of the mix and the token shards that it leads to: sizes, and the shards' recorded hashes."""
+    told, folder = subject.mix, subject.data.parent
+    wrong = [entry["path"] for entry in told["files"] if not _has(folder / entry["path"], entry["bytes"])]
+    recorded: dict[Path, dict[str, str]] = {}
+    for shard in told["shards"]:
+        path = folder / shard["path"]
+        made = path.parent / "manifest.json"
+        if made not in recorded:
+            try:
+                recorded[made] = {entry["path"]: entry["sha256"] for entry in manifest.read(made)["files"]}
+            except UserError:
+                recorded[made] = {}
+        if not _has(path, shard["bytes"]) or recorded[made].get(path.name) != shard["sha256"]:
+            wrong.append(shard["path"])
+    count = len(told["files"]) + len(told["shards"])
+    return judged(
+        "assets.rows",
+        f"{', '.join(wrong[:3])}: missing or another file than the mix was made over" if wrong else f"{count:,} files",
+        fails=wrong,
+        remedy=f"delete {subject.data} to make the mix again",
+        stage=subject.name,
+    )
+
+
+def _has(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,87 @@
+"""One thing that was looked at, and the table of all of them. Light."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from post_training.errors import ConfigError, UserError
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+_WIDTH = 160
+_COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found, and what to do where it is not as it should be."""
+
+    name: str
+    """`<group>.<check>`, as `preflight.only_warn` takes it."""
+    value: str
+    verdict: str = OK
+    remedy: str = ""
+    stage: str = ""
+    """The stage of the configuration that it is about; empty for all."""
+
+    def line(self) -> str:
+        """One line, for a terminal and a log."""
+        where = f"{self.stage}: " if self.stage else ""
+        return f"preflight {self.verdict}: {where}{self.name}: {self.value}" + (
+            f"; {self.remedy}" if self.remedy else ""
+        )
+
+    def as_json(self) -> dict[str, str]:
+        """As it stands in `preflight.json`."""
+        return asdict(self)
+
+
+def judged(
+    name: str, value: str, *, fails: Any = False, warns: Any = False, remedy: str = "", stage: str = ""
+) -> Check:
+    """A check whose verdict follows from two conditions; the remedy is kept where one holds."""
+    verdict = FAILURE if fails else WARNING if warns else OK
+    return Check(name, value, verdict, remedy if verdict != OK else "", stage)
+
+
+def refused(name: str, error: UserError, stage: str = "") -> Check:
+    """A failure that our own code or a library has put into a line already."""
+    if isinstance(error, ConfigError):
+        return Check(name, f"{error.key}: {error.problem}", FAILURE, "", stage)
+    return Check(name, str(error), FAILURE, "", stage)
+
+
+def only_warn(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
+    """Failures of the named checks become warnings."""
+    allowed = set(names)
+    return [
+        Check(c.name, c.value, WARNING, c.remedy, c.stage) if c.verdict == FAILURE and c.name in allowed else c
+        for c in checks
+    ]
+
+
+def table(checks: list[Check]) -> str:
+    """The table as text of at most 160 columns; in colour on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    shown.add_column("check", no_wrap=True)
+    several = any(check.stage for check in checks)
+    if several:
+        shown.add_column("stage", no_wrap=True)
+    for heading in ("value", "verdict", "remedy"):
+        shown.add_column(heading, overflow="fold")
+    for check in checks:
+        stage = [check.stage] if several else []
+        verdict = f"[{_COLOURS[check.verdict]}]{check.verdict}[/]"
+        shown.add_row(check.name, *stage, _plain(check.value), verdict, _plain(check.remedy))
+    console = Console(width=_WIDTH, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets rich leaves alone."""
+    return text.replace("[", r"\[")

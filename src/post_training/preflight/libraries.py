@@ -1,0 +1,196 @@
+"""TRL's configuration, number formats, kernels and DeepSpeed: what would be refused in the first minute of an allocation."""
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+from post_training import methods
+from post_training.errors import ConfigError, UserError
+from post_training.preflight.check import Check, judged, refused
+from post_training.preflight.subject import Subject
+
+_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+# Attention backend -> the package that it needs.
+_ATTENTION = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn.cute",
+}
+_BUILT_IN = ("eager", "sdpa", "flex_attention")
+
+
+def checks(subject: Subject) -> list[Check]:
+    """Every check of one stage."""
+    found = [_arguments(subject), _number_format(subject), _attention(subject), _kernels(subject)]
+    return [*found, *_deepspeed(subject)]
+
+
+def _arguments(subject: Subject) -> Check:
+    """Build the configuration with every argument that the run will give it."""
+    from post_training.training.arguments import trainer_arguments
+    from post_training.training.run import make_arguments
+
+    config_class = methods.load(subject.method).config_class()
+    name = "libraries.arguments"
+    try:
+        given = trainer_arguments(subject.view, subject.method, subject.run, subject.plan, subject.steps, config_class)
+        if subject.deepspeed is not None:
+            given["deepspeed"] = None  # it would start a process group; see the checks of deepspeed below
+        on_gpu = subject.topology.device == "GPU"
+        # A machine without GPUs must not refuse what those of the run can do; the number format is checked by itself.
+        make_arguments(config_class, {**given, "use_cpu": True, **({"bf16": False, "fp16": False} if on_gpu else {})})
+    except UserError as error:
+        return refused(name, error, subject.name)
+    return Check(name, f"{config_class.__name__} takes all {len(given)} arguments", stage=subject.name)
+
+
+def _number_format(subject: Subject) -> Check:
+    view = subject.view
+    dtype, precision = view["model"]["dtype"], view["accelerate"]["mixed_precision"]
+    expected = _PRECISION.get(dtype)
+    wrong = precision not in (None, expected)
+    old = dtype == "bfloat16" and subject.device.name.lower().startswith(("v100", "tesla"))
+    return judged(
+        "libraries.number_format",
+        f"model.dtype {dtype}, accelerate.mixed_precision {precision or expected}",
+        fails=wrong or expected is None or (dtype == "float16" and subject.topology.device == "CPU") or old,
+        remedy=f"{subject.device.name} has no bfloat16: set model.dtype=float16"
+        if old
+        else f"set accelerate.mixed_precision to null or {expected}"
+        if wrong
+        else "float16 needs a GPU: set model.dtype to float32 or bfloat16",
+        stage=subject.name,
+    )
+
+
+def _attention(subject: Subject) -> Check:
+    view, name = subject.view["model"]["attn_implementation"], "libraries.attention"
+    view = str(view).partition("|")[-1] or str(view)
+    package = _ATTENTION.get(view) or ("kernels" if view not in _BUILT_IN else None)
+    on_gpu = subject.topology.device == "GPU"
+    if package and not on_gpu:
+        return Check(name, f"{view} on the CPU", "failure", "set model.attn_implementation=sdpa", subject.name)
+    if view == "flex_attention" and not on_gpu:
+        return Check(
+            name, f"{view} cannot train on the CPU", "failure", "set model.attn_implementation=sdpa", subject.name
+        )
+    if package and _in_container(subject):
+        return Check(name, f"{view}, in the container: not looked at", stage=subject.name)
+    missing = package is not None and not installed(package)
+    per_device = subject.training["per_device_train_batch_size"]
+    dense = subject.mix["config"]["packing"] and view in ("sdpa", "eager") and per_device > 1
+    return judged(
+        name,
+        f"{view}: {package} is not installed" if missing else view,
+        fails=missing,
+        warns=dense and on_gpu,
+        remedy=f"pip install {(package or '').partition('.')[0].replace('_interface', '').replace('_', '-')}, or set model.attn_implementation=sdpa"
+        if missing
+        else f"{view} computes attention over all {per_device} packed rows at once, {per_device} times the work: set "
+        "training.per_device_train_batch_size=1, or use flash_attention_2",
+        stage=subject.name,
+    )
+
+
+def _kernels(subject: Subject) -> Check:
+    """Liger's kernels and the compiler's backend."""
+    wanted = (["liger_kernel", "triton"] if subject.training["use_liger_kernel"] else []) + (
+        ["triton"]
+        if subject.view["accelerate"]["dynamo_backend"] == "inductor" and subject.topology.device == "GPU"
+        else []
+    )
+    name, on_gpu = "libraries.kernels", subject.topology.device == "GPU"
+    if subject.training["use_liger_kernel"] and not on_gpu:
+        return Check(name, "Liger needs a GPU", "failure", "set training.use_liger_kernel=false", subject.name)
+    if wanted and _in_container(subject):
+        return Check(name, f"{', '.join(wanted)}, in the container: not looked at", stage=subject.name)
+    missing = [package for package in dict.fromkeys(wanted) if not installed(package)]
+    return judged(
+        name,
+        f"{' and '.join(missing)} not installed" if missing else ", ".join(dict.fromkeys(wanted)) or "none asked for",
+        fails=missing,
+        remedy="make BUILD=cuda installs the extra `cuda`; or set training.use_liger_kernel=false",
+        stage=subject.name,
+    )
+
+
+def installed(package: str) -> bool:
+    """Whether a package, or a module of one, can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _in_container(subject: Subject) -> bool:
+    return bool(subject.view["slurm"]["container"]["image"])
+
+
+def _deepspeed(subject: Subject) -> list[Check]:
+    """Whether ZeRO's stage fits what is asked beside it."""
+    from post_training.zero import deepspeed_config
+
+    name = "libraries.deepspeed"
+    try:
+        config = deepspeed_config(subject.view)
+    except ConfigError as error:
+        return [refused(name, error, subject.name)]
+    if config is None:
+        return [Check(name, "off", stage=subject.name)]
+    problems, notes = list(conflicts(config)), list(doubts(config, subject.topology.world_size))
+    if not _in_container(subject) and not installed("deepspeed"):
+        problems.append("deepspeed is not installed: pip install deepspeed")
+    elif not problems and not _in_container(subject):
+        problems += _validation(config)
+    stage = (config.get("zero_optimization") or {}).get("stage", 0)
+    value = f"ZeRO-{stage} over {subject.topology.world_size} ranks"
+    return [judged(name, value, fails=problems, warns=notes, remedy="; ".join([*problems, *notes]), stage=subject.name)]
+
+
+def conflicts(config: dict[str, Any]) -> Iterable[str]:
+    """What cannot work: a line each."""
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        yield f"zero_optimization.stage is {stage!r}, expected 0 to 3"
+        return
+    if _device(zero, "offload_param") and stage != 3:
+        yield f"offload_param needs stage 3, found {stage}"
+    if _device(zero, "offload_optimizer") and stage < 1:
+        yield f"offload_optimizer needs stage 1 or more, found {stage}"
+    for key, ours in (("scheduler", "training.lr_scheduler_type"), ("optimizer", "training.learning_rate")):
+        if key in config:
+            yield f"{key} in the DeepSpeed file would take the place of {ours}; take it out"
+    if stage == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is False:
+        yield "checkpoints would have no whole weights for the export: set stage3_gather_16bit_weights_on_model_save=true"
+
+
+def doubts(config: dict[str, Any], ranks: int) -> Iterable[str]:
+    """What works and gains nothing."""
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    offloads = _device(zero, "offload_optimizer") or _device(zero, "offload_param")
+    if stage == 0:
+        yield "stage 0 divides nothing: leave deepspeed.config_path out"
+    elif ranks == 1 and not offloads:
+        yield f"one rank has nobody to divide with: leave deepspeed.config_path out, or use more than {ranks} rank"
+
+
+def _device(zero: dict[str, Any], key: str) -> bool:
+    return bool(zero.get(key)) and zero[key].get("device") not in (None, "none")
+
+
+def _validation(config: dict[str, Any]) -> list[str]:
+    """DeepSpeed's own word on the section, `auto` left out."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items() if item != "auto"}
+        return value
+
+    try:
+        DeepSpeedZeroConfig(**plain(config.get("zero_optimization") or {}))
+    except Exception as error:  # pydantic's, of a version that is DeepSpeed's to choose
+        return [f"DeepSpeed refuses zero_optimization: {' '.join(str(error).split())[:200]}"]
+    return []

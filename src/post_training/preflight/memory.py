@@ -1,0 +1,223 @@
+"""Peak memory of training on one device, from the shape of the model and the longest batch.
+
+    peak = weights + optimizer + reference + buffers + max(kept gradients + activations + head, gradients)
+
+Sources. States: Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), section 3: weights, gradients and the two moments of Adam,
+with a float32 master copy under DeepSpeed, divided over the ranks by stage (1: optimizer, 2: and gradients, 3: and weights).
+Activations: Korthikanti et al. 2022 (arXiv:2205.05198), section 4, count what each operation of a layer keeps for its
+backward pass. Theirs is GPT with dropout; here are the decoder layers of Transformers 5 (RMSNorm, rotary positions, gated
+feed-forward, no dropout), counted with `torch.autograd.graph.saved_tensors_hooks`. A token keeps in each layer, with h = hidden
+size, q = heads x head size, f = feed-forward size, c = bytes of the compute type:
+
+    norms       2 x (residual + normalised + output) = 16h + 2ch in float32; under bfloat16 weights 2 x (4h + ch + ch)
+    attention   c x (q, k, v, out) = 4cq: keys and values are repeated to all heads, unless flash attention takes them as they are;
+                `sdpa` keeps its mask, c x tokens x tokens a layer where rows are packed or padded, `eager` its probabilities
+    feed-forward   c x (gate, its activation, up, product) = 4cf
+
+Under autocast each linear layer keeps an input of its own and its weights cast once more. With gradient checkpointing a layer
+keeps its input alone, and one layer at a time is computed again. The output embedding goes by tiles of TRL's fused head:
+4,096 tokens x 32,768 entries, and the gradients of its weight and input in float32.
+"""
+
+from dataclasses import asdict, dataclass
+
+from post_training.preflight.devices import GIB
+from post_training.preflight.subject import Subject
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TILE = (4096, 32768)
+# Bytes a parameter of the moments that an optimizer of Transformers keeps; AdamW in all its forms unless named here.
+_MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop": 4, "adagrad": 4}
+# Elements, where a DeepSpeed file says nothing or `auto`.
+_BUCKET, _LIVE, _PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
+CONTEXT_BYTES = int(0.7 * GIB)
+"""What a CUDA context and the libraries' workspaces take beside the tensors."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted bytes on one device at the peak of a step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    activations: int
+    head: int
+    buffers: int
+    peak: int
+
+    def as_json(self) -> dict[str, int]:
+        """Name -> bytes."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """The parts that matter, largest first."""
+        parts = {name: size for name, size in asdict(self).items() if name != "peak" and size > 0.01 * self.peak}
+        listed = sorted(parts.items(), key=lambda pair: -pair[1])
+        return f"{gib(self.peak)} ({', '.join(f'{name} {gib(size)}' for name, size in listed)})"
+
+
+def gib(size: float) -> str:
+    """`12.3 GiB`, `40 MiB`."""
+    return f"{size / GIB:,.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):,.0f} MiB"
+
+
+def predict(subject: Subject) -> Memory:
+    """Memory of one training device at the longest micro-batch that the mix can give."""
+    weights, gradients, optimizer, buffers = states(subject)
+    activations, head = batch_memory(subject, *longest_batch(subject))
+    casts = _autocast_bytes(subject)
+    reference = _reference_bytes(subject)
+    kept = gradients if subject.accumulation > 1 else 0
+    moving = max(kept + activations + head, gradients)
+    if subject.view["training"]["gradient_checkpointing"]:
+        # Cast weights live to the end of the forward pass, while no gradient of this micro-batch is there yet.
+        moving = max(moving, kept + activations + casts)
+    else:
+        moving = max(kept + activations + head + casts, gradients)
+    peak = weights + optimizer + reference + buffers + moving
+    return Memory(weights, gradients, optimizer, reference, activations + casts, head, buffers, peak)
+
+
+def longest_batch(subject: Subject) -> tuple[int, int]:
+    """Sequences of the longest micro-batch, and tokens of each with its padding."""
+    per_device = int(subject.training["per_device_train_batch_size"])
+    mix = subject.mix
+    limit = int(subject.own["max_seq_length"])
+    longest = min(limit, int(mix.get("longest_row") or limit))
+    if mix["config"]["packing"]:
+        return 1, per_device * longest
+    return per_device * (2 if mix["config"]["rows"] == "preference" else 1), longest
+
+
+def trainable(subject: Subject) -> int:
+    """Parameters that have a gradient."""
+    lora = subject.view["model"]["lora"]
+    return (
+        subject.shape.parameters
+        if lora is None
+        else subject.shape.adapter_parameters(lora["r"], lora["target_modules"])
+    )
+
+
+def states(subject: Subject) -> tuple[int, int, int, int]:
+    """Bytes of weights, gradients, optimizer states (with master weights), and communication buffers."""
+    shape, view = subject.shape, subject.view
+    total, trained, ranks = shape.parameters, trainable(subject), subject.topology.world_size
+    compute = _BYTES[view["model"]["dtype"]]
+    moments = _moments(view["training"]["trainer_args"].get("optim"))
+    if subject.deepspeed is None:
+        frozen = 0 if view["model"]["lora"] is None else total * compute
+        buckets = 4 * trained if ranks > 1 else 0
+        return frozen + 4 * trained, 4 * trained, moments * trained, buckets
+    zero = subject.deepspeed.get("zero_optimization") or {}
+    stage = subject.zero_stage or 0
+    weights = total * compute // (ranks if stage >= 3 else 1)
+    gradients = trained * compute // (ranks if stage >= 2 else 1)
+    optimizer = (4 + moments) * trained // (ranks if stage >= 1 else 1)
+    if _offloads(zero, "offload_optimizer"):
+        optimizer = 0
+    # Transformers puts hidden x hidden for `auto`.
+    bucket = min(_elements(zero, "reduce_bucket_size", _BUCKET, shape.hidden**2), trained)
+    buffers = compute * bucket * (2 if zero.get("overlap_comm") else 1)
+    if stage >= 3:
+        live = min(_elements(zero, "stage3_max_live_parameters", _LIVE, _LIVE), total)
+        prefetched = min(_elements(zero, "stage3_prefetch_bucket_size", _PREFETCH, shape.hidden**2), total)
+        # One rank holds all of it anyway.
+        buffers += compute * (max(live, shape.largest_layer, shape.embedding) + prefetched) if ranks > 1 else 0
+        if _offloads(zero, "offload_param"):
+            weights = 0
+    return weights, gradients, optimizer, buffers
+
+
+def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, int]:
+    """Bytes of the activations of one micro-batch, and of the output embedding's tiles and gradients."""
+    shape, view = subject.shape, subject.view
+    tokens = sequences * length
+    compute, residual = _BYTES[view["model"]["dtype"]], _residual_bytes(subject)
+    layer = layer_bytes(subject, sequences, length)
+    working = (
+        compute * tokens * (3 * shape.intermediate + 2 * shape.hidden)
+    )  # gradients between the operations of a layer
+    if view["training"]["gradient_checkpointing"]:
+        activations = shape.layers * residual * shape.hidden * tokens + layer + working
+    else:
+        activations = shape.layers * layer + working
+    activations += tokens * (2 * max(residual, 4) * shape.hidden)  # the last norm
+    tile = min(tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * compute
+    if subject.topology.device == "CPU":
+        tile *= 3  # without Triton each tile is turned into a gradient by several operations
+    trains_head = view["model"]["lora"] is None
+    head = tile + 4 * tokens * shape.hidden + (4 * shape.vocabulary * shape.hidden if trains_head else 0)
+    return activations, head
+
+
+def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
+    """What one layer keeps for its backward pass, without checkpointing."""
+    shape, view = subject.shape, subject.view
+    c, lora, tokens = _BYTES[view["model"]["dtype"]], view["model"]["lora"], sequences * length
+    h, q, kv, f = (
+        shape.hidden,
+        shape.heads * shape.head_size,
+        shape.key_value_heads * shape.head_size,
+        shape.intermediate,
+    )
+    autocast = subject.deepspeed is None and c < 4
+    gated = any(name in shape.linear for name in ("gate_proj", "gate_up_proj", "w1")) or not shape.linear
+    inputs = (5 * h + q if autocast or (lora and c < 4) else 2 * h) + (f if lora else 0)
+    norms = 4 * h + (0 if lora else _residual_bytes(subject) * h)
+    flash = view["model"]["attn_implementation"].startswith(("flash", "kernels"))
+    attention = c * (2 * q + 2 * (kv if flash else q)) + 4 * shape.heads
+    if shape.model_type.startswith("qwen3"):  # norms of queries and keys
+        attention += 8 * (q + kv)
+    token = 2 * norms + c * inputs + attention + c * f * ((4 if gated else 2) - (1 if lora else 0))
+    square = sequences * length * length
+    if view["model"]["attn_implementation"] == "eager":
+        scores = shape.heads * square * (c if c == 4 else 4 + c)
+    elif (
+        flash
+        or view["model"]["attn_implementation"] == "flex_attention"
+        or (sequences == 1 and not subject.mix["config"]["packing"])
+    ):
+        scores = 0
+    else:
+        scores = c * square
+    return token * tokens + scores
+
+
+def _residual_bytes(subject: Subject) -> int:
+    """Between the layers: float32 where the weights are, else the compute type."""
+    view = subject.view
+    narrow = subject.deepspeed is not None or view["model"]["lora"] is not None
+    return _BYTES[view["model"]["dtype"]] if narrow else 4
+
+
+def _autocast_bytes(subject: Subject) -> int:
+    """Weights of the linear layers that autocast has cast for this pass."""
+    view, shape = subject.view, subject.shape
+    if subject.deepspeed is not None or view["model"]["dtype"] == "float32" or view["model"]["lora"] is not None:
+        return 0
+    return _BYTES[view["model"]["dtype"]] * (shape.parameters - shape.embedding * (1 if shape.tied else 2))
+
+
+def _reference_bytes(subject: Subject) -> int:
+    """A reference model that is held beside the trained one; adapters are switched off instead."""
+    if subject.reference is None or (subject.view["model"]["lora"] is not None and subject.reference is subject.shape):
+        return 0
+    size = _BYTES[subject.view["model"]["dtype"]] if subject.deepspeed or subject.view["model"]["lora"] else 4
+    return subject.reference.parameters * size // (subject.topology.world_size if subject.zero_stage == 3 else 1)
+
+
+def _moments(name: str | None) -> int:
+    return next((size for part, size in _MOMENTS.items() if part in str(name or "").lower()), 8)
+
+
+def _offloads(zero: dict[str, object], key: str) -> bool:
+    section = zero.get(key)
+    return isinstance(section, dict) and section.get("device") not in (None, "none")
+
+
+def _elements(zero: dict[str, object], key: str, otherwise: int, automatic: int) -> int:
+    value = zero.get(key, otherwise)
+    return automatic if value == "auto" or not isinstance(value, int | float | str) else int(float(value))

@@ -1,0 +1,86 @@
+"""Memory, time, disk, and Slurm's own word."""
+
+from pathlib import Path
+from typing import Any
+
+from post_training.config.load import Pipeline
+from post_training.errors import UserError
+from post_training.preflight import memory
+from post_training.preflight.check import Check, judged, refused
+from post_training.preflight.devices import USABLE
+from post_training.preflight.memory import gib
+from post_training.preflight.subject import Subject
+
+_PROCESS_BYTES = 700 << 20
+"""Of a rank on the CPU without any tensor: Python, torch, TRL."""
+
+
+def memory_check(subject: Subject) -> Check:
+    """Predicted memory a device against what it has; on the CPU all ranks of the machine share it."""
+    told, device, name = memory.predict(subject), subject.device, "resources.memory"
+    on_gpu = subject.topology.device == "GPU"
+    needed = (
+        told.peak + memory.CONTEXT_BYTES if on_gpu else (told.peak + _PROCESS_BYTES) * subject.topology.devices_per_node
+    )
+    if device.memory_bytes is None:
+        remedy = "name the GPUs with slurm.gpu_model"
+        return Check(name, f"{told.describe()}; unknown device", "warning", remedy, subject.name)
+    usable = device.memory_bytes * USABLE
+    return judged(
+        name,
+        f"{told.describe()} of {gib(device.memory_bytes)} ({device.name})",
+        fails=needed > 1.15 * usable,
+        warns=needed > 0.9 * usable,
+        remedy=relief(subject),
+        stage=subject.name,
+    )
+
+
+def relief(subject: Subject) -> str:
+    """What lowers the largest part."""
+    told, training = memory.predict(subject), subject.training
+    hints = []
+    if told.activations > 0.3 * told.peak:
+        if training["per_device_train_batch_size"] > 1:
+            hints.append("lower training.per_device_train_batch_size")
+        if not training["gradient_checkpointing"]:
+            hints.append("set training.gradient_checkpointing=true")
+        hints.append(f"lower {subject.method}.max_seq_length")
+    if told.weights + told.gradients + told.optimizer > 0.3 * told.peak:
+        stage = subject.zero_stage
+        if subject.topology.world_size > 1 and (stage or 0) < 3:
+            hints.append("set deepspeed.config_path=zero3")
+        elif subject.topology.world_size > 1:
+            hints.append("use more GPUs, or deepspeed.config_path=zero3_offload")
+        if subject.view["model"]["lora"] is None:
+            hints.append("train adapters (model.lora)")
+    if told.reference:
+        hints.append("set dpo.reference=stored" if subject.method == "dpo" else "use more GPUs")
+    return "; ".join(hints[:3]) or "use GPUs with more memory"
+
+
+def slurm(pipeline: Pipeline) -> list[Check]:
+    """Whether Slurm would take every job, asked of `sbatch --test-only`, `sinfo` and the accounting."""
+    from post_training.slurm.check import check_pipeline
+
+    name = "resources.slurm"
+    try:
+        warnings = check_pipeline(pipeline)
+    except UserError as error:
+        return [refused(name, error)]
+    return [judged(name, "; ".join(warnings) or "Slurm would take every job", warns=warnings, remedy="see sinfo -R")]
+
+
+def gres(view: dict[str, Any]) -> list[str]:
+    """What the nodes of the GPU partition have, in Slurm's words; empty where it cannot be asked."""
+    from post_training.slurm import cluster
+
+    partition = view["slurm"]["partition"]
+    words = [f"--partition={partition}"] if partition else []
+    done = cluster.run("sinfo", "--noheader", *words, "--format=%G")
+    return [line for line in done.stdout.splitlines() if "gpu" in line] if done.returncode == 0 else []
+
+
+def base_of(output: Path) -> Path:
+    """The output base, of a manifest at `<base>/preflight/<name>/manifest.json`."""
+    return output.parents[2]

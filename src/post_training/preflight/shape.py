@@ -1,0 +1,110 @@
+"""The size of a model from its `config.json` alone: built without memory, on torch's meta device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory and speed depend on. Sizes in elements."""
+
+    model_type: str
+    parameters: int
+    embedding: int
+    """Of the input embedding, which a step looks up and does not multiply by."""
+    tied: bool
+    layers: int
+    hidden: int
+    intermediate: int
+    """Of the feed-forward part that one token goes through (of all its experts together)."""
+    heads: int
+    head_size: int
+    key_value_heads: int
+    vocabulary: int
+    max_positions: int | None
+    """Longest document that the model has positions for; None = no limit is told."""
+    linear: dict[str, int]
+    """Name of a linear layer (last part) -> inputs + outputs, summed over all layers of that name; no output embedding."""
+    idle_parameters: int = 0
+    """Parameters of experts that a token does not go through."""
+
+    @property
+    def largest_layer(self) -> int:
+        """Parameters of one of the equal layers."""
+        outside = self.embedding * (1 if self.tied else 2)
+        return (self.parameters - outside) // max(self.layers, 1)
+
+    def adapter_parameters(self, r: int, targets: Any) -> int:
+        """Parameters of LoRA adapters: two matrices beside each linear layer, r x inputs and outputs x r."""
+        names = self.linear if targets == "all-linear" else [name for name in targets if name in self.linear]
+        return r * sum(self.linear[name] for name in names)
+
+    @classmethod
+    def of(cls, folder: Path, trust_remote_code: bool = False) -> "ModelShape":
+        """Of a model folder. Raises UserError where Transformers cannot build it."""
+        import torch
+        from torch import nn
+        import transformers
+
+        auto_model: Any = transformers.AutoModelForCausalLM
+        auto_config: Any = transformers.AutoConfig
+
+        try:
+            config = auto_config.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            with torch.device("meta"):
+                model = auto_model.from_config(config, trust_remote_code=trust_remote_code)
+        except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: cannot be built as a model: {' '.join(str(error).split())[:300]}") from None
+        text = config.get_text_config()
+        inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+        linear: dict[str, int] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and module is not head:
+                last = name.rpartition(".")[2]
+                linear[last] = linear.get(last, 0) + module.in_features + module.out_features
+        heads = int(getattr(text, "num_attention_heads", 1) or 1)
+        hidden = int(text.hidden_size)
+        experts, used = _experts(text)
+        feed_forward = int(
+            getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", 4 * hidden)
+        )
+        layers = int(text.num_hidden_layers)
+        return cls(
+            model_type=str(config.model_type),
+            parameters=sum(p.numel() for p in model.parameters()),
+            embedding=inputs.numel(),
+            tied=bool(getattr(text, "tie_word_embeddings", False)),
+            layers=layers,
+            hidden=hidden,
+            intermediate=feed_forward * used,
+            heads=heads,
+            head_size=int(getattr(text, "head_dim", None) or hidden // heads),
+            key_value_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            vocabulary=int(text.vocab_size),
+            max_positions=_positions(text),
+            linear=linear,
+            idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
+        )
+
+
+def _positions(text: Any) -> int | None:
+    """Positions with the stretching that the configuration asks for (YaRN and the like)."""
+    told = getattr(text, "max_position_embeddings", None)
+    if told is None:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
+    return max(int(told), int(original * rope.get("factor", 1.0))) if original else int(told)
+
+
+def _experts(text: Any) -> tuple[int, int]:
+    """Experts of a layer, and how many of them a token goes through; 1 and 1 for a dense model."""
+    every = next(
+        (getattr(text, n) for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(text, n, None)),
+        1,
+    )
+    used = getattr(text, "num_experts_per_tok", None) or 1
+    return (int(every), int(used)) if every > 1 else (1, 1)

@@ -1,0 +1,168 @@
+"""The chat template with the tokenizer: what is trained on, and whether inference will see the same text."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from post_training import registry
+from post_training.data.blocks import Settings, Tokenization, check_template
+from post_training.data.chat_template import ChatTemplate, as_passed, resolve_template, special_tokens, unmark
+from post_training.data.tokenizer_file import TokenizerFile
+from post_training.errors import DataError, UserError
+from post_training.preflight.check import FAILURE, Check, judged, refused
+from post_training.preflight.data import template_texts
+from post_training.preflight.subject import Subject
+
+_TURNS = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "assistant", "content": "That is 6."},
+]
+_CLOCKS = ("1999-12-31", "2031-01-02")
+# What only a control token is spelled like: `<|im_end|>`. Tags such as `<tool_call>` may be text.
+_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
+_RENDERINGS = 8
+
+
+def checks(subject: Subject) -> list[Check]:
+    """Every check of one template under one tokenizer."""
+    given = registry.chat_template_text(subject.view["data"]["chat_template"])
+    try:
+        text = resolve_template(given, subject.folder)
+        named = special_tokens(subject.folder)
+        template, file = ChatTemplate(text, named), TokenizerFile.read(subject.folder)
+    except UserError as error:
+        return [refused("template.markers", error)]
+    found = [judged("template.markers", "generation markers are there", fails=not registry.can_mask(text))]
+    found += [_stop_token(subject, text, file), _clock(text, named), _prefix(template), _generation_prompt(template)]
+    found += [_single_ids(text, file), _as_exported(subject, given, text, template, file)]
+    return found
+
+
+def _stop_token(subject: Subject, text: str, file: TokenizerFile) -> Check:
+    try:
+        stop = check_template(Tokenization(subject.folder, Settings(text, "messages"), file))
+    except (DataError, ValueError) as error:
+        return Check("template.stop_token", str(error), FAILURE)
+    return Check("template.stop_token", f"{file.special[stop]} ends each answer, and is trained on")
+
+
+def _clock(text: str, named: dict[str, str]) -> Check:
+    """Two renderings under two clocks, and several more, must be one text."""
+    asked: list[str] = []
+
+    def clock(day: str) -> Callable[[str], str]:
+        def tell(_: str) -> str:
+            asked.append(day)
+            return day
+
+        return tell
+
+    texts = set()
+    for number in range(_RENDERINGS):
+        try:
+            texts.add(ChatTemplate(text, named, clock=clock(_CLOCKS[number % 2])).marked(_TURNS))
+        except ValueError as error:
+            return Check("template.same_text_always", str(error), FAILURE, "mend the template")
+    value = "the same under two clocks" if len(texts) == 1 else "another text at each rendering"
+    return judged(
+        "template.same_text_always",
+        f"{value}, and asks for the date" if asked else value,
+        fails=len(texts) > 1,
+        warns=asked,
+        remedy="what a model is trained on must not depend on the day: copy the template without date and chance, and set "
+        "data.chat_template to the copy",
+    )
+
+
+def _prefix(template: ChatTemplate) -> Check:
+    """A turn is rendered alike whether or not others follow: in training as in the conversation that inference continues."""
+    try:
+        short, whole = (unmark(template.marked(_TURNS[:end]))[0] for end in (2, 4))
+    except ValueError as error:
+        return Check("template.prefix_stable", str(error), FAILURE, "the template must render several turns")
+    place = next((i for i, (a, b) in enumerate(zip(short, whole, strict=False)) if a != b), min(len(short), len(whole)))
+    # Whatever closes the whole conversation (an end token) may be missing from a longer one.
+    return judged(
+        "template.prefix_stable",
+        "earlier turns stay as they are"
+        if place >= len(short.rstrip())
+        else f"a further turn changes the text from {short[place : place + 30]!r}",
+        warns=place < len(short.rstrip()),
+        remedy="earlier answers are trained on as inference never shows them: set sft.train_on=last, or change the template",
+    )
+
+
+def _generation_prompt(template: ChatTemplate) -> Check:
+    """What inference asks with must be what stands before each trained answer."""
+    try:
+        prompt = unmark(template.marked(_TURNS[:1], None, True))[0]
+        whole, spans = unmark(template.marked(_TURNS[:2]))
+    except ValueError as error:
+        return Check(
+            "template.generation_prompt", str(error), FAILURE, "the template must render add_generation_prompt"
+        )
+    start = spans[0][0] if spans else len(whole)
+    agrees = whole.startswith(prompt)
+    gap = whole[len(prompt) : start] if agrees else ""
+    return judged(
+        "template.generation_prompt",
+        f"{prompt[-30:]!r} begins an answer in both"
+        + (f", then {gap!r}, which is not trained on" if gap.strip() else ""),
+        fails=not agrees,
+        warns=gap.strip() or start < len(prompt),
+        remedy="let add_generation_prompt write exactly what stands before the generation block: the model answers what it was not "
+        "trained to answer",
+    )
+
+
+def _single_ids(text: str, file: TokenizerFile) -> Check:
+    """A control token that the tokenizer cuts up teaches a format of fragments."""
+    declared = registry.template_tokens(text)
+    spelled = set(_CONTROL.findall(re.sub(r"\{#.*?#\}", "", text, flags=re.S))) | set(declared.needed if declared else ())
+    tokenizer = file.load()
+    pieces = {token: len(tokenizer.encode(token, add_special_tokens=False).ids) for token in sorted(spelled)}
+    cut = [f"{token} ({count} tokens)" for token, count in pieces.items() if count != 1]
+    return judged(
+        "template.single_ids",
+        ", ".join(cut[:6]) if cut else f"{len(spelled)} control tokens, one id each",
+        fails=cut,
+        remedy="choose a template that fits the tokenizer, or a model whose tokenizer has these tokens",
+    )
+
+
+def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate, file: TokenizerFile) -> Check:
+    """The export carries this text, and Transformers must render and encode it as the rows were."""
+    name, remedy = "template.as_exported", "run the data stages again with this template: delete the mix's manifest"
+    try:
+        others = template_texts(subject) - {given}
+    except UserError as error:
+        return refused(name, error)
+    if others:
+        return Check(name, "the rows were made with another template than the export gets", FAILURE, remedy)
+    ours = file.load().encode(unmark(template.marked(as_passed(_TURNS)))[0], add_special_tokens=False).ids
+    theirs = transformers_ids(subject.folder, text, bool(subject.view["model"]["trust_remote_code"]))
+    if isinstance(theirs, str):
+        return Check(name, theirs, FAILURE, "the exported tokenizer must load and render its template")
+    return judged(
+        name,
+        "rows and export: the same text and the same ids"
+        if ours == theirs
+        else f"{len(ours)} ids in the rows, other {len(theirs)} from the export",
+        fails=ours != theirs,
+        remedy="the tokenizer's class changes what its tokenizer.json says; use the files of a tokenizer that do not need the class",
+    )
+
+
+def transformers_ids(folder: Path, template: str, trust_remote_code: bool) -> list[int] | str:
+    """Ids by `apply_chat_template`, or why there are none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        found = tokenizer.apply_chat_template(_TURNS, chat_template=template, tokenize=True, return_dict=True)
+    except Exception as error:  # a tokenizer of any class, and a template that is a program
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return [int(index) for index in found["input_ids"]]
