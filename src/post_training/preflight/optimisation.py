@@ -1,6 +1,7 @@
 """Batch, length, warm-up, learning rate and what is specific to a loss: plausible, and as the person will read it."""
 
 import math
+import warnings
 from typing import Any
 
 from post_training.errors import ConfigError
@@ -145,13 +146,12 @@ def schedule(subject: Subject) -> list[float] | None:
 
     kind: Any = subject.training["lr_scheduler_type"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    made: Any = get_scheduler(
-        kind,
-        optimizer,
-        warmup_steps(subject),
-        subject.steps,
-        scheduler_specific_kwargs=scheduler_kwargs(subject.training),
-    )
+    kwargs = scheduler_kwargs(subject.training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: Any = get_scheduler(
+            kind, optimizer, warmup_steps(subject), subject.steps, scheduler_specific_kwargs=kwargs
+        )
     rate = (getattr(made, "lr_lambdas", None) or [None])[0]
     if rate is None:
         return None

@@ -46,8 +46,8 @@ class ModelShape:
     def of(cls, folder: Path, trust_remote_code: bool = False) -> "ModelShape":
         """Of a model folder. Raises UserError where Transformers cannot build it."""
         import torch
-        from torch import nn
         import transformers
+        from torch import nn
 
         auto_model: Any = transformers.AutoModelForCausalLM
         auto_config: Any = transformers.AutoConfig

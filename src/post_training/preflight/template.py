@@ -121,7 +121,9 @@ def _generation_prompt(template: ChatTemplate) -> Check:
 def _single_ids(text: str, file: TokenizerFile) -> Check:
     """A control token that the tokenizer cuts up teaches a format of fragments."""
     declared = registry.template_tokens(text)
-    spelled = set(_CONTROL.findall(re.sub(r"\{#.*?#\}", "", text, flags=re.S))) | set(declared.needed if declared else ())
+    spelled = set(_CONTROL.findall(re.sub(r"\{#.*?#\}", "", text, flags=re.S))) | set(
+        declared.needed if declared else ()
+    )
     tokenizer = file.load()
     pieces = {token: len(tokenizer.encode(token, add_special_tokens=False).ids) for token in sorted(spelled)}
     cut = [f"{token} ({count} tokens)" for token, count in pieces.items() if count != 1]
@@ -142,7 +144,11 @@ def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate
         return refused(name, error)
     if others:
         return Check(name, "the rows were made with another template than the export gets", FAILURE, remedy)
-    ours = file.load().encode(unmark(template.marked(as_passed(_TURNS)))[0], add_special_tokens=False).ids
+    try:
+        rendered = unmark(template.marked(as_passed(_TURNS)))[0]
+    except ValueError as error:
+        return Check(name, str(error), FAILURE, "mend the template")
+    ours = file.load().encode(rendered, add_special_tokens=False).ids
     theirs = transformers_ids(subject.folder, text, bool(subject.view["model"]["trust_remote_code"]))
     if isinstance(theirs, str):
         return Check(name, theirs, FAILURE, "the exported tokenizer must load and render its template")
