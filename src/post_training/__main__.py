@@ -21,6 +21,7 @@ STAGES = {
     "transform": "post_training.data.transform",
     "tokenize": "post_training.data.tokenize",
     "mix": "post_training.data.mix",
+    "preflight": "post_training.preflight",
     "launch": "post_training.launch",
     "export": "post_training.export",
     "evaluate": "post_training.evaluate",

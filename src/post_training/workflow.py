@@ -21,6 +21,7 @@ from post_training.errors import UserError
 from post_training.fingerprint import canonical
 from post_training.links import point_links
 from post_training.plan import Plan, Stage, make_plan
+from post_training.plan.preflight import LOCAL, SLURM
 from post_training.processes import SNAKEMAKE
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob, stage_command
@@ -90,6 +91,25 @@ class WorkflowPlan:
 
         return function
 
+    @property
+    def preflight(self) -> Stage:
+        """The preflight of where the GPU rules of this invocation run."""
+        return self.plan.preflights[SLURM if self._on_slurm() else LOCAL]
+
+    def preflight_manifest(self, wildcards: Any) -> list[str]:
+        """Input function of the target `preflight`."""
+        return self.manifests(self.preflight)
+
+    def demanded_preflight(self, kind: str, wildcard: str = "stage") -> Inputs:
+        """What must have passed before a GPU rule starts; a stage that is whole asks for none, and so is never stale by it."""
+
+        def function(wildcards: Any) -> list[Any]:
+            stage = self._stage(kind, wildcard, wildcards)
+            whole = (self.plan.base / stage.manifest).exists()
+            return [] if whole else [ancient(path) for path in self.manifests(self.preflight)]
+
+        return function
+
     def train_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `train`, where the devices are known for the first time: the batch must divide over them."""
         stage = self._stage("train", "run", wildcards)
@@ -118,9 +138,11 @@ class WorkflowPlan:
         def function(wildcards: Any, resources: Any) -> str:
             stage = self._stage(kind, wildcard, wildcards)
             self._announce_placement(stage, resources)
-            return canonical(
-                {**stage.runtime, "slurm": self._on_slurm()} if kind in ("train", "reference") else stage.runtime
-            )
+            where = {
+                "slurm": self._on_slurm(),
+                "preflight": f"{self.plan.base}/{self.preflight.directory}/preflight.json",
+            }
+            return canonical({**stage.runtime, **where} if kind in placement.RANKED else stage.runtime)
 
         # Snakemake decides by the parameter's name, which the closure above keeps.
         return function
@@ -143,7 +165,7 @@ class WorkflowPlan:
         for stage in (stage for stages in self.plan.stages.values() for stage in stages.values()):
             if job.output and str(job.output[0]).endswith(stage.manifest):
                 return self._slurm_job(
-                    stage, job.resources, str(job.params.spec), str(job.params.runtime), list(job.input)
+                    stage, job.resources, str(job.params.spec), str(job.params.runtime), list(_stages(job.input))
                 )
         return None
 
@@ -198,6 +220,11 @@ class WorkflowPlan:
             (self.plan.base / stage.manifest).unlink(missing_ok=True)
         for stage in references:
             shutil.rmtree(self.plan.base / stage.directory / "shards", ignore_errors=True)
+
+
+def _stages(inputs: Any) -> Any:
+    """The inputs that a job is told of: without what only has to be there before it starts."""
+    return inputs.stages if "stages" in dict(inputs.items()) else inputs
 
 
 def _use_our_slurm_executor(find_job: Callable[[Any], StageJob | None]) -> None:

@@ -46,14 +46,14 @@ def announced(project, executor: str) -> list:
 
 def test_job_sh_calls_what_the_rule_calls(project):
     records = announced(project, "local").records
-    assert {"transform", "tokenize", "mix", "train", "reference", "export", "evaluate"} <= {
+    assert {"transform", "tokenize", "mix", "preflight_checks", "train", "reference", "export", "evaluate"} <= {
         r.rule_name for r in records
     }
     for record in records:
         words = shlex.split(record.shellcmd.split("2>&1")[0].replace("\\\n", " "))
         spec, runtime = words[words.index("--spec") + 1], words[words.index("--runtime") + 1]
         inputs = words[words.index("--inputs") + 1 : words.index("--output")] if "--inputs" in words else []
-        kind = "report" if record.rule_name == "report_page" else record.rule_name
+        kind = {"report_page": "report", "preflight_checks": "preflight"}.get(record.rule_name, record.rule_name)
         made = stage_command(kind, spec, runtime, inputs, words[-1])
         assert ["python", *made[1:]] == words
 

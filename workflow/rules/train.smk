@@ -12,7 +12,8 @@ rule train:
     run would lose what it came to continue (snakemake#509).
     """
     input:
-        WORKFLOW.train_inputs,
+        stages=WORKFLOW.train_inputs,
+        preflight=WORKFLOW.demanded_preflight("train", "run"),
     output:
         "<outputs>/{run}/manifest.json",
     log:
@@ -33,7 +34,7 @@ rule train:
         python -m post_training launch \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
-            --inputs {input:q} \
+            --inputs {input.stages:q} \
             --output {output:q} \
             2>&1 | tee -a {log:q}
         """
@@ -42,7 +43,8 @@ rule train:
 rule reference:
     """Compute once what the reference model says about every pair; shards of a killed job are kept."""
     input:
-        WORKFLOW.inputs("reference"),
+        stages=WORKFLOW.inputs("reference"),
+        preflight=WORKFLOW.demanded_preflight("reference"),
     output:
         "<outputs>/data/reference/{stage}/manifest.json",
     log:
@@ -62,7 +64,7 @@ rule reference:
         python -m post_training launch \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
-            --inputs {input:q} \
+            --inputs {input.stages:q} \
             --output {output:q} \
             2>&1 | tee -a {log:q}
         """

@@ -24,6 +24,8 @@ class Plan:
     evaluated: dict[str, Stage] = field(default_factory=dict)
     """`base` and each name -> the evaluation of that model."""
     report: Stage | None = None
+    preflights: dict[str, Stage] = field(default_factory=dict)
+    """By place, `local` or `slurm`: what must have passed there before a GPU rule starts."""
 
     def add(self, stage: Stage) -> Stage:
         """Register a stage; equal stages of two branches are one."""

@@ -11,6 +11,7 @@ from post_training.plan.data import DataStages, dataset_name
 from post_training.plan.evaluation import add_evaluations
 from post_training.plan.models import ModelStages, model_label
 from post_training.plan.pipeline import Plan
+from post_training.plan.preflight import add_preflights
 from post_training.plan.stage import InRunDirectory, Stage
 
 # Keys of the training section that say how fast, not what.
@@ -32,6 +33,7 @@ def make_plan(pipeline: Pipeline) -> Plan:
     plan.run_name = view["run_name"] or planner.auto_name(view)
     assert planner.base_model is not None
     add_evaluations(plan, planner.data, planner.base_model)
+    add_preflights(plan)
     return plan
 
 

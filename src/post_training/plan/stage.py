@@ -14,6 +14,7 @@ VERSIONS = {
     "transform": 2,
     "tokenize": 3,
     "mix": 3,
+    "preflight": 1,
     "reference": 1,
     "train": 1,
     "export": 1,
