@@ -61,16 +61,19 @@ class PackedCollator:
         """Collate rows of `input_ids`, `labels` and, if they hold several documents, `seq_lengths`."""
         lengths = [row["seq_lengths"] if "seq_lengths" in row else [len(row["input_ids"])] for row in rows]
         padding = -sum(len(row["input_ids"]) for row in rows) % (self.pad_to_multiple_of or 1)
-        sizes = np.concatenate([*lengths, np.ones(padding, dtype=np.int64)]).astype(np.int64)
+        sizes = np.concatenate([*lengths, [1] * padding] if padding else lengths, dtype=np.int64)
         ends = np.cumsum(sizes)
         starts, total = ends - sizes, int(ends[-1])
         ids, labels = np.empty((1, total), dtype=np.int64), np.empty((1, total), dtype=np.int64)
         for array, name, pad in ((ids, "input_ids", self.pad_token_id), (labels, "labels", IGNORED)):
-            np.concatenate([row[name] for row in rows], out=array[0, : total - padding])
+            if len(rows) == 1:
+                array[0, : total - padding] = rows[0][name]
+            else:
+                np.concatenate([row[name] for row in rows], out=array[0, : total - padding])
             array[0, total - padding :] = pad
         labels[0, starts] = IGNORED
         positions = np.arange(total) - np.repeat(starts, sizes)
-        boundaries = torch.from_numpy(np.concatenate([starts, ends[-1:]]).astype(np.int32))
+        boundaries = torch.from_numpy(np.append(starts, total).astype(np.int32))
         longest = int(sizes.max())
         return {
             "input_ids": torch.from_numpy(ids),

@@ -1,4 +1,4 @@
-"""Token ids and the mask of those that are trained on as one int32 column: an id, or its complement where it is not.
+"""Token ids and the mask of those that are trained on as one int32 column: the sign bit is set where one is not.
 
 Half the bytes of ids beside labels, on disk and in the page cache.
 """
@@ -12,21 +12,22 @@ COLUMN = "tokens"
 IGNORED = -100
 """The label of a token that is not trained on, as torch's cross entropy has it."""
 Ids = npt.NDArray[np.int32]
+_SIGN, _REST = np.int32(-(2**31)), np.int32(2**31 - 1)
 
 
 def mark(ids: Ids, trained: npt.NDArray[np.bool_]) -> Ids:
     """Ids, and for each whether it is trained on, as one column."""
-    return np.where(trained, ids, ~ids)
+    return np.where(trained, ids, ids | _SIGN)
 
 
 def ids_of(tokens: Ids) -> Ids:
     """The token ids."""
-    return tokens ^ (tokens >> 31)
+    return tokens & _REST
 
 
 def labels_of(tokens: Ids) -> Ids:
     """The token ids, and -100 where nothing is trained on."""
-    return np.where(tokens < 0, np.int32(IGNORED), tokens)
+    return np.maximum(tokens, np.int32(IGNORED))
 
 
 def unmarked(columns: dict[str, Any]) -> dict[str, Any]:
