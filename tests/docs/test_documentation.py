@@ -1,0 +1,220 @@
+"""README.md and docs/: links, keys, messages and the notes on their blocks. What they command is run in test_documented_commands."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+from functools import cache
+
+import pytest
+import yaml
+from doc_pages import REPOSITORY, blocks, pages, prose, text_of
+
+from post_training import __version__, registry
+from post_training.config import document, resolve
+from post_training.errors import ConfigError
+
+KINDS = {"", "file", "planned", "prepared", "not run"}
+# A block that no test touches needs a reason that stands here, and at most so many blocks have it.
+NOT_RUN = {
+    "installs the environment that the tests already run in": 3,
+    "installs the environment for GPUs": 1,
+    "the suite runs these tests": 2,
+    "minutes; the tests of faults run the same harness": 1,
+}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_note_on_a_block_is_one_that_tests_know(page):
+    for block in blocks(page):
+        assert block.kind in KINDS, f"{block}: {block.note!r}"
+        assert block.language in ("bash", "python", "yaml", "json", "jinja", "mermaid"), f"{block}: ```{block.language}"
+        if block.kind in ("file", "planned", "not run"):
+            assert block.detail, f"{block}: {block.kind} without a word on what or why"
+
+
+def test_what_is_not_run_is_little_and_has_a_known_reason():
+    reasons = [block.detail for page in pages() for block in blocks(page) if block.kind == "not run"]
+    assert {reason: reasons.count(reason) for reason in reasons} == NOT_RUN
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    found = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = ((REPOSITORY / page).parent / name).resolve() if name else REPOSITORY / page
+        assert path.exists(), f"{page}: {target}"
+        assert path.is_relative_to(REPOSITORY), f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(str(path.relative_to(REPOSITORY))), f"{page}: {target}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), ["README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)#\s]+\.md)(?:#\S*)?\)", prose(page)):
+            if not target.startswith("http"):
+                path = str(((REPOSITORY / page).parent / target).resolve().relative_to(REPOSITORY))
+                waiting += [path] if path not in reached and (REPOSITORY / path).is_file() else []
+    assert {*pages()} <= reached
+
+
+@cache
+def known_keys() -> set[str]:
+    """Every key of config/README.md, and the sections."""
+    keys = {key.path for _, _, found in document._sections() for key in found}
+    return keys | {key.rpartition(".")[0].removesuffix("[]") for key in keys if "." in key}
+
+
+def key_of(span: str) -> str:
+    return re.split(r"[=: ]", span, maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if "coming-from" in page])
+def test_keys_of_ours_in_the_tables_of_others_exist(page):
+    rows = [line.split("|") for line in text_of(page).splitlines() if line.startswith("| ")]
+    assert len(rows) > 30
+    for row in rows[1:]:
+        ours = row[2].strip()
+        assert ours, f"{page}: {row}"
+        spans = re.findall(r"`([^`]+)`", ours)
+        assert spans or ours == "–", f"{page}: {ours}"
+        for span in spans:
+            assert key_of(span) in known_keys(), f"{page}: {span}"
+
+
+def test_names_of_trl_in_its_table_exist():
+    from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.model_config import ModelConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    classes = (DatasetConfig, DatasetMixtureConfig, ScriptArguments, DPOConfig, ModelConfig, SFTConfig)
+    names = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    rows = [line.split("|") for line in text_of("docs/coming-from/trl.md").splitlines() if line.startswith("| `")]
+    theirs = {span for row in rows for span in re.findall(r"`([^`]+)`", row[1])}
+    assert {span for span in theirs if not span.startswith("trl ")} <= names
+
+
+def mentioned_keys(page: str) -> set[str]:
+    """Code spans of the prose that look like keys of ours: a section, a point, a name."""
+    sections = {key.partition(".")[0] for key in known_keys()}
+    spans = {key_of(span) for span in re.findall(r"`([^`\n]+)`", prose(page))}
+    dotted = {span for span in spans if re.fullmatch(r"[a-z_]+(\[\])?(\.[a-z_]+(\[\])?)+", span)}
+    files = (".py", ".md", ".json", ".jsonl", ".yaml", ".sh", ".npy", ".jinja", ".cff")
+    return {span for span in dotted if span.partition(".")[0] in sections and not span.endswith(files)}
+
+
+def test_keys_in_the_prose_exist():
+    for page in pages():
+        for key in mentioned_keys(page):
+            rest = key.partition(".")[2]
+            # A method's section may hold any shared one: dpo.training.learning_rate.
+            assert key in known_keys() or rest in known_keys(), f"{page}: {key}"
+
+
+def test_yaml_blocks_are_configurations(monkeypatch):
+    """Keys and types; what a file of its own needs besides is planned in test_documented_commands."""
+    monkeypatch.chdir(REPOSITORY)
+    for page in pages():
+        for block in blocks(page):
+            if block.language == "yaml":
+                parts = yaml.safe_load(block.text)
+                # A part of a configuration becomes a whole one.
+                whole = {"model": {"name_or_path": "a/b"}, "training": {"max_steps": 1}, "data": {}} | parts
+                whole["data"] = {"datasets": [{"path": "a/b"}], **whole["data"]}
+                if parts.get("method") not in ("dft",):  # a method that its page adds
+                    try:
+                        resolve(whole)
+                    except ConfigError as error:
+                        pytest.fail(f"{block}: {error}")
+
+
+@cache
+def source_strings() -> list[str]:
+    """Every string in the source, with U+0000 for what an f-string puts in."""
+    found = []
+    for path in sorted((REPOSITORY / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append(" ".join("".join(map(str, parts)).split()))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(" ".join(node.value.split()))
+    return found
+
+
+def stands_in_source(message: str) -> bool:
+    """Whether one string of the source has the message's fixed parts in this order; `…` is anything."""
+    pattern = re.compile(".*".join(re.escape(part) for part in re.split("…", message) if part.strip()), re.DOTALL)
+    return any(pattern.search(text) for text in source_strings())
+
+
+def test_messages_of_the_troubleshooting_page_stand_in_the_source():
+    messages = re.findall(r"^\*\*`(.+?)`\*\*", prose("docs/troubleshooting.md"), re.MULTILINE)
+    messages += re.findall(r"and \*\*`(.+?)`\*\*", prose("docs/troubleshooting.md"))
+    assert len(messages) > 35
+    assert not [message for message in messages if not stands_in_source(message)]
+    reasons = re.findall(r"^\| (`.+?`) \|", prose("docs/troubleshooting.md"), re.MULTILINE)
+    codes = {code for cell in reasons for code in re.findall(r"`(\w+)`", cell)}
+    assert len(codes) > 10
+    assert not [
+        code for code in codes if not any(text == code or text.startswith(f"{code}:") for text in source_strings())
+    ]
+
+
+def test_shipped_templates_and_methods_are_named():
+    assert all(f"`{name}`" in text_of("docs/data.md") for name in registry.chat_template_names())
+    from post_training import methods
+
+    assert all(f"| `{name}` |" in text_of("docs/training.md") for name in methods.names())
+
+
+def test_the_readme_is_short():
+    assert len(text_of("README.md").splitlines()) < 150
+
+
+def test_changelog_and_citation_say_the_version():
+    assert re.search(r"^## (\S+)", text_of("CHANGELOG.md"), re.MULTILINE)[1] == __version__
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == "Apache-2.0"
+
+
+def test_licence_is_apache_2():
+    text = (REPOSITORY / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_workflow_catalogue_can_list_us():
+    """What its README asks of a repository with standardised usage."""
+    usage = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage.keys() == {"mandatory-flags", "software-stack-deployment"}
+    assert usage["mandatory-flags"].keys() == {"desc", "flags"}
+    deployment = usage["software-stack-deployment"]
+    assert deployment.keys() == {"conda", "apptainer", "apptainer+conda", "report"}
+    assert all(isinstance(value, bool) for value in deployment.values())
+    readme = text_of("README.md").lower()
+    assert "snakemake" in readme and "workflow" in readme
+    assert (REPOSITORY / "workflow" / "Snakefile").is_file() and (REPOSITORY / "config" / "README.md").is_file()
+    assert list((REPOSITORY / "workflow" / "rules").glob("*.smk"))
+    json.dumps(usage)
+
+
+def test_nothing_in_the_documentation_needs_what_only_we_have():
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    for page in pages():
+        assert "/work/" not in text_of(page) and "shared/" not in text_of(page), page
+        assert page in tracked, f"{page}: not in git"
