@@ -12,6 +12,7 @@ from typing import Any
 # Below this a file is hashed at every start; above, its hash is kept with size and mtime, so that
 # planning stays fast and a dry run of a small pipeline writes nothing at all.
 CACHED_ABOVE_BYTES = 8 << 20
+LONGEST_NAME = 100
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -27,7 +28,7 @@ def digest(value: Any) -> str:
 
 def is_safe_name(name: str) -> bool:
     """Whether a name can be one path component: letters, digits, `.`, `_`, `-`; 1 to 100; not hidden."""
-    return bool(_SAFE.fullmatch(name)) and ".." not in name and len(name) <= 100
+    return bool(_SAFE.fullmatch(name)) and ".." not in name and len(name) <= LONGEST_NAME
 
 
 def slug(text: str) -> str:
@@ -52,12 +53,17 @@ class FileHashes:
     def __init__(self, store: Path) -> None:
         self.store = store
         self._known: dict[str, list[Any]] | None = None
+        self._seen: dict[tuple[Any, ...], str] = {}
 
     def __call__(self, path: Path) -> str:
         """sha256 (hex) of a file, read only when it may have changed."""
         stat = path.stat()
-        if stat.st_size < CACHED_ABOVE_BYTES:
-            return file_sha256(path)
+        seen = (path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if seen not in self._seen:
+            self._seen[seen] = file_sha256(path) if stat.st_size < CACHED_ABOVE_BYTES else self._kept(path, stat)
+        return self._seen[seen]
+
+    def _kept(self, path: Path, stat: os.stat_result) -> str:
         key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         if self._known is None:
             try:

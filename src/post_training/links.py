@@ -1,13 +1,13 @@
-"""`<run_name>`, `<run_name>-sft`, ... -> run directories: the names that a person uses. Light."""
+"""`<run_name>`, `<run_name>-sft`, `<run_name>-beta0.1`, ... -> directories: the names that a person uses. Light."""
 
 import os
 from pathlib import Path
 
 from post_training.errors import UserError
-from post_training.plan import Plan
+from post_training.plan import Graph, Plan
 
 
-def point_links(plan: Plan) -> None:
+def point_links(plan: Plan | Graph) -> None:
     """Make each link lead to its run directory, where that exists already.
 
     Run at the start (so that going back to an earlier configuration, which runs nothing, leads to

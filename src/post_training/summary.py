@@ -1,11 +1,11 @@
-"""What a finished pipeline reached, on the terminal: measures, two answers before and after, places. Light."""
+"""What finished pipelines reached, on the terminal: measures, two answers before and after, places. Light."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from post_training import manifest
-from post_training.plan import Plan
+from post_training.plan import Graph, Plan
 
 # Kind of a result -> its first measure, and what it is called.
 _MEASURES = {
@@ -15,14 +15,49 @@ _MEASURES = {
 }
 _ANSWERS = 2
 _LONGEST = 160
+_RUNS = 40
 
 
-def print_summary(plan: Plan) -> None:
+def print_summary(graph: Graph) -> None:
     """Print to stderr what exists of the evaluations, and where the results are."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(stderr=True, highlight=False)
+    if len(graph.plans) > 1:
+        _print_runs(graph, console)
+    else:
+        _print_run(graph.first, console)
+
+
+def _print_runs(graph: Graph, console: Any) -> None:
+    """The last model of each run, a line a run."""
+    from rich.table import Table
+
+    results = {}
+    for name, plan in graph.plans.items():
+        last = plan.evaluated.get(plan.pipeline.stages[-1])
+        if last is not None and (graph.base / last.manifest).is_file():
+            results[name] = manifest.read(graph.base / last.manifest)["results"]
+    if results:
+        shown = dict(list(results.items())[:_RUNS])
+        table = Table(title="last model of each run, held-out rows", title_justify="left")
+        table.add_column("run")
+        rows = measures(shown)
+        for dataset, measure, *_ in rows:
+            table.add_column(f"{dataset}: {measure}", justify="right")
+        for index, name in enumerate(shown):
+            table.add_row(name, *(row[index + 2] for row in rows))
+        console.print(table)
+        if len(results) > _RUNS:
+            console.print(f"and {len(results) - _RUNS:,} more runs: `snakemake report` shows them all")
+    console.print(f"{graph.base}/<run>/model: the models of {len(graph.plans):,} runs", markup=False, soft_wrap=True)
+    if graph.comparison is not None and (page := graph.base / graph.comparison.directory / "report.html").is_file():
+        console.print(f"comparison: {page}", markup=False, soft_wrap=True)
+
+
+def _print_run(plan: Plan, console: Any) -> None:
+    from rich.table import Table
+
     found = {name: plan.base / stage.manifest for name, stage in plan.evaluated.items()}
     results = {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
     if results:

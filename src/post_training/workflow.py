@@ -10,17 +10,18 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from snakemake.io import ancient
 
 from post_training import batch
-from post_training.config import resolve
+from post_training.config import resolve_runs
 from post_training.errors import UserError
 from post_training.fingerprint import canonical
 from post_training.links import point_links
-from post_training.plan import Plan, Stage, make_plan
+from post_training.plan import Graph, Plan, Stage, make_graph
 from post_training.plan.preflight import LOCAL, SLURM
 from post_training.processes import SNAKEMAKE
 from post_training.slurm import placement
@@ -36,16 +37,18 @@ class WorkflowPlan:
     def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
         self.workflow = workflow
         try:
-            self.plan: Plan = make_plan(resolve(config, _own_command_line(workflow, config)))
+            self.graph: Graph = make_graph(resolve_runs(config, _own_command_line(workflow, config)))
         except UserError as error:
             raise SystemExit(str(error)) from None
         self._announced: set[str] = set()
         if self._is_main():
             _use_our_slurm_executor(self.slurm_job)
+            if len(self.graph.plans) > 1:
+                print(self.graph.describe(), file=sys.stderr)
             if not getattr(workflow.output_settings, "dryrun", False):
                 release_stale_lock()
                 self._discard_debug_runs()
-                point_links(self.plan)
+                point_links(self.graph)
 
     @property
     def shell_prefix(self) -> str:
@@ -59,7 +62,9 @@ class WorkflowPlan:
     @property
     def data_threads(self) -> int:
         """Cores of a tokenising job."""
-        wanted = [view["data"]["num_proc"] for view in self.plan.pipeline.views.values()]
+        wanted = [
+            view["data"]["num_proc"] for plan in self.graph.plans.values() for view in plan.pipeline.views.values()
+        ]
         cores = self.workflow.resource_settings.cores or os.cpu_count() or 1
         return max(1, min([cores, *[n for n in wanted if n]]))
 
@@ -70,11 +75,11 @@ class WorkflowPlan:
 
     def manifests(self, *stages: Stage | None) -> list[str]:
         """The files that exist when these stages are whole."""
-        return [f"{self.plan.base}/{stage.manifest}" for stage in stages if stage]
+        return [f"{self.graph.base}/{stage.manifest}" for stage in stages if stage]
 
     def names(self, kind: str) -> str:
         """A wildcard constraint: exactly the planned stages of this kind."""
-        names = [re.escape(name) for name in self.plan.stages.get(kind, {})]
+        names = [re.escape(name) for name in self.graph.stages.get(kind, {})]
         return "|".join(names) or "(?!)"
 
     def inputs(self, kind: str, wildcard: str = "stage") -> Inputs:
@@ -84,40 +89,40 @@ class WorkflowPlan:
             stage = self._stage(kind, wildcard, wildcards)
             # Sorted, as in the spec, whose JSON names them in that order.
             paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs)))
-            if (self.plan.base / stage.manifest).exists():
+            if (self.graph.base / stage.manifest).exists():
                 # A whole stage needs nothing: tokens stay although the weights beside their tokenizer are yet to come.
                 paths = [path for path in paths if Path(path).exists()]
             return [ancient(path) for path in paths]
 
         return function
 
-    @property
-    def preflight(self) -> Stage:
-        """The preflight of where the GPU rules of this invocation run."""
-        return self.plan.preflights[SLURM if self._on_slurm() else LOCAL]
+    def _preflight(self, plan: Plan) -> Stage:
+        """A run's preflight of where the GPU rules of this invocation run."""
+        return plan.preflights[SLURM if self._on_slurm() else LOCAL]
 
-    def preflight_manifest(self, wildcards: Any) -> list[str]:
+    def preflight_manifests(self, wildcards: Any) -> list[str]:
         """Input function of the target `preflight`."""
-        return self.manifests(self.preflight)
+        return self.manifests(*map(self._preflight, self.graph.plans.values()))
 
     def demanded_preflight(self, kind: str, wildcard: str = "stage") -> Inputs:
         """What must have passed before a GPU rule starts; a stage that is whole asks for none, and so is never stale by it."""
 
         def function(wildcards: Any) -> list[Any]:
             stage = self._stage(kind, wildcard, wildcards)
-            whole = (self.plan.base / stage.manifest).exists()
-            return [] if whole else [ancient(path) for path in self.manifests(self.preflight)]
+            whole = (self.graph.base / stage.manifest).exists()
+            return (
+                [] if whole else [ancient(path) for path in self.manifests(self._preflight(self.graph.plan_of(stage)))]
+            )
 
         return function
 
     def train_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `train`, where the devices are known for the first time: the batch must divide over them."""
         stage = self._stage("train", "run", wildcards)
-        view = self.plan.view_of(stage)
-        name, method = view["stage"], view["method"]
-        whole = (self.plan.base / stage.manifest).exists()
-        if not whole and name not in self._announced and self._is_main():
-            self._announced.add(name)
+        view = self._view_of(stage)
+        whole = (self.graph.base / stage.manifest).exists()
+        if not whole and self._is_main():
+            method = view["method"]
             topology = batch.slurm_topology(view) if self._on_slurm() else batch.local_topology(view)
             try:
                 line = batch.batch_plan(view, method, topology).describe(
@@ -125,7 +130,7 @@ class WorkflowPlan:
                 )
             except UserError as error:
                 raise SystemExit(str(error)) from None
-            print(f"{name}: {line}", file=sys.stderr)
+            self._announce(f"{view['stage']}: {line}")
         return self.inputs("train", "run")(wildcards)
 
     def spec(self, kind: str, wildcard: str = "stage") -> Callable[[Any], str]:
@@ -140,7 +145,7 @@ class WorkflowPlan:
             self._announce_placement(stage, resources)
             where = {
                 "slurm": self._on_slurm(),
-                "preflight": f"{self.plan.base}/{self.preflight.directory}/preflight.json",
+                "preflight": f"{self.graph.base}/{self._preflight(self.graph.plan_of(stage)).directory}/preflight.json",
             }
             return canonical({**stage.runtime, **where} if kind in placement.RANKED else stage.runtime)
 
@@ -154,49 +159,59 @@ class WorkflowPlan:
             def value(wildcards: Any) -> Any:
                 if not self._on_slurm():
                     return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
-                return placement.resources(self.plan.view_of(self._stage(kind, wildcard, wildcards)), kind)[name]
+                return placement.resources(self._view_of(self._stage(kind, wildcard, wildcards)), kind)[name]
 
             return value
 
-        return {name: function(name) for name in placement.resources(self.plan.pipeline.last, kind)}
+        return {name: function(name) for name in placement.resources(self.graph.first.pipeline.last, kind)}
 
     def slurm_job(self, job: Any) -> StageJob | None:
         """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""
-        for stage in (stage for stages in self.plan.stages.values() for stage in stages.values()):
-            if job.output and str(job.output[0]).endswith(stage.manifest):
-                return self._slurm_job(
-                    stage, job.resources, str(job.params.spec), str(job.params.runtime), list(_stages(job.input))
-                )
-        return None
+        parts = Path(str(job.output[0])).parts if job.output else ()  # a module's prefix stands before the base
+        found = (self._by_manifest.get("/".join(parts[start:])) for start in range(len(parts)))
+        stage = next(filter(None, found), None)
+        if stage is None:
+            return None
+        return self._slurm_job(
+            stage, job.resources, str(job.params.spec), str(job.params.runtime), list(_stages(job.input))
+        )
+
+    @cached_property
+    def _by_manifest(self) -> dict[str, Stage]:
+        return {stage.manifest: stage for stages in self.graph.stages.values() for stage in stages.values()}
 
     def _slurm_job(self, stage: Stage, resources: Any, spec: str, runtime: str, inputs: list[str]) -> StageJob:
-        output = str(self.plan.base / stage.manifest)
+        output = str(self.graph.base / stage.manifest)
         command = stage_command(stage.kind, spec, runtime, [str(path) for path in inputs], output)
-        found = {name: resources.get(name) for name in placement.resources(self.plan.pipeline.last, stage.kind)}
-        return StageJob(stage.kind, self.plan.view_of(stage), Path(output).absolute(), command, found)
+        found = {name: resources.get(name) for name in placement.resources(self.graph.first.pipeline.last, stage.kind)}
+        return StageJob(stage.kind, self._view_of(stage), Path(output).absolute(), command, found)
 
     def _announce_placement(self, stage: Stage, resources: Any) -> None:
         """In a dry run, where each GPU rule would run."""
-        if (
-            stage.kind not in placement.ON_GPU
-            or not (self.workflow.dryrun and self._on_slurm())
-            or stage.name in self._announced
-        ):
+        if stage.kind not in placement.ON_GPU or not (self.workflow.dryrun and self._on_slurm()):
             return
-        self._announced.add(stage.name)
         job = self._slurm_job(stage, resources, "", "", [])
         shape = placement.describe(job.resources, job.view, stage.kind)
-        print(f"{stage.kind} {job.name}: {shape}\n    {job.sbatch_line()}", file=sys.stderr)
+        self._announce(f"{stage.kind} {job.name}: {shape}\n    {job.sbatch_line()}")
+
+    def _announce(self, line: str) -> None:
+        """Say a line once, however many runs and calls would say it."""
+        if line not in self._announced:
+            self._announced.add(line)
+            print(line, file=sys.stderr)
 
     def finish_run(self) -> None:
         """At the end of a successful run: what was reached, and where it is."""
         from post_training.summary import print_summary
 
-        point_links(self.plan)
-        print_summary(self.plan)
+        point_links(self.graph)
+        print_summary(self.graph)
+
+    def _view_of(self, stage: Stage) -> dict[str, Any]:
+        return self.graph.plan_of(stage).view_of(stage)
 
     def _stage(self, kind: str, wildcard: str, wildcards: Any) -> Stage:
-        return self.plan.stages[kind][getattr(wildcards, wildcard)]
+        return self.graph.stages[kind][getattr(wildcards, wildcard)]
 
     def _is_main(self) -> bool:
         """Whether this is the invocation that a person made, not a job's own."""
@@ -211,15 +226,16 @@ class WorkflowPlan:
 
     def _discard_debug_runs(self) -> None:
         """`debug.override_existing`: forget that debug runs are finished; the trainer wipes them when it starts."""
-        view = self.plan.pipeline.last
+        view = self.graph.first.pipeline.last
         if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
             return
-        evaluated = [stage for name, stage in self.plan.evaluated.items() if name != "base"]
-        references = self.plan.stages.get("reference", {}).values()  # of weights that are about to be trained again
-        for stage in (*evaluated, *self.plan.exported.values(), *self.plan.trained.values(), *references):
-            (self.plan.base / stage.manifest).unlink(missing_ok=True)
+        plans = self.graph.plans.values()
+        evaluated = [stage for plan in plans for name, stage in plan.evaluated.items() if name != "base"]
+        references = self.graph.stages.get("reference", {}).values()  # of weights that are about to be trained again
+        for stage in (*evaluated, *self.graph.every("exported"), *self.graph.every("trained"), *references):
+            (self.graph.base / stage.manifest).unlink(missing_ok=True)
         for stage in references:
-            shutil.rmtree(self.plan.base / stage.directory / "shards", ignore_errors=True)
+            shutil.rmtree(self.graph.base / stage.directory / "shards", ignore_errors=True)
 
 
 def _stages(inputs: Any) -> Any:

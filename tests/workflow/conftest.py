@@ -19,8 +19,8 @@ from snakemake.settings.types import (
 )
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from post_training.config import resolve
-from post_training.plan import make_plan
+from post_training.config import resolve, resolve_runs
+from post_training.plan import make_graph, make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -81,12 +81,15 @@ class Project:
     def plan(self):
         return make_plan(resolve(self.config))
 
+    def graph(self):
+        return make_graph(resolve_runs(self.config))
+
     def complete(self) -> None:
-        """Make every planned stage exist, as if the pipeline had run."""
-        plan = self.plan()
-        for stages in plan.stages.values():
+        """Make every planned stage of every run exist, as if the pipelines had run."""
+        graph = self.graph()
+        for stages in graph.stages.values():
             for stage in stages.values():
-                path = plan.base / stage.manifest
+                path = graph.base / stage.manifest
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({"stage": stage.kind, "fingerprint": stage.fingerprint}))
 

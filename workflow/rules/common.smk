@@ -3,7 +3,7 @@
 from post_training.workflow import WorkflowPlan
 
 WORKFLOW = WorkflowPlan(workflow, config)
-PLAN = WORKFLOW.plan
+GRAPH = WORKFLOW.graph
 manifests = WORKFLOW.manifests
 finish_run = WORKFLOW.finish_run
 
@@ -12,7 +12,7 @@ shell.prefix(WORKFLOW.shell_prefix)
 
 
 pathvars:
-    outputs=str(PLAN.base),
+    outputs=str(GRAPH.base),
 
 
 wildcard_constraints:

@@ -1,6 +1,6 @@
 """Layers of configuration -> one checked, flat view a stage.
 
-Precedence, later wins: schema, file shared, file stage, command line shared, command line stage.
+Precedence, later wins: schema, file shared, file stage, run shared, run stage, command line shared, command line stage.
 Everything that can be wrong is a `ConfigError` that names the key.  Light: OmegaConf only.
 """
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from post_training import methods
 from post_training.config import typed
+from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED, DatasetConfig
-from post_training.config.trees import Tree, apply_dotted, get, load_file, merge_into, plain
+from post_training.config.trees import INDEX, Tree, apply_dotted, get, load_file, merge_into, parse_dotted, plain
 from post_training.config.views import stage_view
 from post_training.errors import ConfigError, did_you_mean
 
-__all__ = ["Pipeline", "load_file", "resolve"]
+__all__ = ["Pipeline", "load_file", "resolve", "resolve_runs"]
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Pipeline:
     gives, as `stage` gives the stage's own."""
     stages: list[str] = field(default_factory=list)
     """From first to last."""
+    run: Run = field(default_factory=Run)
+    """Which of the configuration's runs it is."""
 
     @property
     def last(self) -> Tree:
@@ -38,7 +41,7 @@ class Pipeline:
         """A complete configuration that makes the same pipeline up to `stage`, defaults written out."""
         upto = self.stages[: self.stages.index(stage) + 1]
         view = self.views[stage]
-        tree = {key: view[key] for key in GLOBAL} | {"method": stage}
+        tree = {key: view[key] for key in GLOBAL if key not in KEYS} | {"method": stage}
         for name in upto:
             view, method = self.views[name], self.views[name]["method"]
             named = {} if name == method else {"method": method}
@@ -47,26 +50,59 @@ class Pipeline:
 
 
 def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> Pipeline:
-    """Check and merge the layers.
+    """Check and merge the layers of one run; `run` names it where there are several.
 
     Args:
         file: the configuration file(s), merged.
         command_line: nested overrides (`--config training={...}`), with dotted ones under `set`: a
             string of `key=value` words, or a list of them for values with spaces.
     """
+    base, override, runs = _layers(file, command_line)
+    if len(runs) > 1:
+        raise ConfigError("run", f"this is about one run of {len(runs)}; name it. {_some([run.name for run in runs])}")
+    return _resolve(base, runs[0], override)
+
+
+def resolve_runs(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = None) -> list[Pipeline]:
+    """Every run of `runs` and `sweep`, or the one pipeline of a configuration without them; arguments as above."""
+    base, override, runs = _layers(file, command_line)
+    return [_resolve(base, run, override) for run in runs]
+
+
+def _layers(file: Mapping[str, Any], command_line: Mapping[str, Any] | None) -> tuple[Tree, Tree, list[Run]]:
     base: Tree = plain(file)
     override: Tree = plain(command_line or {})
     # Snakemake has merged the command line into `file` already; the reserved key is no section.
     dotted = override.pop("set", base.get("set", []))
     base.pop("set", None)
-    merge_into(override, apply_dotted(dotted, base))
-    stages = _stage_methods(base, override)
-    for layer in (base, override):
+    merge_into(override, apply_dotted(parse_dotted(dotted), base))
+    given: Tree = {key: base.pop(key, None) for key in KEYS}
+    merge_into(given, {key: override.pop(key) for key in KEYS if key in override})
+    runs = expand(given["runs"], given["sweep"])
+    for key in runs[0].written:
+        if runs[0].written[key].startswith("sweep.") and get(override, key.split("."), override) is not override:
+            raise ConfigError(f"sweep.{key}", "is given on the command line too, which would win; leave one out")
+    return base, override, choose(runs, given["run"])
+
+
+def _resolve(base: Tree, run: Run, override: Tree) -> Pipeline:
+    with run.blamed():
+        if any(INDEX.match(key) for key in run.values):
+            base = plain(base)
+        own = apply_dotted(run.values.items(), base)
+        views = _views(base, own, override)
+        return Pipeline(views, list(views), run)
+
+
+def _views(*layers: Tree) -> dict[str, Tree]:
+    """The stages from the first to the one that `method` names."""
+    stages = _stage_methods(*layers)
+    for layer in layers:
         _check_layer(layer, stages)
-    chosen = override.get("method", base.get("method", "sft"))
+    chosen = next((layer["method"] for layer in reversed(layers) if "method" in layer), "sft")
     if chosen not in stages:
         raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), stages)}")
-    given = [name for name in stages if name in base or name in override]
+    given = [name for name in stages if any(name in layer for layer in layers)]
     views: dict[str, Tree] = {}
     stage = chosen
     while stage != "base":
@@ -77,14 +113,19 @@ def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = No
             child = next(iter(views))
             offered = did_you_mean(stage, ["auto", "base", *stages])
             raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
-        view = stage_view(stage, stages[stage], base, override)
+        view = stage_view(stage, stages[stage], *layers)
         parent = view[stages[stage]]["init_from"]
         if parent == "auto":
             parent = _automatic_parent(stage, [name for name in given if stages[name] == "sft"])
             view[stages[stage]] = {**view[stages[stage]], "init_from": parent}
         views = {stage: view, **views}
         stage = parent
-    return Pipeline(views=views, stages=list(views))
+    return views
+
+
+def _some(names: list[str], at_most: int = 12) -> str:
+    more = f", and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return f"On offer: {', '.join(names[:at_most])}{more}"
 
 
 def _stage_methods(*layers: Tree) -> dict[str, str]:

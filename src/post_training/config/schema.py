@@ -394,6 +394,12 @@ class GlobalSections:
     """The last stage: `sft`, `dpo` on its output, `kto`, or a stage with a name of its own."""
     run_name: str | None = None
     """Name of the links to the results. Null = made from model and data."""
+    runs: dict[str, Any] = field(default_factory=dict)
+    """Several pipelines in one graph: name -> the keys in which that run differs, dotted or nested. Equal stages run once."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """A grid of runs: dotted key -> list of values; each of `runs`, where there are any, at each point."""
+    run: Any = None
+    """Only this run of `runs` and `sweep`, or a list of them. Null = all."""
     offline: bool = False
     """No network call at all; set it where compute nodes have no internet."""
     paths: PathsConfig = field(default_factory=PathsConfig)

@@ -11,7 +11,7 @@ from post_training.config.schema import SHARED
 from post_training.errors import ConfigError, UserError
 
 Tree = dict[str, Any]
-_INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
+INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
 
 
 def load_file(path: str | Path) -> Tree:
@@ -30,8 +30,9 @@ def load_file(path: str | Path) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
-def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
-    """`["training.max_steps=3"]` -> `[("training.max_steps", 3)]`, typed as YAML types it."""
+def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
+    """`"training.max_steps=3 run=a"`, or a list of such words, -> pairs, typed as YAML types them."""
+    words = dotted.split() if isinstance(dotted, str) else list(dotted or [])
     pairs = []
     for word in words:
         key, separator, value = str(word).partition("=")
@@ -49,16 +50,15 @@ def parse_dotted(words: Iterable[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def apply_dotted(dotted: Any, file: Tree) -> Tree:
+def apply_dotted(pairs: Iterable[tuple[str, Any]], file: Tree) -> Tree:
     """Edit list entries of the file layer in place; return the other overrides as a tree.
 
     An index edits the list where it stands: `data.datasets[0].weight` the shared list, which a stage
     with a list of its own does not use; `dpo.data.datasets[0].weight` DPO's.
     """
-    words = dotted.split() if isinstance(dotted, str) else list(dotted or [])
     override: Tree = {}
-    for key, value in parse_dotted(words):
-        match = _INDEX.match(key)
+    for key, value in pairs:
+        match = INDEX.match(key)
         if not match:
             put(override, key, value)
             continue

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training import batch, methods, registry
+from post_training import batch, methods
 from post_training.errors import ConfigError
-from post_training.fingerprint import FileHashes, digest_files, is_safe_name, slug
+from post_training.fingerprint import digest_files, is_safe_name, slug
 from post_training.locate import data_files, parse_split
 from post_training.plan.checks import require
+from post_training.plan.files import Files
 from post_training.plan.models import check_offline
 from post_training.plan.stage import Stage
 
@@ -19,7 +20,7 @@ class DataStages:
     """Adds data stages to a plan."""
 
     add: Callable[[Stage], Stage]
-    hashes: FileHashes
+    files: Files
 
     def mix(self, view: dict[str, Any], model: Stage) -> Stage:
         """The rows that a stage trains on."""
@@ -72,7 +73,7 @@ class DataStages:
     def tokenize(self, transformed: Stage, view: dict[str, Any], model: Stage) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""
         method = view["method"]
-        text = registry.chat_template_text(view["data"]["chat_template"])
+        text = self.files.chat_template(view["data"]["chat_template"])
         stage = Stage(
             kind="tokenize",
             folder="data/tokenized",
@@ -93,7 +94,7 @@ class DataStages:
     def transform(self, entry: dict[str, Any], view: dict[str, Any], key: str, rows: str) -> Stage:
         """One dataset as validated conversations or preferences."""
         name, arguments = transform_call(entry["transform"], f"{key}.transform")
-        source = registry.find_transform(name, view["data"]["transform_modules"], f"{key}.transform")
+        source = self.files.transform(name, view["data"]["transform_modules"], f"{key}.transform")
         stage = Stage(
             kind="transform",
             folder="data/transformed",
@@ -126,7 +127,7 @@ class DataStages:
             config: dict[str, Any] = {"hub": hub}
             check_offline("dataset", entry["path"], view["offline"], f"{key}.path")
         else:
-            config = {"sha256": [sha for _, sha in digest_files(files, self.hashes)]}
+            config = {"sha256": [sha for _, sha in digest_files(files, self.files.hashes)]}
         runtime = {"files": [str(path) for path in files or []], "offline": view["offline"]}
         label = dataset_name(entry, key)
         return self.add(Stage(kind="download", folder="data/raw", label=label, config=config, runtime=runtime))

@@ -1,6 +1,5 @@
 """Stages after training: evaluations of every model, and the report. Light."""
 
-from post_training import registry
 from post_training.config.load import Pipeline
 from post_training.plan.data import DataStages, dataset_name
 from post_training.plan.pipeline import Plan
@@ -20,7 +19,7 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
             inputs[f"held-out {name}"] = mixed
     if inputs:
         for name, model in models.items():
-            plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs))
+            plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs, data))
     graph = {**{f"train_{name}": stage for name, stage in plan.trained.items()}}
     graph |= {f"export_{name}": stage for name, stage in plan.exported.items()}
     graph |= {f"evaluate_{name}": stage for name, stage in plan.evaluated.items()}
@@ -28,10 +27,10 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     plan.report = plan.add(Stage("report", "reports", label, config={}, inputs=graph))
 
 
-def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Stage]) -> Stage:
+def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Stage], data: DataStages) -> Stage:
     view = pipeline.last
     config = {key: view["evaluation"][key] for key in ("max_samples", "max_new_tokens")}
-    config["chat_template"] = registry.chat_template_text(view["data"]["chat_template"])
+    config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
     runtime = {"batch_size": view["evaluation"]["batch_size"]}
     label = pipeline.views[name]["method"] if name != "base" else f"base-{model.label}"
     return Stage("evaluate", "evaluations", label, config, {"model": model, **rows}, runtime=runtime)

@@ -7,9 +7,10 @@ from typing import Any
 
 from post_training import registry
 from post_training.errors import ConfigError
-from post_training.fingerprint import FileHashes, digest, digest_files, slug
+from post_training.fingerprint import digest, digest_files, slug
 from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder
 from post_training.plan.checks import require
+from post_training.plan.files import Files
 from post_training.plan.stage import Stage
 
 
@@ -18,7 +19,7 @@ class ModelStages:
     """Adds models to a plan."""
 
     add: Callable[[Stage], Stage]
-    hashes: FileHashes
+    files: Files
 
     def model(self, model: dict[str, Any], offline: bool, key: str, chat_template: str = "chatml") -> Stage:
         """The starting model as a folder on this machine; a new one's tokenizer has the template's tokens."""
@@ -35,7 +36,7 @@ class ModelStages:
             trained_on = {
                 "vocab_size": scratch["vocab_size"],
                 "special_tokens": new_tokens(chat_template),
-                "corpus": [s for _, s in digest_files(corpus, self.hashes)],
+                "corpus": [s for _, s in digest_files(corpus, self.files.hashes)],
             }
             weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
             config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
@@ -46,7 +47,7 @@ class ModelStages:
             check_offline("model", path, offline, f"{key}.name_or_path" if key == "model" else key)
             hub = {"name_or_path": path, "revision": model["revision"] or "main"}
             return self.add(_model_stage("download_model", slug(path), {"hub": hub, "tokenizer": digest(hub)}, runtime))
-        files = digest_files(model_files(folder), self.hashes, root=folder)
+        files = digest_files(model_files(folder), self.files.hashes, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
         return self.add(_model_stage("download_model", slug(folder.name), config, runtime))

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from post_training.config.load import Pipeline
 from post_training.plan.stage import Stage
+
+if TYPE_CHECKING:
+    from post_training.plan.graph import Graph
 
 
 @dataclass
@@ -13,10 +16,10 @@ class Plan:
     """All stages of a pipeline, by kind, and the ones that a person asks for."""
 
     pipeline: Pipeline
-    base: Path
+    graph: "Graph"
     run_name: str
     stages: dict[str, dict[str, Stage]] = field(default_factory=dict)
-    """Kind -> the rule's wildcard -> stage."""
+    """Kind -> the rule's wildcard -> stage: this run's, which others may share."""
     trained: dict[str, Stage] = field(default_factory=dict)
     """Name of a stage in the configuration -> its training, first to last."""
     exported: dict[str, Stage] = field(default_factory=dict)
@@ -27,9 +30,15 @@ class Plan:
     preflights: dict[str, Stage] = field(default_factory=dict)
     """By place, `local` or `slurm`: what must have passed there before a GPU rule starts."""
 
+    @property
+    def base(self) -> Path:
+        """Folder of all results."""
+        return self.graph.base
+
     def add(self, stage: Stage) -> Stage:
-        """Register a stage; equal stages of two branches are one."""
-        return self.stages.setdefault(stage.kind, {}).setdefault(stage.wildcard, stage)
+        """Register a stage; an equal one takes its place."""
+        one = self.graph.add(stage, self)
+        return self.stages.setdefault(one.kind, {}).setdefault(one.wildcard, one)
 
     def view_of(self, stage: Stage) -> dict[str, Any]:
         """The flat configuration that a job belongs to; of data, which several may share, the last one."""

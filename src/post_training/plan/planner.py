@@ -5,10 +5,13 @@ from typing import Any
 
 from post_training import methods
 from post_training.config.load import Pipeline
-from post_training.fingerprint import FileHashes
+from post_training.errors import ConfigError
+from post_training.fingerprint import LONGEST_NAME
 from post_training.plan.checks import check_paths, check_view, require
 from post_training.plan.data import DataStages, dataset_name
 from post_training.plan.evaluation import add_evaluations
+from post_training.plan.files import Files
+from post_training.plan.graph import Graph
 from post_training.plan.models import ModelStages, model_label
 from post_training.plan.pipeline import Plan
 from post_training.plan.preflight import add_preflights
@@ -19,32 +22,88 @@ _SPEED_KEYS = ("per_device_train_batch_size", "gradient_checkpointing", "use_lig
 
 
 def make_plan(pipeline: Pipeline) -> Plan:
-    """Plan every stage. Reads local data and model files for their hashes; writes nothing of note."""
-    view = pipeline.last
-    base = Path(view["paths"]["debug_base"] if view["debug"]["enabled"] else view["paths"]["output_base"])
+    """Plan every stage of one run. Reads local data and model files for their hashes; writes nothing of note."""
+    (plan,) = make_graph([pipeline]).plans.values()
+    return plan
+
+
+def make_graph(pipelines: list[Pipeline]) -> Graph:
+    """Plan every stage of all runs of a configuration, which have their folders in common."""
+    view = pipelines[0].last
     check_paths(view)
-    hashes = FileHashes(base / ".file_hashes.json")
+    graph = Graph(Path(view["paths"]["debug_base"] if view["debug"]["enabled"] else view["paths"]["output_base"]))
+    files = Files(graph.base)
+    for pipeline in pipelines:
+        with pipeline.run.blamed():
+            plan = _plan_run(pipeline, graph, files)
+        _check_other(plan, graph)
+        graph.plans[plan.run_name] = plan
+    return graph
+
+
+def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     for name in pipeline.stages:
         check_view(name, pipeline)
-    plan = Plan(pipeline, base, "")
-    planner = _Planner(plan, hashes)
+    plan = Plan(pipeline, graph, "")
+    planner = _Planner(plan, files)
     for name in pipeline.stages:
         planner.add_stage(name)
-    plan.run_name = view["run_name"] or planner.auto_name(view)
+    plan.run_name = "-".join(filter(None, [_common_name(pipeline), pipeline.run.name]))
     assert planner.base_model is not None
     add_evaluations(plan, planner.data, planner.base_model)
     add_preflights(plan)
     return plan
 
 
+def _common_name(pipeline: Pipeline) -> str:
+    """The name given, or one from the model and the first stage's data mix, with room for what follows it."""
+    view, first = pipeline.last, pipeline.views[pipeline.stages[0]]
+    more = [f"-{word}" for word in (pipeline.run.name, max(pipeline.stages, key=len)) if word]
+    room = LONGEST_NAME - sum(map(len, more))
+    name = view["run_name"]
+    if name is None:
+        names = [dataset_name(entry, "data.datasets") for entry in first["data"]["datasets"] if entry["weight"] > 0]
+        others = f"-and-{len(names) - 2}-more" if len(names) > 2 else ""
+        name = f"{model_label(view['model'])}-{'-'.join(names[:2])}{others}"
+        name = name[: max(0, min(90, room))].rstrip("-._")
+    require(
+        0 < len(name) <= room,
+        "run_name",
+        f"{name}{''.join(more)} is longer than {LONGEST_NAME} characters; give a shorter one, or short names under runs",
+    )
+    return str(name)
+
+
+def _check_other(plan: Plan, graph: Graph) -> None:
+    """Refuse a run that would do nothing of its own, and a link that two runs would want."""
+    assert plan.report is not None
+    same, run = graph.plan_of(plan.report), plan.pipeline.run
+    if same is not plan:
+        other = same.pipeline.run
+        written = {**other.written, **run.written}
+        differ = [key for key in written if run.values.get(key) != other.values.get(key)]
+        raise ConfigError(
+            written[differ[0]] if differ else f"runs.{run.name}",
+            f"the runs {other.name} and {run.name} are the same, stage by stage: nothing in which they differ decides a "
+            "result; leave one out",
+        )
+    for name in plan.links():
+        other_plan = graph.named.setdefault(name, plan)
+        require(
+            other_plan is plan,
+            "runs",
+            f"{run.name} and {other_plan.pipeline.run.name} both want the link {name}; rename one",
+        )
+
+
 class _Planner:
     """Adds the stages of one pipeline to a plan."""
 
-    def __init__(self, plan: Plan, hashes: FileHashes) -> None:
+    def __init__(self, plan: Plan, files: Files) -> None:
         self.plan = plan
         self.views = plan.pipeline.views
-        self.models = ModelStages(plan.add, hashes)
-        self.data = DataStages(plan.add, hashes)
+        self.models = ModelStages(plan.add, files)
+        self.data = DataStages(plan.add, files)
         self.base_model: Stage | None = None
 
     def add_stage(self, name: str) -> None:
@@ -129,10 +188,3 @@ class _Planner:
                 f"differs from {parent}'s, but {name} starts from {parent}'s model, whose tokenizer and template it keeps; "
                 f"give it once, under {section}, or set {name}.init_from=base",
             )
-
-    def auto_name(self, view: dict[str, Any]) -> str:
-        """Run name from the model and the first stage's data mix."""
-        first = self.views[self.plan.pipeline.stages[0]]
-        names = [dataset_name(entry, "data.datasets") for entry in first["data"]["datasets"] if entry["weight"] > 0]
-        more = f"-and-{len(names) - 2}-more" if len(names) > 2 else ""
-        return f"{model_label(view['model'])}-{'-'.join(names[:2])}{more}"[:90].rstrip("-._")

@@ -20,6 +20,7 @@ VERSIONS = {
     "export": 1,
     "evaluate": 1,
     "report": 1,
+    "compare": 1,
 }
 
 

@@ -1,0 +1,77 @@
+"""The stages of every run of a configuration, equal ones once. Light."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from post_training.errors import UserError
+from post_training.plan.pipeline import Plan
+from post_training.plan.stage import Stage
+
+_NO_RESULT = ("preflight", "report", "compare")
+
+
+@dataclass
+class Graph:
+    """What one invocation of Snakemake is about."""
+
+    base: Path
+    """Folder of all results."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """Run name -> its pipeline."""
+    stages: dict[str, dict[str, Stage]] = field(default_factory=dict)
+    """Kind -> the rule's wildcard -> stage."""
+    comparison: Stage | None = None
+    """The page of all runs, where there are several."""
+    named: dict[str, Plan] = field(default_factory=dict)
+    """Name of a link -> the run that it is of."""
+    _first: dict[str, Plan] = field(default_factory=dict)
+    """Directory of a stage -> the first run that it belongs to."""
+
+    def add(self, stage: Stage, plan: Plan) -> Stage:
+        """Register a stage of a run; equal stages of two branches, or of two runs, are one."""
+        one = self.stages.setdefault(stage.kind, {}).setdefault(stage.wildcard, stage)
+        if one.fingerprint != stage.fingerprint:
+            raise UserError(f"{one.directory}: two stages have this name; give one of their datasets another name")
+        self._first.setdefault(one.directory, plan)
+        return one
+
+    def plan_of(self, stage: Stage) -> Plan:
+        """The first run that a stage belongs to."""
+        return self._first.get(stage.directory) or self.first
+
+    def links(self) -> dict[str, str]:
+        """Name of each link below the base -> the directory that it leads to."""
+        found = {name: directory for plan in self.plans.values() for name, directory in plan.links().items()}
+        if self.comparison is not None:
+            found[self.comparison.label] = self.comparison.directory
+        return found
+
+    def every(self, what: str) -> list[Stage]:
+        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`."""
+        stages = [stage for plan in self.plans.values() for stage in getattr(plan, what).values()]
+        return list({stage.directory: stage for stage in stages}.values())
+
+    @property
+    def reports(self) -> list[Stage]:
+        """Each run's page, and the page of all."""
+        pages = [*(plan.report for plan in self.plans.values()), self.comparison]
+        return [page for page in pages if page is not None]
+
+    @property
+    def first(self) -> Plan:
+        """The first run; the only one of a configuration without `runs` and `sweep`."""
+        return next(iter(self.plans.values()))
+
+    def describe(self) -> str:
+        """`6 runs: 41 stages, 14 of them shared (96 if each run had its own); 27 are yet to be made`."""
+        users: dict[str, int] = {}
+        for plan in self.plans.values():
+            for stages in (stages for kind, stages in plan.stages.items() if kind not in _NO_RESULT):
+                for stage in stages.values():
+                    users[stage.directory] = users.get(stage.directory, 0) + 1
+        shared = sum(number > 1 for number in users.values())
+        missing = sum(not (self.base / directory / "manifest.json").exists() for directory in users)
+        return (
+            f"{len(self.plans):,} runs: {len(users):,} stages, {shared:,} of them shared "
+            f"({sum(users.values()):,} if each run had its own); {missing:,} are yet to be made"
+        )
