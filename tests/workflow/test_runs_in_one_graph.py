@@ -33,7 +33,7 @@ def test_a_sweep_runs_what_is_common_once(swept, capfd):
     assert jobs["preflight_checks"] == 6
     assert len([name for name in graph.stages["train"] if name.startswith("sft-")]) == 1
     assert "compare" not in graph.stages or len(graph.stages["compare"]) == 1
-    assert graph.describe().startswith("6 runs: 43 stages, 19 of them shared (")
+    assert graph.describe().startswith("6 runs: 37 stages, 19 of them shared (")
 
 
 def test_nothing_is_left_when_all_is_there(swept):
