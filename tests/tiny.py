@@ -142,7 +142,11 @@ def as_read(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def task(stage: str, config: dict[str, Any], runtime: dict[str, Any], inputs: dict[str, Path], output: Path) -> Task:
     fingerprint = digest([stage, config])
-    spec = {"stage": stage, "fingerprint": fingerprint, "config": config, "inputs": dict.fromkeys(inputs, "0" * 64)}
+    made = {
+        name: json.loads(path.read_text()).get("fingerprint", "0" * 64) if path.is_file() else "0" * 64
+        for name, path in inputs.items()
+    }
+    spec = {"stage": stage, "fingerprint": fingerprint, "config": config, "inputs": made}
     return Task(stage, config, runtime, inputs, output, spec)
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 
 from post_training.errors import UserError
+from post_training.secrets import masked_output
 from post_training.task import Task
 from post_training.training.failures import no_room
 from post_training.training.stop import REQUEST
@@ -30,7 +31,12 @@ STAGES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; what a person did wrong is one line and exit code 1."""
+    """Run one command; what a person did wrong is one line and exit code 1, and nothing printed holds a secret."""
+    with masked_output():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m post_training", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in STAGES.items():
@@ -53,6 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
     look.add_argument("--seed", type=int, default=0, help="of the random choice")
     look.add_argument("--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, from 0")
     look.add_argument("--html", metavar="FILE", help="write a page too")
+    trace = commands.add_parser("lineage", help="where a run, a model or a file comes from, back to its sources")
+    trace.add_argument("path", help="run directory, model, manifest, or any file of a stage")
+    trace.add_argument(
+        "--verify", action="store_true", help="hash every file again; exit code 1 when one does not match"
+    )
+    compare = commands.add_parser("diff", help="in which keys, inputs, versions and results two runs differ")
+    compare.add_argument("a", help="run directory, model or manifest")
+    compare.add_argument("b", help="the other one")
+    for follow in (trace, compare):
+        follow.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.command in ("launch", "train"):
         REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
@@ -65,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
             from post_training.inspection import command
 
             return int(getattr(command, options.command.replace("-", "_"))(options))
+        if options.command in ("lineage", "diff"):
+            from post_training.lineage.command import diff, lineage
+
+            return lineage(options) if options.command == "lineage" else diff(options)
         # A rank's own imports and downloads are the launcher's business; see training/__main__.py.
         task = Task.parse(options.spec, options.runtime, options.inputs, options.output)
         return importlib.import_module(STAGES[options.command]).run(task) or 0

@@ -3,9 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+from post_training.secrets import mask
+
 
 class UserError(Exception):
-    """Something the user can mend; shown as one line without a traceback, exit code 1."""
+    """Something the user can mend; shown as one line without a traceback, exit code 1. Secrets in it are masked."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask(message))
 
 
 class ConfigError(UserError):
@@ -13,7 +18,7 @@ class ConfigError(UserError):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"config error: {key}: {' '.join(problem.split())}")
-        self.key, self.problem = key, problem
+        self.key, self.problem = key, mask(problem)
 
 
 class DataError(UserError):

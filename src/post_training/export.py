@@ -3,10 +3,8 @@
 It is put together in a hidden folder beside `model/` and moved there once every check has passed.
 """
 
-import json
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from post_training import manifest
 from post_training.data import shapes
 from post_training.data.view import open_rows
 from post_training.errors import UserError
+from post_training.lineage.collect import PROVENANCE
+from post_training.lineage.provenance import write_config, write_provenance
 from post_training.model import folder as model_folder
 from post_training.model import lora
 from post_training.model.files import polish, stop_tokens
@@ -47,19 +47,20 @@ def run(task: Task) -> None:
     row = sample_row(task.inputs["data"])
     model, merged = load_trained(checkpoint, model_folder(trained["inputs"]["model"]["path"]), settings, row)
     logits = write_model(model, checkpoint, unfinished, settings, task.runtime["max_shard_size"], row)
-    lineage = {str(task.inputs["train"]): trained} | ancestors(trained)
-    provenance = {"stages": lineage, "versions": manifest.versions(), "git": manifest.git_state(), "written": _now()}
-    (unfinished / "provenance.json").write_text(
-        json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
     polish(unfinished)
     checks = merged | verify(unfinished, logits, row, task.inputs["data"], settings)
+    write_config(task, unfinished)
+    files = manifest.describe(unfinished, manifest.own_files(unfinished))
+    write_provenance(task, unfinished, files)
+    files += manifest.describe(unfinished, [unfinished / PROVENANCE])
 
     # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
     shutil.rmtree(task.directory, ignore_errors=True)
     unfinished.rename(task.directory)
     weights = sorted(path.name for path in task.directory.glob("*.safetensors"))
-    task.finish(folder=".", checkpoint=trained["final_checkpoint"], weights=weights, checks=checks, **settings)
+    task.finish(
+        folder=".", checkpoint=trained["final_checkpoint"], weights=weights, checks=checks, files=files, **settings
+    )
     print(f"export: {task.directory} ({len(weights)} file(s) of weights, {settings['dtype']})", flush=True)
 
 
@@ -171,18 +172,3 @@ def _sequences(data: Path, rows: int) -> Iterator[tuple[list[int], list[bool]]]:
     for index in range(min(len(mixed), rows)):
         for _, ids, trained in shape.sequences(mixed[index]):
             yield ids.tolist(), trained.tolist()
-
-
-def ancestors(told: dict[str, Any]) -> dict[str, Any]:
-    """Path -> manifest of everything that a stage was made from; None for one that is gone."""
-    found: dict[str, Any] = {}
-    for entry in told.get("inputs", {}).values():
-        path = Path(entry["path"])
-        found[str(path)] = manifest.read(path) if path.is_file() else None
-        if found[str(path)]:
-            found |= ancestors(found[str(path)])
-    return found
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

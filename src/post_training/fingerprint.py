@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from post_training.secrets import mask
+
 # Below this a file is hashed at every start; above, its hash is kept with size and mtime, so that
 # planning stays fast and a dry run of a small pipeline writes nothing at all.
 CACHED_ABOVE_BYTES = 8 << 20
@@ -85,12 +87,12 @@ def digest_files(paths: Iterable[Path], hashes: FileHashes, root: Path | None = 
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that it is there whole or not at all, also after a power cut."""
+    """Write a small text file so that it is there whole or not at all, also after a power cut. Secrets are masked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(mask(text))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes it private; group members must be able to read results

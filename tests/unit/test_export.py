@@ -44,9 +44,13 @@ def test_the_manifest_says_what_was_checked(exported):
 
 def test_provenance_goes_back_to_the_base_model(exported, trained, model_manifest, sft_rows):
     provenance = read(exported.parent / "provenance.json")
-    assert set(provenance["stages"]) == {str(trained), str(model_manifest), str(sft_rows)}
-    assert provenance["stages"][str(trained)]["steps"] == 6
-    assert provenance["versions"]["torch"]
+    run, base, rows = (path.parent.name for path in (trained, model_manifest, sft_rows))
+    assert set(provenance["stages"]) == {f"{run}/model", run, base, rows}
+    assert provenance["root"] == f"{run}/model"
+    assert provenance["stages"][run]["steps"] == 6
+    assert provenance["stages"][f"{run}/model"]["versions"]["torch"] and provenance["packages"]["torch"]
+    weights = [file for file in provenance["stages"][f"{run}/model"]["files"] if file["path"].endswith(".safetensors")]
+    assert len(weights) == 3 and all(file["sha256"] for file in weights)
 
 
 def test_it_loads_and_answers(exported):

@@ -102,7 +102,11 @@ def test_a_local_folder_is_used_where_it_is(tmp_path, model_manifest):
     download.run(planned)
     assert model.folder(planned.output) == folder.resolve()
     told = json.loads(planned.output.read_text())
-    assert {entry["name"] for entry in told["files"]} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {Path(entry["path"]).name for entry in told["files"]} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 def test_a_folder_that_changed_since_planning_is_refused(tmp_path, corpus):

@@ -9,6 +9,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from post_training.config.trees import Tree, get
 from post_training.errors import ConfigError, did_you_mean
+from post_training.secrets import find_in
 
 Layers = Sequence[tuple[str, Tree]]
 """Each layer's own keys, later wins, and before them what turns a key into the one that is blamed: `dpo.training.{}`."""
@@ -32,8 +33,18 @@ def values(schema: type, layers: Layers) -> Tree:
     """The section in plain containers, to be read only: equal layers give the same object."""
     key = (schema, repr(layers))
     if key not in _plain:
+        for shown, layer in layers:
+            refuse_secrets(layer, shown)
         _plain[key] = resolved(section(schema, layers))
     return _plain[key]
+
+
+def refuse_secrets(tree: Tree, shown: str = "{}") -> None:
+    """Raise ConfigError for a value that is a secret: what a job is told is written down."""
+    if found := find_in(tree):
+        key, kind = found
+        problem = f"holds {kind}; secrets come from the environment only, such as HF_TOKEN and WANDB_API_KEY"
+        raise ConfigError(shown.format(key), problem)
 
 
 def resolved(typed: Any) -> Tree:

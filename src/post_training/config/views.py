@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from post_training import methods
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
 from post_training.config.trees import Tree, get, load_file
-from post_training.config.typed import Layers, resolved, section, values
+from post_training.config.typed import Layers, refuse_secrets, resolved, section, values
 from post_training.errors import ConfigError, did_you_mean
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
@@ -50,7 +50,9 @@ def _interpolated(stage: str, method: str, top: tuple[type, Layers], parts: Mapp
     whole = {name: section(*part) for name, part in parts.items()}
     plain = dict(OmegaConf.to_container(section(*top)))  # type: ignore[arg-type]
     tree = OmegaConf.create({**plain, **whole, stage: whole[method]})
-    return {name: value for name, value in resolved(tree).items() if name in (*GLOBAL, *parts)}
+    view = resolved(tree)
+    refuse_secrets(view)  # `${oc.env:HF_TOKEN}` too
+    return {name: value for name, value in view.items() if name in (*GLOBAL, *parts)}
 
 
 def _cluster(stage: str, *layers: Tree) -> Tree:

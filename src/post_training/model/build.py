@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.errors import ConfigError, DataError, did_you_mean
+from post_training.manifest import describe, own_files
 from post_training.model.files import polish
 from post_training.model.loading import quiet
 from post_training.task import Task
@@ -19,14 +20,20 @@ def run(task: Task) -> None:
     folder = task.directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
     quiet()
-    tokenizer = train_tokenizer(
-        [Path(path) for path in task.runtime["corpus"]], task.config["vocab_size"], task.config["special_tokens"]
-    )
+    corpus = [Path(path).absolute() for path in task.runtime["corpus"]]
+    sources = describe(task.directory, corpus)
+    tokenizer = train_tokenizer(corpus, task.config["vocab_size"], task.config["special_tokens"])
     tokenizer.save_pretrained(folder)
     parameters = write_weights(folder, len(tokenizer), tokenizer, task.config["weights"])
     polish(folder)
     print(f"model: {parameters:,} parameters, {len(tokenizer):,} tokens in the vocabulary -> {folder}", flush=True)
-    task.finish(folder=folder.name, parameters=parameters, vocab_size=len(tokenizer), trust_remote_code=False)
+    task.finish(
+        folder=folder.name,
+        parameters=parameters,
+        vocab_size=len(tokenizer),
+        trust_remote_code=False,
+        files=describe(task.directory, own_files(task.directory)) + sources,
+    )
 
 
 def train_tokenizer(corpus: list[Path], vocab_size: int, special_tokens: dict[str, Any]) -> Any:

@@ -36,7 +36,9 @@ def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
         path = folder / name
         if not path.is_file() or hashes(path) != planned:
             raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
-    return folder, {"files": [{"name": name, "sha256": planned} for name, planned in task.config["sha256"]]}
+    return folder, {
+        "files": [{"path": str(folder / name), "sha256": planned} for name, planned in task.config["sha256"]]
+    }
 
 
 def fetch(task: Task) -> tuple[Path, dict[str, Any]]:

@@ -59,6 +59,8 @@ class Segment:
     start: str
     steps: int
     """Optimizer steps that were safe when it began."""
+    gpus: int = 0
+    """Of the whole allocation."""
 
     @property
     def token(self) -> str:
@@ -76,7 +78,8 @@ def this_segment(directory: Path) -> Segment:
     found = os.environ
     nodes = found.get("SLURM_JOB_NODELIST", socket.gethostname())
     restart = int(found.get("SLURM_RESTART_COUNT") or 0)
-    return Segment(found["SLURM_JOB_ID"], restart, nodes, socket.gethostname(), now(), safe_steps(directory))
+    gpus = int(found.get("SLURM_GPUS_ON_NODE") or 0) * int(found.get("SLURM_JOB_NUM_NODES") or 1)
+    return Segment(found["SLURM_JOB_ID"], restart, nodes, socket.gethostname(), now(), safe_steps(directory), gpus)
 
 
 def now() -> str:
