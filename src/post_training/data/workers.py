@@ -31,7 +31,7 @@ from post_training.errors import DataError
 from post_training.fingerprint import digest
 
 # Shards enough for many workers, small enough to be held in memory, and not too many files.
-SHARDS, LEAST_BYTES, MOST_BYTES = 64, 256 << 10, 16 << 20
+SHARDS, LEAST_BYTES, MOST_BYTES = 64, 256 << 10, 4 << 20
 # What is encoded at a time: large enough for the engine, small enough for the caches.
 _BLOCK_ROWS = 500
 _FACTS = b"post_training"
