@@ -12,7 +12,7 @@ import yaml
 from doc_pages import REPOSITORY, blocks, pages, prose, text_of
 
 from post_training import __version__, registry
-from post_training.config import document, resolve
+from post_training.config import document, resolve_runs
 from post_training.errors import ConfigError
 
 KINDS = {"", "file", "planned", "prepared", "not run"}
@@ -136,7 +136,7 @@ def test_yaml_blocks_are_configurations(monkeypatch):
                 whole["data"] = {"datasets": [{"path": "a/b"}], **whole["data"]}
                 if parts.get("method") not in ("dft",):  # a method that its page adds
                     try:
-                        resolve(whole)
+                        resolve_runs(whole)
                     except ConfigError as error:
                         pytest.fail(f"{block}: {error}")
 
