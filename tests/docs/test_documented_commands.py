@@ -205,7 +205,7 @@ def test_what_a_page_says_works(page, followed, monkeypatch):
 EXPECTED = {
     "docs/howto/transform.md": ["unanswered", "missing_column", "lockers", "May I park here?"],
     "docs/howto/chat_template.md": ["<|bot|>", "<|end|>"],
-    "docs/howto/method.md": ["step 2/2"],
+    "docs/howto/method.md": ["2 steps done"],
     "docs/howto/cluster.md": ["--partition=gpu --account=me", "--ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=16"],
     "docs/training.md": ["nothing to do"],
     "docs/data.md": ["rows.html"],
