@@ -11,7 +11,6 @@ from post_training.fingerprint import digest_files, is_safe_name, slug
 from post_training.locate import data_files, parse_split
 from post_training.plan.checks import require
 from post_training.plan.files import Files
-from post_training.plan.models import check_offline
 from post_training.plan.stage import Stage
 
 
@@ -125,12 +124,14 @@ class DataStages:
             hub = {part: entry[part] for part in ("path", "subset", "revision")}
             hub["split"] = parse_split(entry["split"], f"{key}.split")[0]
             config: dict[str, Any] = {"hub": hub}
-            check_offline("dataset", entry["path"], view["offline"], f"{key}.path")
         else:
             config = {"sha256": [sha for _, sha in digest_files(files, self.files.hashes)]}
         runtime = {"files": [str(path) for path in files or []], "offline": view["offline"]}
         label = dataset_name(entry, key)
-        return self.add(Stage(kind="download", folder="data/raw", label=label, config=config, runtime=runtime))
+        stage = self.add(Stage(kind="download", folder="data/raw", label=label, config=config, runtime=runtime))
+        if files is None and view["offline"]:
+            self.files.note_hub("dataset", entry["path"], f"{key}.path", stage)
+        return stage
 
 
 def dataset_name(entry: dict[str, Any], key: str) -> str:

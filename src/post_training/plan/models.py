@@ -8,7 +8,7 @@ from typing import Any
 from post_training import registry
 from post_training.errors import ConfigError
 from post_training.fingerprint import digest, digest_files, slug
-from post_training.locate import TOKENIZER_FILES, data_files, in_hub_cache, model_files, model_folder
+from post_training.locate import TOKENIZER_FILES, data_files, model_files, model_folder
 from post_training.plan.checks import require
 from post_training.plan.files import Files
 from post_training.plan.stage import Stage
@@ -44,9 +44,12 @@ class ModelStages:
             return self.add(_model_stage("build_model", f"scratch-{scratch['model_type']}", config, runtime))
         folder = model_folder(path, f"{key}.name_or_path" if key == "model" else key)
         if folder is None:
-            check_offline("model", path, offline, f"{key}.name_or_path" if key == "model" else key)
             hub = {"name_or_path": path, "revision": model["revision"] or "main"}
-            return self.add(_model_stage("download_model", slug(path), {"hub": hub, "tokenizer": digest(hub)}, runtime))
+            config = {"hub": hub, "tokenizer": digest(hub)}
+            stage = self.add(_model_stage("download_model", slug(path), config, runtime))
+            if offline:
+                self.files.note_hub("model", path, f"{key}.name_or_path" if key == "model" else key, stage)
+            return stage
         files = digest_files(model_files(folder), self.files.hashes, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
@@ -59,16 +62,6 @@ def model_label(model: dict[str, Any]) -> str:
         return f"scratch-{slug(model['from_scratch']['model_type'])}"
     folder = model_folder(model["name_or_path"], "model.name_or_path")
     return slug(folder.resolve().name if folder else model["name_or_path"])
-
-
-def check_offline(kind: str, hub_id: str, offline: bool, key: str) -> None:
-    """Refuse what only the network could give."""
-    if offline and not in_hub_cache(kind, hub_id):
-        raise ConfigError(
-            key,
-            f"{hub_id} is not on this machine and offline is true; run once with offline=false "
-            "where there is internet, or give a local path",
-        )
 
 
 def new_tokens(chat_template: str) -> dict[str, str | list[str]]:

@@ -38,6 +38,7 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
             plan = _plan_run(pipeline, graph, files)
         _check_other(plan, graph)
         graph.plans[plan.run_name] = plan
+    files.check_offline()
     return graph
 
 

@@ -113,11 +113,19 @@ def test_model_is_given_once(config):
     assert "neither is given" in error_of(config, "model.from_scratch=null")
 
 
-def test_offline_names_what_is_not_there(config):
-    dotted = ["model.from_scratch=null", "model.name_or_path=org/model", "offline=true"]
-    assert "model.name_or_path: org/model is not on this machine and offline is true" in error_of(config, *dotted)
-    text = error_of(config, "data.datasets[0].path=org/data", "offline=true")
-    assert "data.datasets[0].path: org/data is not on this machine" in text
+def test_offline_names_all_that_is_not_there(config):
+    dotted = [
+        "model.from_scratch=null",
+        "model.name_or_path=org/model",
+        "data.datasets[0].path=org/data",
+        "offline=true",
+    ]
+    text = error_of(config, *dotted)
+    assert (
+        "offline: true, but model org/model (model.name_or_path), dataset org/data (sft.data.datasets[0].path) are not on "
+        "this machine; where there is internet, type the same command with --until download download_model --config "
+        "offline=false, or give local paths"
+    ) in text
 
 
 def test_local_model_that_is_not_there(config):
