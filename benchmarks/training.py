@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class Turns:
         self.alive = set(names)
         self._began: dict[str, float] = {}
         self.turn[names[0]].release()
-        # Transformers' arguments reset what trainers share in a process: one is made at a time.
-        self.making = threading.Lock()
+        # Transformers' arguments reset what trainers share in a process: one is made at a time, and all before any trains.
+        self.making, self.made = threading.Lock(), threading.Barrier(len(names))
 
     def callback(self) -> type:
         from transformers import TrainerCallback
@@ -56,6 +57,7 @@ class Turns:
         class TakeTurns(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
                 turns.making.release()
+                turns.made.wait()
                 turns.wait()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -89,7 +91,8 @@ class Turns:
                 bodies[name]()
             except BaseException as error:
                 failed.append(error)
-                if not self._began.get(name):
+                if self.making.locked() and not self._began.get(name):
+                    self.made.abort()
                     self.making.release()
             finally:
                 self.alive.discard(name)
@@ -326,16 +329,19 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     sizes = (100, 1_000) if quick else (5_000, 100_000)
     folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
     try:
-        results: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
         if only in (None, "start"):
-            results["start"] = start_cost(folder, sizes, repeats, warm_up=0 if quick else 1)
+            parts["start"] = lambda: start_cost(folder, sizes, repeats, warm_up=0 if quick else 1)
         for method in ("sft", "dpo") if only in (None, "step") else ():
-            results[f"step_{method}"] = step_cost(folder, method, rows=6 * steps, steps=steps, size=size)
+            parts[f"step_{method}"] = partial(step_cost, folder, method, rows=6 * steps, steps=steps, size=size)
         if only in (None, "reference"):
-            results["reference"] = reference_cost(folder, rows=5 * steps, steps=steps, size=size)
+            parts["reference"] = lambda: reference_cost(folder, rows=5 * steps, steps=steps, size=size)
+        results = {}
+        for name, part in parts.items():
+            results[name] = part()
+            print(table({name: results[name]}), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(table(results))
     return results
 
 

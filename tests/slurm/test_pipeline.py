@@ -1,5 +1,6 @@
 """Whole pipelines on several nodes, and pipelines beside each other."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,9 @@ import subprocess
 
 import pytest
 from pipelines import ROOT, Project, configuration, slurm, until
+
+from post_training.config import resolve_runs
+from post_training.plan import make_graph
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +74,25 @@ def test_calls_that_share_stages_submit_each_once(make, tmp_path):
     for folder in ("models", "data/transformed", "data/tokenized", "data/mixed"):
         for stage in (base / folder).iterdir():
             assert len(list((stage / "slurm").glob("slurm-*.out"))) == 1, stage
+
+
+def test_twenty_runs_of_a_sweep_submit_what_they_share_once(make):
+    keys = {"slurm__num_nodes": 1, "slurm__gpus_per_node": 1, "deepspeed__config": None, "training__max_steps": 2}
+    short = DPO["dpo"] | {"training": DPO["dpo"]["training"] | {"max_steps": 1}}
+    project = make(**DPO | keys | {"dpo": short, "sweep": {"dpo.beta": [0.01 * number for number in range(1, 21)]}})
+    with contextlib.chdir(project.path):
+        graph = make_graph(resolve_runs(project.config))
+    targets = [f"{graph.base}/{plan.trained['dpo'].manifest}" for plan in graph.plans.values()]
+    assert len(set(targets)) == 20
+    project.start(*targets).ends(0, 900)
+    for kind, stages in graph.stages.items():
+        for stage in stages.values():
+            jobs = list((project.path / graph.base / stage.directory / "slurm").glob("slurm-*.out"))
+            assert len(jobs) <= 1, stage.directory
+            assert jobs or kind not in ("train", "reference"), stage.directory
+    assert {kind: len(graph.stages[kind]) for kind in ("reference", "mix", "train")} == {
+        "reference": 1, "mix": 2, "train": 1 + 20,
+    }  # fmt: skip
 
 
 @pytest.mark.without_accounting
