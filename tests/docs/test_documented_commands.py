@@ -207,6 +207,7 @@ EXPECTED = {
     "docs/howto/chat_template.md": ["<|bot|>", "<|end|>"],
     "docs/howto/method.md": ["2 steps done"],
     "docs/howto/cluster.md": ["--partition=gpu --account=me", "--ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=16"],
+    "docs/results.md": ["data/raw/questions-", "dpo.beta"],
     "docs/training.md": ["nothing to do"],
     "docs/data.md": ["rows.html"],
 }
