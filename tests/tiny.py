@@ -1,6 +1,7 @@
 """Helpers of the tests: tasks, views and rows for a model of 2 layers."""
 
 import copy
+import itertools
 import json
 import sys
 import time
@@ -100,7 +101,9 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
         "config": {"rows": name, "packing": packing, "max_seq_length": MAX_LENGTH, "seed": 0},
         "rows_out": len(rows),
         "documents": len(documents),
-        "tokens": sum(len(ids) for row in rows for ids in row.values()),
+        "tokens": int(tokenized.tokens.sum()),
+        "longest_document": int(tokenized.lengths.max()),
+        "longest_row": max(int(tokenized.lengths[a:b].sum()) for a, b in itertools.pairwise(starts)),
         "trained_tokens": 0,
         "shards": [{"path": "tokens/tokens.arrow", "bytes": size, "sha256": digest(rows)}],
     }

@@ -23,6 +23,7 @@ STAGES = {
     "tokenize": "post_training.data.tokenize",
     "mix": "post_training.data.mix",
     "preflight": "post_training.preflight",
+    "preflight_probe": "post_training.preflight.probe",
     "launch": "post_training.launch",
     "export": "post_training.export",
     "evaluate": "post_training.evaluate",

@@ -29,6 +29,7 @@ from post_training.batch import Topology
 from post_training.config import resolve
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
+from post_training.preflight import record
 from post_training.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.slurm import srun
 from post_training.slurm.placement import cores
@@ -162,6 +163,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     assert steps is not None
     print(f"{view['stage']}: {plan.describe(steps)}", flush=True)
     prepare_directory(task, view)
+    record.begin(task, view["stage"])
     lay_out(task.inputs["data"], steps * plan.rows)
     return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))
 

@@ -53,7 +53,9 @@ def test_job_sh_calls_what_the_rule_calls(project):
         words = shlex.split(record.shellcmd.split("2>&1")[0].replace("\\\n", " "))
         spec, runtime = words[words.index("--spec") + 1], words[words.index("--runtime") + 1]
         inputs = words[words.index("--inputs") + 1 : words.index("--output")] if "--inputs" in words else []
-        kind = {"report_page": "report", "preflight_checks": "preflight"}.get(record.rule_name, record.rule_name)
+        kind = {"report_page": "report", "preflight_checks": "preflight", "probe": "preflight_probe"}.get(
+            record.rule_name, record.rule_name
+        )
         made = stage_command(kind, spec, runtime, inputs, words[-1])
         assert ["python", *made[1:]] == words
 

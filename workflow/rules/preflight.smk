@@ -30,3 +30,32 @@ rule preflight_checks:
             --output {output:q} \
             2>&1 | tee {log:q}
         """
+
+
+rule probe:
+    """A few steps of one stage at its longest batch, on one device."""
+    input:
+        WORKFLOW.inputs("preflight_probe"),
+    output:
+        "<outputs>/preflight_probe/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/preflight_probe/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("preflight_probe"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: WORKFLOW.train_threads
+    resources:
+        **WORKFLOW.resources("preflight_probe"),
+    params:
+        spec=WORKFLOW.spec("preflight_probe"),
+        runtime=WORKFLOW.runtime("preflight_probe"),
+    shell:
+        r"""
+        python -m post_training preflight_probe \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """

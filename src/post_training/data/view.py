@@ -86,7 +86,7 @@ class Rows(Sequence[Row]):
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
         columns: list[list[Ids]] = [[] for _ in self.columns]
-        for shard, *spans in self._documents[self._members(index)].tolist():
+        for shard, *spans in self._documents[self.members(index)].tolist():
             tokens = self._maps[shard]
             if tokens is None:
                 tokens = self._maps[shard] = map_shard(self._shards[shard])
@@ -104,12 +104,12 @@ class Rows(Sequence[Row]):
 
     def document(self, index: int) -> int:
         """Number of the document, from 0 to `documents` - 1, that row `index` is; of rows that are not packed."""
-        (number,) = self._members(index)
+        (number,) = self.members(index)
         return int(number)
 
     def records(self, index: int) -> npt.NDArray[Any]:
         """The records (`document_type`) of a row's documents."""
-        return self._documents[self._members(index)]
+        return self._documents[self.members(index)]
 
     def shard(self, number: int) -> Path:
         """File of a shard by its number in a record."""
@@ -120,7 +120,13 @@ class Rows(Sequence[Row]):
         path, _, part, _ = self._opened
         return Rows(path, part=part, distinct=True)
 
-    def _members(self, index: int) -> Ids:
+    def lengths(self) -> Ids:
+        """Tokens that each distinct document takes up: of a pair, the prompt with the longer answer."""
+        sizes = {name: self._documents[f"{name}_length"] for name in self.columns if name != "label"}
+        prompt = sizes.pop("prompt_ids", 0)
+        return np.asarray(prompt + np.max(list(sizes.values()), axis=0))
+
+    def members(self, index: int) -> Ids:
         """Numbers of a row's documents."""
         if not 0 <= index < self._length:
             raise IndexError(f"no row {index} of {self._length}")

@@ -29,6 +29,8 @@ class Plan:
     report: Stage | None = None
     preflights: dict[str, Stage] = field(default_factory=dict)
     """By place, `local` or `slurm`: what must have passed there before a GPU rule starts."""
+    probes: dict[str, Stage] = field(default_factory=dict)
+    """Name of a stage -> a few steps of it on one device."""
 
     @property
     def base(self) -> Path:
@@ -43,7 +45,10 @@ class Plan:
     def view_of(self, stage: Stage) -> dict[str, Any]:
         """The flat configuration that a job belongs to; of data, which several may share, the last one."""
         for name, trained in self.trained.items():
-            if any(stage is own for own in (trained, self.exported[name], trained.inputs.get("reference"))):
+            if any(
+                stage is own
+                for own in (trained, self.exported[name], trained.inputs.get("reference"), self.probes.get(name))
+            ):
                 return self.pipeline.views[name]
         return self.pipeline.last
 

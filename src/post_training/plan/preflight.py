@@ -30,6 +30,13 @@ def add_preflights(plan: Plan) -> None:
         views = {name: _looked_at(view, place) for name, view in plan.pipeline.views.items()}
         config = {"place": place, "views": digest(views)}
         plan.preflights[place] = plan.add(Stage("preflight", "preflight", last.label, config, inputs, runtime=runtime))
+    for name, view in plan.pipeline.views.items():
+        own = {part.split()[-1]: stage for part, stage in inputs.items() if part.split()[0] == name}
+        config = {"steps": view["preflight"]["probe_steps"], "view": digest(_looked_at(view, SLURM))}
+        runtime = {"pipeline": plan.pipeline.frozen(name)}
+        label = plan.trained[name].label
+        probe = Stage("preflight_probe", "preflight_probe", label, config, own, runtime=runtime)
+        plan.probes[name] = plan.add(probe)
 
 
 def _base_model(trained: Stage) -> Stage:

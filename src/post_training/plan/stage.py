@@ -15,6 +15,7 @@ VERSIONS = {
     "tokenize": 3,
     "mix": 3,
     "preflight": 1,
+    "preflight_probe": 1,
     "reference": 1,
     "train": 1,
     "export": 1,

@@ -7,18 +7,18 @@ preflight that failed, as `preflight.json`:
     {"verdict": "ok" | "warning" | "failure",
      "place": "local" | "slurm",
      "checks": [{"name": "data.longest_row", "stage": "sft", "value": "...", "verdict": "ok", "remedy": ""}, ...],
-     "stages": {"sft": {"run": "<run directory below the output base>", "predicted": {...}}, ...}}
+     "stages": {"sft": {"run": "<run directory below the output base>", "predicted": {...}, "work": {...}}, ...}}
 
 Each run directory gets a `preflight.json` of its own when its training starts, which is completed when that ends; so does
 each probe, `<outputs>/preflight_probe/<name>/preflight.json`. There both sides have the same keys, and a key is left out where nothing
 is known; any of the two may be null:
 
-    {"stage": "sft", "checks": [...],
+    {"stage": "sft", "checks": [...], "run": "...", "work": {what speed depends on: "method", "parameters", "dtype", ...},
      "predicted": {"steps", "tokens", "tokens_per_second", "step_seconds", "hours", "gpu_hours",
                    "peak_memory_bytes" (of one device), "checkpoint_bytes", "checkpoints_bytes", "export_bytes", ...
                    "memory": {"weights": bytes, "gradients", "optimizer", "reference", "activations", "head", "buffers"},
                    "rate_from": "where the speed comes from"},
-     "measured": {... the same, "world_size", "device_name", and what `speed.work` tells of the model}}
+     "measured": {... the same without "memory", "world_size", "hardware", and the keys of "work"}}
 
 Light to import: what checks is loaded when it is called.
 """
@@ -40,6 +40,7 @@ FILE = "preflight.json"
 def run(task: Task) -> None:
     """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
     from post_training.model.loading import quiet
+    from post_training.preflight import speed
     from post_training.preflight.subjects import pipeline_of, subjects_of
 
     quiet()
@@ -52,7 +53,7 @@ def run(task: Task) -> None:
     for subject in subjects:
         own = _checks_of(subject, templates, on_slurm)
         found += only_warn(own, subject.view["preflight"]["only_warn"])
-        told[subject.name] = {"run": subject.run.name, "predicted": predicted(subject)}
+        told[subject.name] = {"run": subject.run.name, "predicted": predicted(subject), "work": speed.work(subject)}
     general = _general_checks(task, pipeline, subjects, on_slurm)
     found += only_warn(general, pipeline.last["preflight"]["only_warn"])
 

@@ -30,6 +30,8 @@ _TILE = (4096, 32768)
 _MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop": 4, "adagrad": 4}
 # Elements, where a DeepSpeed file says nothing or `auto`.
 _BUCKET, _LIVE, _PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
+# What libraries load with the first step: on the CPU memory is that of the process, and not of its tensors alone.
+_LOADED_BYTES = 30 << 20
 CONTEXT_BYTES = int(0.7 * GIB)
 """What a CUDA context and the libraries' workspaces take beside the tensors."""
 
@@ -77,6 +79,7 @@ def predict(subject: Subject) -> Memory:
     else:
         moving = max(kept + activations + head + casts, gradients)
     peak = weights + optimizer + reference + buffers + moving
+    peak += _LOADED_BYTES if subject.topology.device == "CPU" else 0
     return Memory(weights, gradients, optimizer, reference, activations + casts, head, buffers, peak)
 
 

@@ -58,7 +58,8 @@ class ModelShape:
                 model = auto_model.from_config(config, trust_remote_code=trust_remote_code)
         except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
             raise UserError(f"{folder}: cannot be built as a model: {' '.join(str(error).split())[:300]}") from None
-        text = config.get_text_config()
+        text: Any = config.get_text_config()
+        intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         linear: dict[str, int] = {}
         for name, module in model.named_modules():
@@ -68,9 +69,7 @@ class ModelShape:
         heads = int(getattr(text, "num_attention_heads", 1) or 1)
         hidden = int(text.hidden_size)
         experts, used = _experts(text)
-        feed_forward = int(
-            getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", 4 * hidden)
-        )
+        feed_forward = int(intermediate or 4 * hidden)
         layers = int(text.num_hidden_layers)
         return cls(
             model_type=str(config.model_type),

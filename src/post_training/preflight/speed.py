@@ -144,6 +144,8 @@ def measured_rates(base: Path, subject: Subject) -> list[dict[str, Any]]:
     """What runs and probes below the output base have measured for the same work on the same kind of device, newest first."""
     found = []
     for path in (*base.glob("*/preflight.json"), *base.glob("preflight_probe/*/preflight.json")):
+        if path.parent.is_symlink():  # the same run by its name
+            continue
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             measured, when = told.get("measured"), path.stat().st_mtime

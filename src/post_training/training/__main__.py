@@ -42,6 +42,11 @@ def main() -> int:
             from post_training.training.reference_rank import reference_rank
 
             reference_rank(task)
+        elif task.stage == "preflight_probe":
+            REQUEST.act_at_once(lambda number: _leave(task.directory, number))
+            from post_training.preflight.probe import probe_rank
+
+            probe_rank(task)
         else:
             from post_training.training.run import train_rank
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from post_training import batch, manifest
 from post_training.config import resolve
+from post_training.preflight import record
 from post_training.task import Task
 from post_training.training.resume import Checkpoint, newest_complete
 
@@ -29,6 +30,7 @@ def finish_if_complete(task: Task, steps: int) -> bool:
     world_size = last.facts.get("world_size")
     final = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch")} if lines else {}
     checkpoint = last.path.relative_to(task.directory)
+    record.end(task, last.facts, lines, last.path)
     task.finish(
         rows_in=rows["rows_out"],
         tokens=last.facts.get("tokens"),

@@ -19,6 +19,7 @@ from post_training.model.loading import quiet
 from post_training.task import Task
 from post_training.training.arguments import load_dtype, trainer_arguments
 from post_training.training.meter import Meter, unlogged
+from post_training.training.peak import PeakMemory
 from post_training.training.reference import StoredReference
 from post_training.training.reshard import Resume, has_universal, how_to_resume
 from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
@@ -58,6 +59,7 @@ def train_rank(task: Task) -> signal.Signals | None:
         print(f"{name}: {choice.describe(resume.note)}", flush=True)
 
     folder = model_folder(task.inputs["model"])
+    peak = PeakMemory(config_class)
     model = load_model(folder, view)
     reference: dict[str, Any] = {}
     if "reference" in task.inputs:
@@ -76,11 +78,16 @@ def train_rank(task: Task) -> signal.Signals | None:
     )
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
-    return _train(trainer, task, view, start, lambda index: origins(rows, index))
+    return _train(trainer, task, view, start, peak, lambda index: origins(rows, index))
 
 
 def _train(
-    trainer: Any, task: Task, view: dict[str, Any], start: Checkpoint | None, origins: Callable[[int], list[str]]
+    trainer: Any,
+    task: Task,
+    view: dict[str, Any],
+    start: Checkpoint | None,
+    peak: PeakMemory,
+    origins: Callable[[int], list[str]],
 ) -> signal.Signals | None:
     """The training loop with its callbacks; ends with a whole checkpoint of the last step, or of the one it stopped at."""
     import warnings
@@ -124,6 +131,7 @@ def _train(
             "world_size": trainer.args.world_size,
             **sizes,
             **meter.totals(),
+            **peak.facts(told),
             "losses": list(spikes.losses),
             "unlogged": unlogged(trainer),
         }

@@ -1,0 +1,259 @@
+"""Body of the rule `probe`: a few real steps of one stage at its longest batch, on one device, with the model that the pipeline
+starts from. What is measured stands beside what is foretold for the same steps, in `preflight.json` (see the package).
+
+The launcher's side is light; the rank imports torch.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from post_training import batch, methods
+from post_training.batch import Topology
+from post_training.config import resolve
+from post_training.fingerprint import write_atomically
+from post_training.preflight import record
+from post_training.task import Task
+
+_RESULT = "probe.json"
+_LOOKED_AT = 4096
+"""Packed rows among which the longest is looked for: they are nearly equal."""
+
+
+def run(task: Task) -> int:
+    """Start the rank, and write what it has measured. Returns its exit code."""
+    from post_training.launch import library_environment, local_start, write_task
+    from post_training.preflight import predicted, speed
+    from post_training.processes import run_together
+    from post_training.training import failures
+    from post_training.training.stop import REQUEST
+
+    view = resolve(task.runtime["pipeline"]).last
+    topology = one_device(view)
+    (task.directory / "logs").mkdir(parents=True, exist_ok=True)
+    told = task.directory / "logs" / "failures"
+    failures.forget(told)
+    (task.directory / _RESULT).unlink(missing_ok=True)
+
+    commands, environments = local_start(
+        topology, view, write_task(task), library_environment(view, task.directory, topology.device)
+    )
+    # Memory that is given back is seen to be free, also on the CPU.
+    environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))
+    with REQUEST:
+        ended = run_together(commands, environments, REQUEST)
+    if ended.first is not None or not (task.directory / _RESULT).is_file():
+        for failure in failures.read(told)[:1]:
+            print((failure.trace or failure.line).rstrip(), flush=True)
+        code = ended.code or 1
+        return code if code > 0 else 128 - code
+    subject = probed_subject(task, view, topology)
+    work = speed.work(subject) | batch_of(subject.view)
+    measured = json.loads((task.directory / _RESULT).read_text(encoding="utf-8"))
+    facts = {
+        "stage": view["stage"],
+        "checks": [],
+        "predicted": predicted(subject),
+        "work": work,
+        "measured": work | measured,
+    }
+    record.write(task.directory, facts)
+    print(side_by_side(facts["predicted"], measured), flush=True)
+    task.finish(**facts)
+    return 0
+
+
+def one_device(view: dict[str, Any]) -> Topology:
+    """One rank on what this machine has."""
+    return Topology(1, 1, batch.local_topology(view).device)
+
+
+def batch_of(view: dict[str, Any]) -> dict[str, Any]:
+    """What memory depends on besides `speed.work`."""
+    training = view["training"]
+    return {
+        "per_device_train_batch_size": training["per_device_train_batch_size"],
+        "attn_implementation": view["model"]["attn_implementation"],
+    }
+
+
+def probed_view(view: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The stage's view for so many steps of two micro-batches, so that gradients are kept between them as in the run."""
+    per_device = view["training"]["per_device_train_batch_size"]
+    alone = view["training"]["effective_batch_size"] <= per_device
+    lengths = dict.fromkeys(batch.LENGTHS) | {"max_steps": steps}
+    training = {**view["training"], **lengths, "effective_batch_size": per_device * (1 if alone else 2)}
+    return {**view, "training": training}
+
+
+def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
+    """The probe as preflight would see it."""
+    from post_training.model import folder as model_folder
+    from post_training.preflight import devices
+    from post_training.preflight.shape import ModelShape
+    from post_training.preflight.subject import Subject
+    from post_training.preflight.subjects import holds_reference
+
+    folder, trust = model_folder(task.inputs["model"]), bool(view["model"]["trust_remote_code"])
+    shape = ModelShape.of(folder, trust)
+    reference = shape if holds_reference(view) else None
+    if "reference_model" in task.inputs:
+        reference = ModelShape.of(model_folder(task.inputs["reference_model"]), trust)
+    changed = probed_view(view, task.config["steps"])
+    device = devices.here(topology.device)
+    return Subject(
+        view["stage"], changed, task.inputs["data"], folder, shape, topology, device, task.directory, reference
+    )
+
+
+def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:
+    """Lines of what is in both."""
+    lines = []
+    for key, value in measured.items():
+        foretold = predicted.get(key)
+        if isinstance(value, int | float) and isinstance(foretold, int | float) and foretold:
+            lines.append(f"{key}: predicted {foretold:,.6g}, measured {value:,.6g} ({value / foretold:.2f} of it)")
+    return "\n".join(lines)
+
+
+def probe_rank(task: Task) -> None:
+    """Take the steps and write what they took. Raises UserError as a training would."""
+    from post_training.model import folder as model_folder
+    from post_training.model import lora
+    from post_training.training.arguments import trainer_arguments
+    from post_training.training.meter import Meter
+    from post_training.training.peak import PeakMemory
+    from post_training.training.run import load_model, load_tokenizer, make_arguments, topology_from_environment
+
+    steps = int(task.config["steps"])
+    view = probed_view(resolve(task.runtime["pipeline"]).last, steps)
+    name = view["method"]
+    method = methods.load(name)
+    topology = topology_from_environment()
+    plan = batch.batch_plan(view, name, topology)
+    config_class = method.config_class()
+    given = trainer_arguments(view, name, task.directory, plan, steps, config_class)
+    args = make_arguments(
+        config_class, {**given, "save_strategy": "no", "report_to": ["none"], "logging_steps": steps + 1}
+    )
+    rows = longest_rows(task.inputs["data"], steps * plan.rows)
+    folder = model_folder(task.inputs["model"])
+    peak = PeakMemory(config_class)
+    model = load_model(folder, view)
+    more: dict[str, Any] = {}
+    if "reference_model" in task.inputs:
+        more["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+    elif getattr(method, "stored_reference", lambda _: None)(view) is not None:
+        more["reference"] = _ZeroReference(task.inputs["data"])
+    trainer = method.build_trainer(
+        view,
+        model,
+        args,
+        train_dataset=rows,
+        processing_class=load_tokenizer(folder, view),
+        **lora.adapter_arguments(view, model, folder),
+        **more,
+    )
+    meter = Meter()
+    meter.attach(trainer)
+    clock = _clock(meter)
+    trainer.add_callback(clock)
+    trainer.train()
+    write_atomically(task.directory / _RESULT, json.dumps(clock.measured(peak, topology)))
+
+
+def _clock(meter: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        """Seconds and tokens of each step."""
+
+        def __init__(self) -> None:
+            self.marks: list[tuple[float, int]] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.marks = [(time.monotonic(), 0)]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _synchronize()
+            self.marks.append((time.monotonic(), meter.totals()["tokens"]))
+
+        def measured(self, peak: Any, topology: Topology) -> dict[str, Any]:
+            """The first step warms up, and is told apart."""
+            pairs = list(zip(self.marks, self.marks[1:], strict=False))
+            seconds = [after[0] - before[0] for before, after in pairs]
+            settled = pairs[1:] or pairs
+            rates = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in settled]
+            return {
+                "steps": len(pairs),
+                "tokens": self.marks[-1][1],
+                "tokens_per_second": round(statistics.median(rates), 1),
+                "step_seconds": round(statistics.median(seconds[1:] or seconds), 4),
+                "first_step_seconds": round(seconds[0], 4),
+                "peak_memory_bytes": peak.bytes,
+                "world_size": topology.world_size,
+                "hardware": peak.device_name,
+            }
+
+    return Clock()
+
+
+def _synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def longest_rows(path: Path, count: int) -> "LongestRows":
+    """`count` rows of a mix, the longest ones over and over."""
+    import numpy as np
+
+    from post_training.data.view import open_rows
+
+    rows = open_rows(path)
+    lengths = rows.lengths()
+    if rows.packed:
+        sums = [int(lengths[rows.members(index)].sum()) for index in range(min(rows.rows_per_epoch, _LOOKED_AT))]
+        return LongestRows(rows, np.argsort(sums)[::-1][: max(1, min(count, 64))].tolist(), count)
+    return LongestRows(rows.distinct(), np.argsort(lengths)[::-1][: max(1, min(count, 64))].tolist(), count)
+
+
+class LongestRows(Sequence[Any]):
+    """Some rows of a mix, again and again, as a trainer takes them."""
+
+    def __init__(self, rows: Any, numbers: list[int], count: int) -> None:
+        self.rows, self.numbers, self._count = rows, numbers, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[self.numbers[index % len(self.numbers)]]
+
+    def document(self, index: int) -> int:
+        """As of the mix's rows."""
+        return int(self.rows.document(self.numbers[index % len(self.numbers)]))
+
+    def distinct(self) -> Any:
+        """As of the mix's rows."""
+        return self.rows.distinct()
+
+
+class _ZeroReference:
+    """Stands for stored log-probabilities, whose values cost nothing."""
+
+    of_start = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def join(self, rows: Any) -> Any:
+        import numpy as np
+
+        from post_training.training.reference import RowsWithReference
+
+        return RowsWithReference(rows, np.zeros((len(rows.distinct()), 2), np.float32))
