@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
+from post_training import manifest, preflight
 from post_training.plan import Graph, Plan
 
 # Kind of a result -> its first measure, and what it is called.
@@ -27,6 +27,7 @@ def print_summary(graph: Graph) -> None:
         _print_runs(graph, console)
     else:
         _print_run(graph.first, console)
+    _print_warnings(graph, console)
 
 
 def _print_runs(graph: Graph, console: Any) -> None:
@@ -76,6 +77,13 @@ def _print_run(plan: Plan, console: Any) -> None:
     model = plan.base / plan.run_name / "model"
     if (model / "manifest.json").is_file():
         console.print(f"model: {model}", markup=False, soft_wrap=True)
+
+
+def _print_warnings(graph: Graph, console: Any) -> None:
+    """What preflight warned of, once more: by now it has scrolled away."""
+    paths = [graph.base / stage.manifest for stage in graph.every("preflights")]
+    for line in dict.fromkeys(line for path in paths for line in preflight.warnings(path)):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:

@@ -7,7 +7,7 @@ from post_training.errors import UserError
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
 
-_NO_RESULT = ("preflight", "report", "compare")
+_NO_RESULT = ("preflight", "preflight_probe", "report", "compare")
 
 
 @dataclass

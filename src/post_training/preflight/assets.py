@@ -22,18 +22,15 @@ def _model(name: str, path: Path, hashes: FileHashes) -> Check:
         folder, told = model_folder(path), manifest.read(path)
     except UserError as error:
         return Check(label, str(error), "failure", remedy)
-    recorded = {entry.get("name") or entry.get("path"): entry["sha256"] for entry in told.get("files") or []}
-    wrong = [file for file, sha in recorded.items() if not (folder / file).is_file() or hashes(folder / file) != sha]
+    # Relative to the manifest's own directory; the user's own files are absolute.
+    recorded = {path.parent / entry["path"]: entry["sha256"] for entry in told.get("files") or [] if "sha256" in entry}
+    recorded = {file: sha for file, sha in recorded.items() if file.is_relative_to(folder)}
+    wrong = [file.name for file, sha in recorded.items() if not file.is_file() or hashes(file) != sha]
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    empty = [file.name for file in weights if not file.stat().st_size]
-    value = (
-        f"{name}: {len(recorded):,} files by checksum"
-        if recorded
-        else f"{name}: {len(list(folder.iterdir())):,} files, {len(weights)} of weights"
-    )
-    if wrong or empty or not weights:
-        value = f"{name}: {', '.join([*wrong, *empty][:4]) or 'no weights'} missing or changed in {folder}"
-    return judged(label, value, fails=wrong or empty or not weights, remedy=remedy)
+    value = f"{name}: {len(recorded):,} files by checksum, {len(weights)} of weights"
+    if wrong or not weights:
+        value = f"{name}: {', '.join(wrong[:4]) or 'no weights'} missing or changed in {folder}"
+    return judged(label, value, fails=wrong or not weights, remedy=remedy)
 
 
 def rows(subject: Subject) -> Check:

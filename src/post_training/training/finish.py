@@ -60,7 +60,7 @@ def _files(task: Task, last: Checkpoint, rows: dict[str, Any]) -> list[Path]:
     directory, mix = task.directory, task.inputs["data"].parent
     elsewhere = resolve(task.runtime["pipeline"]).last["checkpointing"]["inference_checkpoint_path"]
     inference = Path(elsewhere).absolute() / directory.name if elsewhere else directory / "inference_checkpoints"
-    found = [directory / "config.yaml", directory / "logs" / "metrics.jsonl"]
+    found = [directory / name for name in ("config.yaml", "preflight.json", "logs/metrics.jsonl")]
     found += [*last.path.rglob("*"), *inference.glob("step-*/**/*")]
     known = {file["path"] for file in rows.get("files", [])}
     found += [path for path in sorted(mix.glob("epoch-*.npy")) if path.name not in known]

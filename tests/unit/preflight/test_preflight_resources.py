@@ -176,7 +176,7 @@ def test_a_model_by_its_checksums(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text(name)
     path = tmp_path / "manifest.json"
-    files = [{"name": file.name, "sha256": file_sha256(file)} for file in folder.iterdir()]
+    files = [{"path": f"model/{file.name}", "sha256": file_sha256(file)} for file in folder.iterdir()]
     path.write_text(json.dumps({"folder": "model", "files": files}))
 
     def verdict():
