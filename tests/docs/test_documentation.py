@@ -14,6 +14,7 @@ from doc_pages import REPOSITORY, blocks, pages, prose, text_of
 from post_training import __version__, registry
 from post_training.config import document, resolve_runs
 from post_training.errors import ConfigError
+from post_training.preflight.check import NAMES
 
 KINDS = {"", "file", "planned", "prepared", "not run"}
 # A block that no test touches needs a reason that stands here, and at most so many blocks have it.
@@ -113,7 +114,8 @@ def mentioned_keys(page: str) -> set[str]:
     spans = {key_of(span) for span in re.findall(r"`([^`\n]+)`", prose(page))}
     dotted = {span for span in spans if re.fullmatch(r"[a-z_]+(\[\])?(\.[a-z_]+(\[\])?)+", span)}
     files = (".py", ".md", ".json", ".jsonl", ".yaml", ".sh", ".npy", ".jinja", ".cff")
-    return {span for span in dotted if span.partition(".")[0] in sections and not span.endswith(files)}
+    named = {span for span in dotted if span.partition(".")[0] in sections and not span.endswith(files)}
+    return named - set(NAMES)  # preflight's checks, which are named alike
 
 
 def test_keys_in_the_prose_exist():

@@ -7,6 +7,8 @@ from post_training.config.load import Pipeline
 from post_training.errors import ConfigError, did_you_mean
 from post_training.fingerprint import is_safe_name
 from post_training.model.lora import check_lora
+from post_training.preflight.check import NAMES
+from post_training.preflight.devices import known_gpu
 from post_training.slurm import placement
 from post_training.zero import deepspeed_config
 
@@ -26,6 +28,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
     check_lora(view)
     placement.check(view)
+    _check_preflight(view)
     limit = view["checkpointing"]["save_total_limit"]
     require(
         limit is None or limit >= 2,
@@ -53,6 +56,25 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     require(
         bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own"
     )
+
+
+def _check_preflight(view: dict[str, Any]) -> None:
+    """Names that exist, and shares that are shares."""
+    section = view["preflight"]
+    if view["slurm"]["gpu_model"] is not None:
+        known_gpu(view["slurm"]["gpu_model"])
+    for name in section["only_warn"]:
+        require(name in NAMES, "preflight.only_warn", f"found {name!r}. {did_you_mean(name, NAMES)}")
+    low, high = section["min_trained_share"], section["max_trained_share"]
+    require(
+        0 <= low <= high <= 1, "preflight.min_trained_share", f"found {low} and {high} for the most, expected shares"
+    )
+    require(
+        0 < section["assumed_mfu"] <= 1,
+        "preflight.assumed_mfu",
+        f"found {section['assumed_mfu']}, expected a share above 0",
+    )
+    require(section["probe_steps"] >= 2, "preflight.probe_steps", f"found {section['probe_steps']}, expected 2 or more")
 
 
 def _check_types(view: dict[str, Any]) -> None:

@@ -53,7 +53,11 @@ def run(task: Task) -> None:
     for subject in subjects:
         own = _checks_of(subject, templates, on_slurm)
         found += only_warn(own, subject.view["preflight"]["only_warn"])
-        told[subject.name] = {"run": subject.run.name, "predicted": predicted(subject), "work": speed.work(subject)}
+        told[subject.name] = {
+            "run": subject.run.name,
+            "predicted": predicted(subject),
+            "work": speed.work(subject) | speed.batch_of(subject.view),
+        }
     general = _general_checks(task, pipeline, subjects, on_slurm)
     found += only_warn(general, pipeline.last["preflight"]["only_warn"])
 

@@ -7,6 +7,19 @@ from typing import Any
 from post_training.errors import ConfigError, UserError
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
+NAMES = (
+    "assets.rows", "assets.model",
+    "template.markers", "template.stop_token", "template.same_text_always", "template.prefix_stable",
+    "template.generation_prompt", "template.single_ids", "template.as_exported",
+    "data.trained_share", "data.rows_without_trained_token", "data.longest_row", "data.dropped",
+    "data.duplicates_of_held_out", "data.contradictory_pairs",
+    "optimisation.batch", "optimisation.epochs", "optimisation.warmup", "optimisation.learning_rate", "optimisation.beta",
+    "optimisation.schedule",
+    "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.kernels", "libraries.deepspeed",
+    "resources.memory", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
+    "resources.slurm",
+)  # fmt: skip
+"""Every check; docs/preflight.md says what each means."""
 _WIDTH = 160
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
 

@@ -39,7 +39,7 @@ KNOWN: dict[str, tuple[float, float]] = {
 USABLE = 0.94
 
 
-def known(name: str) -> Device:
+def known_gpu(name: str) -> Device:
     """A device of the table. Raises ConfigError for `slurm.gpu_model`."""
     if name not in KNOWN:
         raise ConfigError("slurm.gpu_model", f"found {name!r}. {did_you_mean(name, KNOWN)}")
@@ -64,7 +64,7 @@ def by_words(text: str) -> str | None:
 def on_slurm(view: dict[str, Any], gres: list[str]) -> Device:
     """The GPUs of an allocation: as the configuration says, or as the partition's `gres` do."""
     if view["slurm"]["gpu_model"]:
-        return known(view["slurm"]["gpu_model"])
+        return known_gpu(view["slurm"]["gpu_model"])
     names = {by_words(entry) for entry in gres} - {None}
     if len(names) == 1:
         name = str(names.pop())

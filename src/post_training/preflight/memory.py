@@ -31,7 +31,7 @@ _MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop"
 # Elements, where a DeepSpeed file says nothing or `auto`.
 _BUCKET, _LIVE, _PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
 # What libraries load with the first step: on the CPU memory is that of the process, and not of its tensors alone.
-_LOADED_BYTES = 30 << 20
+_LOADED_BYTES = 40 << 20
 CONTEXT_BYTES = int(0.7 * GIB)
 """What a CUDA context and the libraries' workspaces take beside the tensors."""
 

@@ -51,7 +51,7 @@ def run(task: Task) -> int:
         code = ended.code or 1
         return code if code > 0 else 128 - code
     subject = probed_subject(task, view, topology)
-    work = speed.work(subject) | batch_of(subject.view)
+    work = speed.work(subject) | speed.batch_of(subject.view)
     measured = json.loads((task.directory / _RESULT).read_text(encoding="utf-8"))
     facts = {
         "stage": view["stage"],
@@ -62,22 +62,13 @@ def run(task: Task) -> int:
     }
     record.write(task.directory, facts)
     print(side_by_side(facts["predicted"], measured), flush=True)
-    task.finish(**facts)
+    task.finish(probed=view["stage"], predicted=facts["predicted"], measured=facts["measured"])
     return 0
 
 
 def one_device(view: dict[str, Any]) -> Topology:
     """One rank on what this machine has."""
     return Topology(1, 1, batch.local_topology(view).device)
-
-
-def batch_of(view: dict[str, Any]) -> dict[str, Any]:
-    """What memory depends on besides `speed.work`."""
-    training = view["training"]
-    return {
-        "per_device_train_batch_size": training["per_device_train_batch_size"],
-        "attn_implementation": view["model"]["attn_implementation"],
-    }
 
 
 def probed_view(view: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -121,6 +112,8 @@ def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:
 
 def probe_rank(task: Task) -> None:
     """Take the steps and write what they took. Raises UserError as a training would."""
+    from transformers import PrinterCallback
+
     from post_training.model import folder as model_folder
     from post_training.model import lora
     from post_training.training.arguments import trainer_arguments
@@ -160,6 +153,7 @@ def probe_rank(task: Task) -> None:
     meter = Meter()
     meter.attach(trainer)
     clock = _clock(meter)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     trainer.train()
     write_atomically(task.directory / _RESULT, json.dumps(clock.measured(peak, topology)))

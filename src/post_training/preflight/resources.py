@@ -5,7 +5,7 @@ from typing import Any
 
 from post_training.config.load import Pipeline
 from post_training.errors import UserError
-from post_training.preflight import memory
+from post_training.preflight import memory, speed
 from post_training.preflight.check import Check, judged, refused
 from post_training.preflight.devices import USABLE
 from post_training.preflight.memory import gib
@@ -18,17 +18,21 @@ _PROCESS_BYTES = 700 << 20
 def memory_check(subject: Subject) -> Check:
     """Predicted memory a device against what it has; on the CPU all ranks of the machine share it."""
     told, device, name = memory.predict(subject), subject.device, "resources.memory"
+    corrected = speed.memory_correction(subject)
+    factor, value = 1.0, told.describe()
+    if corrected is not None:
+        factor = corrected[0]
+        value += f", {factor:.2f} times that by what {corrected[1]} measured"
+    peak = told.peak * factor
     on_gpu = subject.topology.device == "GPU"
-    needed = (
-        told.peak + memory.CONTEXT_BYTES if on_gpu else (told.peak + _PROCESS_BYTES) * subject.topology.devices_per_node
-    )
+    needed = peak + memory.CONTEXT_BYTES if on_gpu else (peak + _PROCESS_BYTES) * subject.topology.devices_per_node
     if device.memory_bytes is None:
         remedy = "name the GPUs with slurm.gpu_model"
-        return Check(name, f"{told.describe()}; unknown device", "warning", remedy, subject.name)
+        return Check(name, f"{value}; unknown device", "warning", remedy, subject.name)
     usable = device.memory_bytes * USABLE
     return judged(
         name,
-        f"{told.describe()} of {gib(device.memory_bytes)} ({device.name})",
+        f"{value} of {gib(device.memory_bytes)} ({device.name})",
         fails=needed > 1.15 * usable,
         warns=needed > 0.9 * usable,
         remedy=relief(subject),

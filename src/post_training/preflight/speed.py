@@ -23,7 +23,7 @@ _MOST_LOST_SECONDS = 3600.0
 
 
 def predict(subject: Subject) -> dict[str, Any]:
-    """Steps, tokens, rate and its source, seconds a step, hours, and GPU-hours of the training."""
+    """Steps, tokens, rate and its source, seconds a step, hours, and GPU-hours of the training, from its first step on."""
     rate, source = tokens_per_second(subject)
     tokens = tokens_per_step(subject) * subject.steps
     ranks = subject.topology.world_size
@@ -31,13 +31,13 @@ def predict(subject: Subject) -> dict[str, Any]:
     saves = subject.steps // max(subject.view["checkpointing"]["save_steps"], 1) + 1
     # Ranks write side by side.
     saving = saves * checkpoint_bytes(subject) / _BYTES_A_SECOND / subject.topology.num_nodes
-    hours = (START_SECONDS + training + saving) / 3600 if training is not None else None
+    hours = (training + saving) / 3600 if training is not None else None
     return {
         "steps": subject.steps,
         "tokens": round(tokens),
         "tokens_per_second": round(rate * ranks, 1) if rate else None,
         "rate_from": source,
-        "step_seconds": round(training / subject.steps, 4) if training is not None else None,
+        "step_seconds": training / subject.steps if training is not None else None,
         "hours": round(hours, 4) if hours is not None else None,
         "gpu_hours": round(hours * ranks, 4) if hours is not None and subject.topology.device == "GPU" else None,
     }
@@ -61,7 +61,7 @@ def checks(subject: Subject) -> list[Check]:
             "resources.checkpoint_interval",
             f"{every:,} steps, {_hours(lost / 3600)}",
             warns=lost > _MOST_LOST_SECONDS,
-            remedy=f"a crash loses so much: set checkpointing.save_steps to {max(1, int(_MOST_LOST_SECONDS / 2 / step)):,}",
+            remedy=f"a crash loses so much: set checkpointing.save_steps to {max(1, int(_MOST_LOST_SECONDS / 2 / step))}",
             stage=name,
         )
     )
@@ -76,7 +76,7 @@ def wall_time(subject: Subject) -> Check:
     name, stage = "resources.wall_time", subject.name
     if told["hours"] is None:
         return Check(name, f"{slurm['wall_time']}; nothing to compare with", stage=stage)
-    needed = told["hours"] * 3600 - START_SECONDS
+    needed = told["hours"] * 3600
     allocations = -(-needed // usable) if usable > 0 else 0
     return judged(
         name,
@@ -94,7 +94,10 @@ def wall_time(subject: Subject) -> Check:
 
 def tokens_per_step(subject: Subject) -> float:
     """Tokens without padding of an optimizer step, on the average."""
-    return float(subject.mix["tokens"]) / subject.mix["rows_out"] * subject.training["effective_batch_size"]
+    tokens = int(subject.mix["tokens"])
+    if subject.mix["config"]["rows"] == "preference":  # the prompt is read with either answer
+        tokens += tokens - int(subject.mix["trained_tokens"])
+    return tokens / subject.mix["rows_out"] * subject.training["effective_batch_size"]
 
 
 def tokens_per_second(subject: Subject) -> tuple[float | None, str]:
@@ -152,12 +155,32 @@ def measured_rates(base: Path, subject: Subject) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
         if measured and measured.get("tokens_per_second") and _same_work(measured, work(subject)):
-            found.append((when, {**measured, "source": path.parent.name}))
+            foretold = (told.get("predicted") or {}).get("peak_memory_bytes")
+            found.append((when, {**measured, "source": path.parent.name, "foretold_memory_bytes": foretold}))
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
 
 
+def memory_correction(subject: Subject) -> tuple[float, str] | None:
+    """Measured over foretold memory of the newest measurement with this batch, and where it was; None without one."""
+    batch_keys = batch_of(subject.view)
+    for measured in subject.rates:
+        foretold, found = measured["foretold_memory_bytes"], measured.get("peak_memory_bytes")
+        if foretold and found and _same_work(measured, batch_keys):
+            return found / foretold, measured["source"]
+    return None
+
+
+def batch_of(view: dict[str, Any]) -> dict[str, Any]:
+    """What memory depends on besides."""
+    training = view["training"]
+    return {
+        "per_device_train_batch_size": training["per_device_train_batch_size"],
+        "attn_implementation": view["model"]["attn_implementation"],
+    }
+
+
 def work(subject: Subject) -> dict[str, Any]:
-    """What decides the speed of a device, apart from the batch: kept with each measurement."""
+    """What decides the speed of a device: kept with each measurement."""
     return {
         "method": subject.method,
         "model_type": subject.shape.model_type,

@@ -114,7 +114,7 @@ def test_what_a_crash_would_cost(subject_of, verdicts):
 def test_wall_time(subject_of):
     assert speed.wall_time(slow(subject_of, 1e5)).verdict == "ok"
     several = speed.wall_time(slow(subject_of, 100.0, slurm__wall_time="02:00:00"))
-    assert several.verdict == "warning" and "02:00:00 for 4.5 h, 3 allocations" in several.value
+    assert several.verdict == "warning" and "02:00:00 for 4.4 h, 3 allocations" in several.value
     never = speed.wall_time(slow(subject_of, 100.0, slurm__wall_time="00:20:00"))
     assert never.verdict == "failure" and "raise slurm.wall_time" in never.remedy
 
