@@ -70,7 +70,7 @@ def subject_of(tmp_path: Path, template: Path):
             "training__gradient_checkpointing": True,
             "model__dtype": "bfloat16",
         }
-        view = view_of(template, method, **(sound | changes))
+        view = copy.deepcopy(view_of(template, method, **(sound | changes)))  # sections are shared
         made = ModelShape(**(BILLION.__dict__ | (shape or {})))
         topology = Topology(1, ranks, device)
         return Subject(method, view, path, folder or tmp_path, made, topology, gpu, tmp_path / "run")

@@ -54,7 +54,7 @@ def preflight(tmp_path, model_manifest, sft_rows, template, capfd):
 
 def test_a_sound_run_passes(preflight):
     code, found, written, told = preflight()
-    assert (code, written) == (0, True)
+    assert (code, written) == (0, True), told
     assert found["verdict"] == "ok", told
     assert {check["name"].partition(".")[0] for check in found["checks"]} == {
         "assets",
@@ -95,9 +95,9 @@ def test_slurms_own_word(preflight, monkeypatch):
     monkeypatch.setattr(resources, "gres", lambda view: ["gpu:h200:8"])
     monkeypatch.setattr(check, "check_pipeline", lambda pipeline: [])
     changes = {"slurm__gpus_per_node": 2, "training__trainer_args": {}}
-    code, found, _, _ = preflight(place="slurm", **changes)
+    code, found, _, told = preflight(place="slurm", **changes)
     named = {entry["name"]: entry for entry in found["checks"]}
-    assert (code, named["resources.slurm"]["verdict"]) == (0, "ok")
+    assert (code, named["resources.slurm"]["verdict"]) == (0, "ok"), told
     assert "(h200)" in named["resources.memory"]["value"] and "resources.wall_time" in named
     assert found["stages"]["sft"]["predicted"]["gpu_hours"] is not None
 
