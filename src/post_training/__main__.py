@@ -28,6 +28,7 @@ STAGES = {
     "export": "post_training.export",
     "evaluate": "post_training.evaluate",
     "report": "post_training.report",
+    "compare": "post_training.report.compare",
 }
 
 

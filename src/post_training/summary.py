@@ -8,7 +8,7 @@ from post_training import manifest, preflight
 from post_training.plan import Graph, Plan
 
 # Kind of a result -> its first measure, and what it is called.
-_MEASURES = {
+MEASURES = {
     "exact_match": ("exact_match", "exact match"),
     "preference": ("accuracy", "preference accuracy"),
     "loss": ("loss", "loss a token"),
@@ -92,7 +92,7 @@ def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     rows = []
     for dataset in datasets:
         kind = next(result[dataset]["kind"] for result in results.values() if dataset in result)
-        key, shown = _MEASURES[kind]
+        key, shown = MEASURES[kind]
         values = [f"{result[dataset][key]:.3f}" if dataset in result else "-" for result in results.values()]
         rows.append([dataset, shown, *values])
     return rows

@@ -30,9 +30,12 @@ class Task:
 
     @classmethod
     def parse(cls, spec: str, runtime: str, inputs: list[str], output: str) -> "Task":
-        """From the command line of a rule; `inputs` are in the order of the spec's names."""
-        told = json.loads(spec)
-        names = list(told["inputs"])
+        """From the command line of a rule; `inputs` are in the order of the spec's names.
+
+        `@file` is a spec, with the inputs' `paths`, that is too long for a command line.
+        """
+        told = json.loads(Path(spec[1:]).read_text(encoding="utf-8") if spec.startswith("@") else spec)
+        names, inputs = list(told["inputs"]), told.pop("paths", inputs)
         if len(names) != len(inputs):
             raise ValueError(f"{told['stage']}: expected {len(names)} inputs {names}, got {len(inputs)}")
         paths = {name: Path(path) for name, path in zip(names, inputs, strict=True)}

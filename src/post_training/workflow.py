@@ -4,6 +4,7 @@ Kept out of the `.smk` files so that it can be typed and tested.
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from snakemake.io import ancient
 from post_training import batch
 from post_training.config import resolve_runs
 from post_training.errors import UserError
-from post_training.fingerprint import canonical
+from post_training.fingerprint import canonical, write_atomically
 from post_training.links import point_links
 from post_training.plan import Graph, Plan, Stage, make_graph
 from post_training.plan.preflight import LOCAL, SLURM
@@ -48,6 +49,7 @@ class WorkflowPlan:
             if not getattr(workflow.output_settings, "dryrun", False):
                 release_stale_lock()
                 self._discard_debug_runs()
+                self._write_comparison()
                 point_links(self.graph)
 
     @property
@@ -199,6 +201,17 @@ class WorkflowPlan:
         if line not in self._announced:
             self._announced.add(line)
             print(line, file=sys.stderr)
+
+    def comparison(self, wildcards: Any) -> str:
+        """What the job of the comparison is told: a file, since thousands of runs do not fit into a command line."""
+        return f"@{self.graph.base}/{self._stage('compare', 'stage', wildcards).directory}/task.json"
+
+    def _write_comparison(self) -> None:
+        stage = self.graph.comparison
+        if stage is not None and not (self.graph.base / stage.manifest).exists():
+            paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs)))
+            path = self.graph.base / stage.directory / "task.json"
+            write_atomically(path, canonical({**json.loads(stage.spec), "paths": paths}))
 
     def finish_run(self) -> None:
         """At the end of a successful run: what was reached, and where it is."""

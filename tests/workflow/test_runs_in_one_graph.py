@@ -1,6 +1,13 @@
 """Runs of one configuration in one graph: what they share, what is planned, what is said, and how fast."""
 
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,9 +37,8 @@ def test_a_sweep_runs_what_is_common_once(swept, capfd):
         "build_model": 1, "transform": 4, "tokenize": 3, "mix": 2, "reference": 1,
     }  # fmt: skip
     assert (jobs["train"], jobs["export"], jobs["evaluate"]) == (1 + 6, 1 + 6, 2 + 6)
-    assert jobs["preflight_checks"] == 6
+    assert (jobs["preflight_checks"], jobs["report_page"], jobs["compare_runs"]) == (6, 6, 1)
     assert len([name for name in graph.stages["train"] if name.startswith("sft-")]) == 1
-    assert "compare" not in graph.stages or len(graph.stages["compare"]) == 1
     assert graph.describe().startswith("6 runs: 37 stages, 19 of them shared (")
 
 
@@ -55,6 +61,7 @@ def test_a_link_a_run_and_stage(swept):
     links = swept.graph().links()
     assert {"demo-beta0.05-seed0", "demo-beta0.05-seed0-sft", "demo-beta0.3-seed1-dpo"} <= set(links)
     assert links["demo-beta0.05-seed0-sft"] == links["demo-beta0.3-seed1-sft"]
+    assert links["demo-comparison"] == swept.graph().comparison.directory
     assert len({links[f"demo-beta{b}-seed{s}"] for b in (0.05, 0.1, 0.3) for s in (0, 1)}) == 6
 
 
@@ -85,6 +92,7 @@ def test_names_without_a_run_name_have_room(project):
         ({"sweep": {"dpo.beta": [0.1, -1]}}, "sweep.dpo.beta: found -1"),
         ({"runs": {"a": {}, "b": {"data.chat_template": "chatm"}}}, "runs.b.data.chat_template: no template named"),
         ({"runs": {"a": {}, "a-sft": {"dpo.beta": 0.3}}}, "runs: a-sft and a both want the link x-a-sft"),
+        ({"runs": {"a": {}, "comparison": {"dpo.beta": 0.3}}}, "runs: the link x-comparison is the page of all runs"),
     ],
 )
 def test_mistakes_that_planning_finds(project, keys, expected):
@@ -102,3 +110,54 @@ def test_a_thousand_runs_are_planned_in_seconds(swept):
     seconds = time.process_time() - started
     assert len(graph.plans) == 1000 and len(graph.stages["train"]) == 1001
     assert seconds < 10, seconds
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = [
+    "method=dpo",
+    "run_name=tiny",
+    "model.from_scratch.config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, "
+    "num_key_value_heads: 2, max_position_embeddings: 256, attention_dropout: 0.2}",
+    "training.max_steps=3",
+    "dpo.training.max_steps=4",
+    "logging.report_to=[none]",
+    "evaluation.max_samples=8",
+    "evaluation.max_new_tokens=2",
+    "data.num_proc=1",
+    "accelerate.use_cpu=true",
+]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_demo_for_real(tmp_path):
+    """Three betas and two seeds, each its own pair of DPO and export; data, SFT and the reference once."""
+    for name in ("Snakefile", "workflow", "profiles", "envs", "config"):
+        (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, tmp_path / name)
+    command = [str(Path(sys.executable).with_name("snakemake")), "all", "report", "-c2"]
+    sweep = "sweep={dpo.beta: [0.05, 0.1, 0.3], dpo.training.seed: [0, 1]}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run(
+        [*command, "--config", sweep, f"set={json.dumps(TINY)}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "6 runs: 36 stages, 18 of them shared" in done.stderr
+    base = tmp_path / "outputs"
+    assert len(list(base.glob("sft-*/manifest.json"))) == 1 and len(list(base.glob("data/reference/*"))) == 1
+    assert len(list(base.glob("dpo-*/manifest.json"))) == 6
+    summary = json.loads((base / "tiny-comparison" / "summary.json").read_text())
+    assert (summary["keys"], summary["seeds"]) == (["dpo.beta", "dpo.training.seed"], ["dpo.training.seed"])
+    assert [group["values"] for group in summary["groups"]] == [{"dpo.beta": beta} for beta in (0.05, 0.1, 0.3)]
+    for group in summary["groups"]:
+        losses = [
+            row["measures"]["training loss, last tenth"] for row in summary["runs"] if row["name"] in group["runs"]
+        ]
+        assert len(losses) == 2 and losses[0] != losses[1]
+        assert group["spread"]["training loss, last tenth"]["std"] == pytest.approx(statistics.stdev(losses))
+    page = (base / "tiny-comparison" / "report.html").read_text()
+    assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
+    assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()
+    assert "comparison: outputs/comparisons/" in done.stderr

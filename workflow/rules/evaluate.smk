@@ -58,3 +58,27 @@ rule report_page:
             --output {output:q} \
             2>&1 | tee {log:q}
         """
+
+
+rule compare_runs:
+    """What the runs of `runs` and `sweep` reached on one page, with the spread over seeds."""
+    input:
+        WORKFLOW.inputs("compare"),
+    output:
+        "<outputs>/comparisons/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/compare/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("compare"),
+    localrule: True
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        spec=WORKFLOW.comparison,
+    shell:
+        r"""
+        python -m post_training compare \
+            --spec {params.spec:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """

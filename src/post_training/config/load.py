@@ -37,6 +37,20 @@ class Pipeline:
         """The view of the last stage."""
         return self.views[self.stages[-1]]
 
+    def value(self, dotted: str) -> Any:
+        """The value of a key as a person writes it: `dpo.beta`, `dpo.training.seed`, `data.datasets[0].weight`."""
+        stage, _, rest = dotted.partition(".")
+        view, path = (self.views[stage], rest) if stage in self.views else (self.last, dotted)
+        if path.partition(".")[0] not in (*SHARED, *GLOBAL):
+            path = f"{view['method']}.{path}"
+        found: Any = view
+        for part in re.findall(r"[^.\[\]]+", path):
+            try:
+                found = found[int(part)] if isinstance(found, list) else found[part]
+            except (KeyError, IndexError, TypeError, ValueError):
+                return self.run.values.get(dotted)
+        return found
+
     def frozen(self, stage: str) -> Tree:
         """A complete configuration that makes the same pipeline up to `stage`, defaults written out."""
         upto = self.stages[: self.stages.index(stage) + 1]

@@ -2,6 +2,7 @@
 
 from post_training.config.load import Pipeline
 from post_training.plan.data import DataStages, dataset_name
+from post_training.plan.graph import Graph
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
 
@@ -34,3 +35,13 @@ def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Sta
     runtime = {"batch_size": view["evaluation"]["batch_size"]}
     label = pipeline.views[name]["method"] if name != "base" else f"base-{model.label}"
     return Stage("evaluate", "evaluations", label, config, {"model": model, **rows}, runtime=runtime)
+
+
+def add_comparison(graph: Graph, name: str) -> None:
+    """The page of several runs: the keys in which they differ, and what came of it."""
+    plans = graph.plans.items()
+    keys = list(dict.fromkeys(key for _, plan in plans for key in plan.pipeline.run.values))
+    runs = [[run_name, {key: plan.pipeline.value(key) for key in keys}] for run_name, plan in plans]
+    reports = {run_name: plan.report for run_name, plan in plans if plan.report is not None}
+    stage = Stage("compare", "comparisons", name, config={"runs": runs}, inputs=reports)
+    graph.comparison = graph.add(stage, graph.first)

@@ -9,7 +9,7 @@ from post_training.errors import ConfigError
 from post_training.fingerprint import LONGEST_NAME
 from post_training.plan.checks import check_paths, check_view, require
 from post_training.plan.data import DataStages, dataset_name
-from post_training.plan.evaluation import add_evaluations
+from post_training.plan.evaluation import add_comparison, add_evaluations
 from post_training.plan.files import Files
 from post_training.plan.graph import Graph
 from post_training.plan.models import ModelStages, model_label
@@ -39,6 +39,10 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
         _check_other(plan, graph)
         graph.plans[plan.run_name] = plan
     files.check_offline()
+    if len(graph.plans) > 1:
+        name = f"{_common_name(pipelines[0])}-comparison"
+        require(name not in graph.named, "runs", f"the link {name} is the page of all runs; rename the run")
+        add_comparison(graph, name)
     return graph
 
 
