@@ -14,6 +14,7 @@ from post_training import methods
 from post_training.config import resolve
 from post_training.config.load import Pipeline
 from post_training.fingerprint import digest
+from post_training.plan import Plan, Stage
 from post_training.task import Task
 
 TEMPLATE = (
@@ -241,6 +242,20 @@ def train_here(training: Task) -> Path:
     train_rank(training)
     assert finish_if_complete(training, steps or 0)
     return training.output
+
+
+def make_here(plan: Plan, *stages: Stage) -> None:
+    """Make stages and all that they are made from in this process, training included."""
+    from post_training.make import run_stage, task_of, upstream
+
+    for one in [other for stage in stages for other in [*upstream(stage), stage]]:
+        if not (plan.base / one.manifest).is_file():
+            if one.kind == "train":
+                train_here(task_of(plan, one))
+            elif one.kind == "reference":
+                compute_reference(task_of(plan, one))
+            else:
+                run_stage(plan, one)
 
 
 def export_task(trained: Path, rows: Path, output: Path) -> Task:

@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import compute_reference, conversation, losses_of, train_here
+from tiny import conversation, losses_of, make_here
 
 from post_training import batch, manifest
 from post_training.config import load_file, resolve
 from post_training.errors import ConfigError
-from post_training.make import run_stage, task_of, upstream
 from post_training.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,13 +188,7 @@ def row_of(stage: str, number: int) -> dict:
 @pytest.mark.parametrize("name", ["tulu3-8b", "smollm3-3b"])
 def test_the_whole_of_it_runs_at_toy_size(name, model_manifest, tmp_path):
     plan = make_plan(resolve(toy(name, model_manifest.parent / "model", tmp_path)))
-    for stage in [*upstream(plan.report), plan.report]:
-        if stage.kind == "train":
-            train_here(task_of(plan, stage))
-        elif stage.kind == "reference":
-            compute_reference(task_of(plan, stage))
-        else:
-            run_stage(plan, stage)
+    make_here(plan, plan.report)
     for stage in ("sft", "dpo"):
         trained = manifest.read(plan.base / plan.trained[stage].manifest)
         assert trained["steps"] == batch.steps(

@@ -1,7 +1,6 @@
 """Runs of one configuration in one graph: what they share, what is planned, what is said, and how fast."""
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -10,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from tiny import make_here
 
-from post_training.config import resolve_runs
+from post_training.config import load_file, resolve_runs
 from post_training.errors import ConfigError, UserError
 from post_training.plan import make_graph
 
@@ -113,41 +114,36 @@ def test_a_thousand_runs_are_planned_in_seconds(swept):
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = [
-    "method=dpo",
-    "run_name=tiny",
-    "model.from_scratch.config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, "
-    "num_key_value_heads: 2, max_position_embeddings: 256, attention_dropout: 0.2}",
-    "training.max_steps=3",
-    "dpo.training.max_steps=4",
-    "logging.report_to=[none]",
-    "evaluation.max_samples=8",
-    "evaluation.max_new_tokens=2",
-    "data.num_proc=1",
-    "accelerate.use_cpu=true",
-]
 
 
 @pytest.mark.slow
-def test_a_sweep_of_the_demo_for_real(tmp_path):
-    """Three betas and two seeds, each its own pair of DPO and export; data, SFT and the reference once."""
+def test_a_sweep_of_the_demo_for_real(tmp_path, monkeypatch):
+    """Three betas and two seeds, each a DPO of its own; data, SFT and the reference once; Snakemake compares them."""
     for name in ("Snakefile", "workflow", "profiles", "envs", "config"):
         (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, tmp_path / name)
-    command = [str(Path(sys.executable).with_name("snakemake")), "all", "report", "-c2"]
-    sweep = "sweep={dpo.beta: [0.05, 0.1, 0.3], dpo.training.seed: [0, 1]}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}
-    done = subprocess.run(
-        [*command, "--config", sweep, f"set={json.dumps(TINY)}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "6 runs: 36 stages, 18 of them shared" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    config = load_file("config/config.yaml") | {"method": "dpo", "run_name": "tiny", "sweep": SWEEP}
+    config["model"]["from_scratch"]["config"] |= {"num_hidden_layers": 1, "hidden_size": 32}
+    config["dpo"]["model"] = {"lora": {"r": 4}}  # whose start the seed decides
+    config["training"] |= {"max_steps": 3}
+    config["dpo"]["training"] |= {"max_steps": 4}
+    config |= {"logging": {"logging_steps": 1, "report_to": ["none"]}, "accelerate": {"use_cpu": True}}
+    config["evaluation"] |= {"max_samples": 4, "max_new_tokens": 2}
+    config["data"]["num_proc"] = 1
+    (tmp_path / "my.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    graph = make_graph(resolve_runs(config))
+    for plan in graph.plans.values():
+        make_here(plan, plan.report)
     base = tmp_path / "outputs"
-    assert len(list(base.glob("sft-*/manifest.json"))) == 1 and len(list(base.glob("data/reference/*"))) == 1
+    assert len(list(base.glob("sft-*/manifest.json"))) == len(list(base.glob("data/reference/*/manifest.json"))) == 1
     assert len(list(base.glob("dpo-*/manifest.json"))) == 6
+
+    command = [str(Path(sys.executable).with_name("snakemake")), "all", "report", "-c2", "--configfile", "my.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in done.stderr
+    assert "rule compare_runs:" in done.stderr and "rule train:" not in done.stderr
+    assert "comparison: outputs/comparisons/" in done.stderr
     summary = json.loads((base / "tiny-comparison" / "summary.json").read_text())
     assert (summary["keys"], summary["seeds"]) == (["dpo.beta", "dpo.training.seed"], ["dpo.training.seed"])
     assert [group["values"] for group in summary["groups"]] == [{"dpo.beta": beta} for beta in (0.05, 0.1, 0.3)]
@@ -160,4 +156,3 @@ def test_a_sweep_of_the_demo_for_real(tmp_path):
     page = (base / "tiny-comparison" / "report.html").read_text()
     assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
     assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()
-    assert "comparison: outputs/comparisons/" in done.stderr
