@@ -52,6 +52,14 @@ def test_nothing_is_left_when_all_is_there(swept):
     assert count(swept.jobs("all")) == {"preflight_checks": 2, "train": 2, "export": 2, "evaluate": 2}
 
 
+def test_many_names_are_not_listed_in_the_rules(swept, monkeypatch):
+    listed = swept.jobs("all", "report")
+    monkeypatch.setattr("post_training.workflow._LISTED", 2)
+    assert swept.jobs("all", "report") == listed
+    with pytest.raises(SystemExit, match="dpo-x-0badcafe: no train stage of this configuration has this name"):
+        swept.jobs("outputs/dpo-x-0badcafe/manifest.json")
+
+
 def test_one_run_of_a_sweep_is_the_same_stages(swept):
     swept.complete()
     assert swept.jobs(run="beta0.1-seed1") == {}
