@@ -50,4 +50,6 @@ def _base_model(trained: Stage) -> Stage:
 def _looked_at(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
     kept["data"] = {key: value for key, value in view["data"].items() if key != "num_proc"}
+    # Replicas of a run, which differ in seeds alone, have one preflight.
+    kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
     return kept | {"report_to": view["logging"]["report_to"]}
