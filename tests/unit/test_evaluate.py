@@ -128,7 +128,7 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
     plan = SimpleNamespace(
         base=tmp_path, run_name="r", evaluated=evaluations, links=lambda: {"r-sft": "sft-run", "r": "missing"}
     )
-    summary.print_summary(plan)
+    summary.print_summary(SimpleNamespace(base=tmp_path, plans={"r": plan}, first=plan, every=lambda _: []))
     printed = capsys.readouterr().err
     for expected in (
         "exact match",
