@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
+from post_training import manifest, serving
 from post_training.data import shapes
 from post_training.data.view import open_rows
 from post_training.errors import UserError
@@ -103,6 +103,9 @@ def verify(folder: Path, expected: Any, row: list[int], data: Path, settings: di
         raise UserError(
             f"{folder}: logits differ by {difference:.3g} from the checkpoint's, expected {TOLERANCE} or less"
         )
+    wrong = serving.problems(folder, stop_tokens(tokenizer, tokenizer.chat_template))
+    if wrong:
+        raise UserError("\n".join(wrong))
     prompt, answer = short_prompt(data)
     stop = model.generation_config.eos_token_id
     answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, budget=max(64, 4 * len(answer)))

@@ -14,18 +14,34 @@ def polish(folder: Path) -> None:
     """Make saved files loadable everywhere and readable by the group.
 
     Transformers 5 names a generic tokenizer `TokenizersBackend`, which version 4 and what is built
-    on it cannot load; training switches `use_cache` off, and inference wants it on.
+    on it cannot load; training switches `use_cache` off, and inference wants it on. Version 4 would also take the default
+    for a `rope_theta` that it does not find, without a word.
     """
     edit_json(folder / "tokenizer_config.json", _portable_tokenizer)
-    edit_json(folder / "config.json", lambda config: {**config, "use_cache": True})
+    edit_json(folder / "config.json", _portable_config)
     edit_json(folder / "generation_config.json", lambda config: {k: v for k, v in config.items() if k[0] != "_"})
     make_readable(folder)
+
+
+def _portable_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Version 5's names and 4's for the same values: version 5 reads either."""
+    changed = {**config, "use_cache": True}
+    if "dtype" in config:
+        changed["torch_dtype"] = config["dtype"]
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        changed["rope_theta"] = rope["rope_theta"]
+        scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
+        changed["rope_scaling"] = scaled if rope.get("rope_type", "default") != "default" else None
+    return changed
 
 
 def _portable_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _LEAKS}
     if kept.get("tokenizer_class") == "TokenizersBackend":
         kept["tokenizer_class"] = _GENERIC_CLASS
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
     return kept
 
 
@@ -56,7 +72,7 @@ def cast_weights(folder: Path, dtype: str) -> None:
         if any(tensor.is_floating_point() and tensor.dtype != target for tensor in tensors.values()):
             cast = {name: t.to(target) if t.is_floating_point() else t for name, t in tensors.items()}
             save_file(cast, path, metadata={"format": "pt"})
-    edit_json(folder / "config.json", lambda config: {**config, "dtype": dtype})
+    edit_json(folder / "config.json", lambda config: _portable_config({**config, "dtype": dtype}))
 
 
 def stop_tokens(tokenizer: Any, template_text: str) -> list[int]:

@@ -18,7 +18,7 @@ VERSIONS = {
     "preflight_probe": 1,
     "reference": 1,
     "train": 1,
-    "export": 1,
+    "export": 2,
     "evaluate": 1,
     "report": 1,
     "compare": 1,

@@ -1,0 +1,159 @@
+"""Whether an exported folder is what inference programs read: Transformers 4 and 5, vLLM, llama.cpp's converter. Light.
+
+From the files alone, without loading the model; what each program reads is said at its check.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Tensors = dict[str, dict[str, Any]]
+"""Name -> `dtype` and `shape` of a safetensors header."""
+_NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# What training wrappers put before a tensor's name; inference programs look for the name without.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "embeddings.weight")
+# Classes that Transformers 5 writes and 4 does not have.
+_NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
+_LONGEST_HEADER_BYTES = 100 << 20
+
+
+def problems(folder: Path, stop: list[int]) -> list[str]:
+    """What an inference program would trip over, a line each; empty when there is nothing.
+
+    Args:
+        folder: the exported model.
+        stop: ids that end an answer: the tokenizer's end token and the chat template's.
+    """
+    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    if missing:
+        return [f"{folder / name}: is missing" for name in missing]
+    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in _NEEDED if name.endswith(".json")}
+    config, tokenizer = read["config.json"], read["tokenizer.json"]
+    tensors, wrong = _tensors(folder)
+    found = [
+        *wrong,
+        *_of_config(config, tensors),
+        *_of_tokenizer(tokenizer, read["tokenizer_config.json"], _vocabulary(config)),
+        *_of_stops(read["generation_config.json"], stop),
+    ]
+    return [f"{folder}: {line}" for line in found]
+
+
+def _tensors(folder: Path) -> tuple[Tensors, list[str]]:
+    """Every tensor of the weights, and what is wrong with the files' names and their index."""
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    wrong = [f"{name}: weights in another format than safetensors" for name in others]
+    headers = {}
+    for name in files:
+        header = read_header(folder / name)
+        if header is None:
+            wrong.append(f"{name}: is cut off, or no safetensors file")
+        headers[name] = header or {}
+    shards = len(files)
+    expected = [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
+    index = folder / "model.safetensors.index.json"
+    if files != ["model.safetensors"] and (files != expected or not index.is_file()):
+        named = "model.safetensors, or model-0000n-of-0000m.safetensors with model.safetensors.index.json"
+        wrong.append(f"weights are {', '.join(files) or 'missing'}, expected {named}")
+    elif index.is_file():
+        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if told != {tensor: name for name, header in headers.items() for tensor in header}:
+            wrong.append(f"{index.name}: does not list the tensors that the files hold")
+    return {tensor: facts for header in headers.values() for tensor, facts in header.items()}, wrong
+
+
+def read_header(path: Path) -> Tensors | None:
+    """Names, types and shapes of a safetensors file's tensors; None when it is damaged."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LONGEST_HEADER_BYTES:
+                return None
+            header = dict(json.loads(file.read(length)))
+    except (OSError, struct.error, ValueError, TypeError):
+        return None
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    return header if path.stat().st_size == 8 + length + end else None
+
+
+def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:
+    named = config.get("architectures")
+    if not (isinstance(named, list) and named and isinstance(config.get("model_type"), str)):
+        yield f"config.json: architectures is {named!r} and model_type {config.get('model_type')!r}; vLLM and llama.cpp choose their code by them"
+    dtype = config.get("dtype")
+    kinds = sorted({str(tensor["dtype"]) for tensor in tensors.values() if str(tensor["dtype"]) in _DTYPES.values()})
+    if [_DTYPES.get(str(dtype))] != kinds:
+        yield f"config.json: dtype is {dtype!r}, the weights are {' and '.join(kinds) or 'of another kind'}"
+    if config.get("torch_dtype") != dtype:
+        yield f"config.json: torch_dtype, which Transformers before 4.56 reads, is {config.get('torch_dtype')!r} and not {dtype!r}"
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope and config.get("rope_theta") != rope["rope_theta"]:
+        yield f"config.json: rope_theta, which Transformers 4 reads, is {config.get('rope_theta')!r} and not {rope['rope_theta']!r}"
+    wrapped = [name for name in tensors if name.startswith(_WRAPPERS) or ".base_layer." in name or ".lora_" in name]
+    if wrapped:
+        yield f"tensor {wrapped[0]} and {len(wrapped) - 1} more have names of a training wrapper"
+    vocabulary = _vocabulary(config)
+    rows = {
+        name: tensor["shape"][0]
+        for name, tensor in tensors.items()
+        if name.endswith(_EMBEDDINGS) and "position" not in name
+    }
+    for name, size in rows.items():
+        if size != vocabulary and "per_layer" not in name:
+            yield f"config.json: vocab_size is {vocabulary}, but {name} has {size} rows"
+    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
+    head = tensors.get("lm_head.weight")
+    if tied is False and head is None and any(name.startswith("model.") for name in tensors):
+        yield "config.json: tie_word_embeddings is false, but there is no lm_head.weight"
+    if head is not None and head["shape"][0] != vocabulary:
+        yield f"config.json: vocab_size is {vocabulary}, but lm_head.weight has {head['shape'][0]} rows"
+
+
+def _of_tokenizer(tokenizer: dict[str, Any], config: dict[str, Any], vocabulary: int) -> Iterator[str]:
+    name = config.get("tokenizer_class")
+    if not isinstance(name, str) or name in _NEW_CLASSES:
+        yield f"tokenizer_config.json: tokenizer_class is {name!r}, which Transformers 4 and vLLM built on it cannot load"
+    if isinstance(config.get("extra_special_tokens"), list):
+        yield "tokenizer_config.json: extra_special_tokens is a list, which Transformers 4 cannot load; it reads additional_special_tokens"
+    model = tokenizer.get("model") or {}
+    kind = model.get("type")
+    if kind not in ("BPE", "Unigram", "WordPiece", "WordLevel"):
+        yield f"tokenizer.json: model type {kind!r} is unknown"
+    if kind == "BPE" and not model.get("byte_fallback") and not tokenizer.get("pre_tokenizer"):
+        yield "tokenizer.json: a BPE without pre_tokenizer, by which llama.cpp knows how text is split"
+    known = model.get("vocab") or {}
+    ids = list(known.values()) if isinstance(known, dict) else list(range(len(known)))
+    ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
+    if ids and max(ids) >= vocabulary:
+        yield f"tokenizer.json: has the id {max(ids)}, config.json's vocab_size is {vocabulary}"
+
+
+def _of_stops(generation: dict[str, Any], stop: list[int]) -> Iterator[str]:
+    told = generation.get("eos_token_id")
+    ids = told if isinstance(told, list) else [told]
+    lost = [token for token in stop if token not in ids]
+    if lost or not stop:
+        yield f"generation_config.json: eos_token_id is {told!r}, without the stop token {lost or '(none found)'}: answers would not end"
+
+
+def _vocabulary(config: dict[str, Any]) -> int:
+    return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can name a repository of the Hub: `org/name`, letters, digits, `-`, `_`, `.`, at most 96."""
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII)
+    return (
+        bool(plain)
+        and len(text) <= 96
+        and "--" not in text
+        and ".." not in text
+        and not text.endswith((".git", "-", "."))
+    )
