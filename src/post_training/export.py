@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from post_training import manifest, serving
+from post_training.card import card
 from post_training.data import shapes
 from post_training.data.view import open_rows
 from post_training.errors import UserError
+from post_training.fingerprint import write_atomically
 from post_training.lineage.collect import PROVENANCE
 from post_training.lineage.provenance import write_config, write_provenance
+from post_training.lineage.verify import CARD
 from post_training.model import folder as model_folder
 from post_training.model import lora
 from post_training.model.files import polish, stop_tokens
@@ -51,15 +54,23 @@ def run(task: Task) -> None:
     checks = merged | verify(unfinished, logits, row, task.inputs["data"], settings)
     write_config(task, unfinished)
     files = manifest.describe(unfinished, manifest.own_files(unfinished))
-    write_provenance(task, unfinished, files)
+    provenance = write_provenance(task, unfinished, files)
     files += manifest.describe(unfinished, [unfinished / PROVENANCE])
+    write_atomically(unfinished / CARD, card(provenance, {}))
+    (card_file,) = manifest.describe(unfinished, [unfinished / CARD])
 
     # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
     shutil.rmtree(task.directory, ignore_errors=True)
     unfinished.rename(task.directory)
     weights = sorted(path.name for path in task.directory.glob("*.safetensors"))
     task.finish(
-        folder=".", checkpoint=trained["final_checkpoint"], weights=weights, checks=checks, files=files, **settings
+        folder=".",
+        checkpoint=trained["final_checkpoint"],
+        weights=weights,
+        checks=checks,
+        files=files,
+        card=card_file,
+        **settings,
     )
     print(f"export: {task.directory} ({len(weights)} file(s) of weights, {settings['dtype']})", flush=True)
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from post_training.card import licence_of
 from post_training.errors import DataError, did_you_mean
 from post_training.fingerprint import FileHashes, file_sha256
 from post_training.locate import DATA_SUFFIXES, data_suffix
@@ -53,7 +54,8 @@ def _fetch(task: Task) -> dict[str, Any]:
             source = _snapshot(name, revision)
             sha, at = source.name, None
         else:
-            source, sha = name, str(HfApi().dataset_info(name, revision=revision).sha)
+            info = HfApi().dataset_info(name, revision=revision)
+            source, sha = name, str(info.sha)
             at = sha
         # The library's copy of the rows is of no use to anyone once they are written here.
         with tempfile.TemporaryDirectory(dir=task.directory, prefix=".cache-") as cache:
@@ -82,7 +84,14 @@ def _fetch(task: Task) -> dict[str, Any]:
     print(
         f"{name}: {rows:,} rows, {len(files)} files, {sum(path.stat().st_size for path in paths):,} bytes, commit {sha}"
     )
-    return {"files": files, "rows_out": rows, "revision_sha": sha, "repository": name}
+    licence = licence_of(source / "README.md") if offline else getattr(info.card_data, "license", None)
+    return {
+        "files": files,
+        "rows_out": rows,
+        "revision_sha": sha,
+        "repository": name,
+        "license": licence if isinstance(licence, str) else None,
+    }
 
 
 def _files_of_split(builder: Any, name: str, split: str) -> list[str] | None:

@@ -9,11 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from post_training.card import licence_of
 from post_training.errors import UserError
 from post_training.fingerprint import FileHashes
 from post_training.task import Task
 
-_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "*.tiktoken")
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md", "*.tiktoken")
 
 
 def run(task: Task) -> None:
@@ -25,7 +26,8 @@ def run(task: Task) -> None:
         folder, facts = check_local(task)
         told = str(folder)
     check_loadable(folder)
-    task.finish(folder=told, trust_remote_code=task.runtime["trust_remote_code"], **facts)
+    licence = licence_of(folder / "README.md")
+    task.finish(folder=told, trust_remote_code=task.runtime["trust_remote_code"], license=licence, **facts)
 
 
 def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
