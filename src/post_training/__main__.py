@@ -29,6 +29,8 @@ STAGES = {
     "evaluate": "post_training.evaluate",
     "report": "post_training.report",
     "compare": "post_training.report.compare",
+    "card": "post_training.card",
+    "push": "post_training.publish",
 }
 
 

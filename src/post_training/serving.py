@@ -4,7 +4,6 @@ From the files alone, without loading the model; what each program reads is said
 """
 
 import json
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,15 +144,3 @@ def _of_stops(generation: dict[str, Any], stop: list[int]) -> Iterator[str]:
 
 def _vocabulary(config: dict[str, Any]) -> int:
     return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text can name a repository of the Hub: `org/name`, letters, digits, `-`, `_`, `.`, at most 96."""
-    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text, re.ASCII)
-    return (
-        bool(plain)
-        and len(text) <= 96
-        and "--" not in text
-        and ".." not in text
-        and not text.endswith((".git", "-", "."))
-    )

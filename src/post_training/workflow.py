@@ -121,6 +121,18 @@ class WorkflowPlan:
 
         return function
 
+    def push_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function of `push`: without a token nothing is begun that would end there."""
+        stage = self._stage("push", "stage", wildcards)
+        if self._is_main() and not (self.graph.base / stage.manifest).exists():
+            from post_training.publish import check_token
+
+            try:
+                check_token()
+            except UserError as error:
+                raise SystemExit(str(error)) from None
+        return self.inputs("push")(wildcards)
+
     def train_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `train`, where the devices are known for the first time: the batch must divide over them."""
         stage = self._stage("train", "run", wildcards)
@@ -253,6 +265,7 @@ class WorkflowPlan:
         plans = self.graph.plans.values()
         evaluated = [stage for plan in plans for name, stage in plan.evaluated.items() if name != "base"]
         references = self.graph.stages.get("reference", {}).values()  # of weights that are about to be trained again
+        evaluated += self.graph.every("carded")
         for stage in (*evaluated, *self.graph.every("exported"), *self.graph.every("trained"), *references):
             (self.graph.base / stage.manifest).unlink(missing_ok=True)
         for stage in references:

@@ -63,7 +63,7 @@ def test_not_computed_where_nothing_reads_it(project, changes):
 
 def test_beta_of_a_finished_pipeline_computes_no_reference(project):
     project.complete()
-    assert set(project.jobs(set="dpo.beta=0.3")) == {"preflight_checks", "train", "export", "evaluate"}
+    assert set(project.jobs(set="dpo.beta=0.3")) == {"preflight_checks", "train", "export", "evaluate", "card"}
 
 
 def test_micro_batch_is_part_of_the_run_for_losses_that_sort_it(project):

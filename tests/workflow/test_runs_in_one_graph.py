@@ -49,7 +49,7 @@ def test_nothing_is_left_when_all_is_there(swept):
     assert swept.graph().describe().endswith("; 0 are yet to be made")
     swept.config["sweep"] = SWEEP | {"dpo.beta": [0.05, 0.1, 0.3, 0.5]}
     swept.write()
-    assert count(swept.jobs("all")) == {"preflight_checks": 1, "train": 2, "export": 2, "evaluate": 2}
+    assert count(swept.jobs("all")) == {"preflight_checks": 1, "train": 2, "export": 2, "evaluate": 2, "card": 2}
 
 
 def test_many_names_are_not_listed_in_the_rules(swept, monkeypatch):

@@ -370,6 +370,18 @@ class ExportConfig:
 
 
 @dataclass
+class PublishConfig:
+    """The last stage's exported model on the Hugging Face Hub. Never makes a stage stale."""
+
+    push_to_hub: bool = False
+    """Upload it from the machine where `snakemake` runs. The token comes from HF_TOKEN in the environment only."""
+    hub_model_id: str | None = None
+    """Repository, `org/name`; made if it does not exist."""
+    private: bool = True
+    """Whether a repository that is made is private."""
+
+
+@dataclass
 class SharedSections:
     """Sections that are defaults for every stage and may be overridden in a method's section."""
 
@@ -404,6 +416,7 @@ class GlobalSections:
     """No network call at all; set it where compute nodes have no internet."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
 
 
 SHARED = tuple(SharedSections.__dataclass_fields__)

@@ -7,7 +7,7 @@ from post_training.errors import UserError
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
 
-_NO_RESULT = ("preflight", "preflight_probe", "report", "compare")
+_NO_RESULT = ("preflight", "preflight_probe", "report", "compare", "card", "push")
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Graph:
         return found
 
     def every(self, what: str) -> list[Stage]:
-        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`."""
+        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `carded`, `published`."""
         stages = [stage for plan in self.plans.values() for stage in getattr(plan, what).values()]
         return list({stage.directory: stage for stage in stages}.values())
 

@@ -26,6 +26,10 @@ class Plan:
     mixed: dict[str, Stage] = field(default_factory=dict)
     evaluated: dict[str, Stage] = field(default_factory=dict)
     """`base` and each name -> the evaluation of that model."""
+    carded: dict[str, Stage] = field(default_factory=dict)
+    """Each name -> its model card with the evaluation, where there is one."""
+    published: dict[str, Stage] = field(default_factory=dict)
+    """The last name -> its model on the Hub, where that is asked for."""
     report: Stage | None = None
     preflights: dict[str, Stage] = field(default_factory=dict)
     """By place, `local` or `slurm`: what must have passed there before a GPU rule starts."""

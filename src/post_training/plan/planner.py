@@ -15,6 +15,7 @@ from post_training.plan.graph import Graph
 from post_training.plan.models import ModelStages, model_label
 from post_training.plan.pipeline import Plan
 from post_training.plan.preflight import add_preflights
+from post_training.plan.publication import add_publication, check_publish, check_repositories
 from post_training.plan.stage import InRunDirectory, Stage
 
 # Keys of the training section that say how fast, not what.
@@ -43,12 +44,14 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
         name = f"{_common_name(pipelines[0])}-comparison"
         require(name not in graph.named, "runs", f"the link {name} is the page of all runs; rename the run")
         add_comparison(graph, name)
+    check_repositories(list(graph.plans.values()))
     return graph
 
 
 def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     for name in pipeline.stages:
         check_view(name, pipeline)
+    check_publish(pipeline)
     plan = Plan(pipeline, graph, "")
     planner = _Planner(plan, files)
     for name in pipeline.stages:
@@ -56,6 +59,7 @@ def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     plan.run_name = "-".join(filter(None, [_common_name(pipeline), pipeline.run.name]))
     assert planner.base_model is not None
     add_evaluations(plan, planner.data, planner.base_model)
+    add_publication(plan)
     add_preflights(plan)
     return plan
 

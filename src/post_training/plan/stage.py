@@ -21,6 +21,8 @@ VERSIONS = {
     "export": 2,
     "evaluate": 1,
     "report": 1,
+    "card": 1,
+    "push": 1,
     "compare": 1,
 }
 
