@@ -1,11 +1,12 @@
 """README.md and docs/: links, keys, messages and the notes on their blocks. What they command is run in test_documented_commands."""
 
 import ast
-import dataclasses
+import importlib.util
 import json
 import re
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
@@ -96,13 +97,13 @@ def test_keys_of_ours_in_the_tables_of_others_exist(page):
 
 
 def test_names_of_trl_in_its_table_exist():
-    from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig, ScriptArguments
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.model_config import ModelConfig
-    from trl.trainer.sft_config import SFTConfig
-
-    classes = (DatasetConfig, DatasetMixtureConfig, ScriptArguments, DPOConfig, ModelConfig, SFTConfig)
-    names = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    """Fields of the dataclasses behind its command line, read without importing them."""
+    folders = {name: Path(importlib.util.find_spec(name).origin).parent for name in ("trl", "transformers")}
+    files = [folders["trl"] / "scripts" / "utils.py", folders["transformers"] / "training_args.py"]
+    files += (folders["trl"] / "trainer").glob("*_config.py")
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    names = {node.target.id for tree in trees for node in ast.walk(tree)
+             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
     rows = [line.split("|") for line in text_of("docs/coming-from/trl.md").splitlines() if line.startswith("| `")]
     theirs = {span for row in rows for span in re.findall(r"`([^`]+)`", row[1])}
     assert {span for span in theirs if not span.startswith("trl ")} <= names
