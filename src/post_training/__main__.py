@@ -63,6 +63,9 @@ def _main(arguments: list[str] | None) -> int:
     look.add_argument("--seed", type=int, default=0, help="of the random choice")
     look.add_argument("--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, from 0")
     look.add_argument("--html", metavar="FILE", help="write a page too")
+    states = commands.add_parser("status", help="how far each stage is: state, progress, job, time left")
+    states.add_argument("--config", default="config/config.yaml", help="the YAML of the pipeline")
+    states.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
     trace = commands.add_parser("lineage", help="where a run, a model or a file comes from, back to its sources")
     trace.add_argument("path", help="run directory, model, manifest, or any file of a stage")
     trace.add_argument(
@@ -71,7 +74,7 @@ def _main(arguments: list[str] | None) -> int:
     compare = commands.add_parser("diff", help="in which keys, inputs, versions and results two runs differ")
     compare.add_argument("a", help="run directory, model or manifest")
     compare.add_argument("b", help="the other one")
-    for follow in (trace, compare):
+    for follow in (states, trace, compare):
         follow.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.command in ("launch", "train"):
@@ -85,6 +88,10 @@ def _main(arguments: list[str] | None) -> int:
             from post_training.inspection import command
 
             return int(getattr(command, options.command.replace("-", "_"))(options))
+        if options.command == "status":
+            from post_training.status import status
+
+            return status(options)
         if options.command in ("lineage", "diff"):
             from post_training.lineage.command import diff, lineage
 

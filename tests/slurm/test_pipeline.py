@@ -77,7 +77,7 @@ def test_calls_that_share_stages_submit_each_once(make, tmp_path):
 
 
 def test_twenty_runs_of_a_sweep_submit_what_they_share_once(make):
-    keys = {"slurm__num_nodes": 1, "slurm__gpus_per_node": 1, "deepspeed__config": None, "training__max_steps": 2}
+    keys = {"slurm__num_nodes": 1, "slurm__gpus_per_node": 1, "deepspeed__config": {}, "training__max_steps": 2}
     short = DPO["dpo"] | {"training": DPO["dpo"]["training"] | {"max_steps": 1}}
     project = make(**DPO | keys | {"dpo": short, "sweep": {"dpo.beta": [0.01 * number for number in range(1, 21)]}})
     with contextlib.chdir(project.path):

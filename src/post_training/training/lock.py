@@ -174,6 +174,14 @@ def owner_of(directory: Path) -> Owner | None:
     return _newest(directory)[1]
 
 
+def live_owner(directory: Path) -> Owner | None:
+    """The owner of a run directory if it is alive; None otherwise."""
+    number, owner = _newest(directory)
+    if owner is None or _why_alive(owner, this_process(), directory / f"owner.{number}.json") is None:
+        return None
+    return owner
+
+
 def is_own_file(path: Path) -> bool:
     """Whether a file of a run directory belongs to the lock."""
     return bool(_NAME.fullmatch(path.name))

@@ -1,0 +1,86 @@
+"""What `status` says of stages that are done, running, stopped, failed and not begun."""
+
+import json
+
+import pytest
+
+from post_training import status
+from post_training.slurm import record
+from post_training.slurm.record import Segment
+from post_training.training.lock import owned
+
+
+def lines(project):
+    return {(line.kind, line.name.rpartition("-")[0]): line for line in status.collect(project.graph())}
+
+
+@pytest.fixture
+def training(project):
+    """A pipeline of which SFT is not done; and SFT's directory, with 4 of its steps told."""
+    project.config["run_name"] = "demo"
+    project.write()
+    project.complete()
+    graph = project.graph()
+    stage = graph.first.trained["sft"]
+    directory = graph.base / stage.directory
+    (graph.base / stage.manifest).unlink()
+    mixed = graph.base / stage.inputs["data"].manifest
+    mixed.write_text(json.dumps(json.loads(mixed.read_text()) | {"rows_out": 1000}))
+    (directory / "logs").mkdir(exist_ok=True)
+    steps = [{"step": n, "loss": 2 - n / 100, "seconds": 0.5 * n, "tokens_per_second": 900.0} for n in range(1, 5)]
+    text = "".join(json.dumps(line) + "\n" for line in steps)
+    (directory / "logs" / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
+    return project, directory
+
+
+def of_sft(project):
+    (line,) = [line for (kind, name), line in lines(project).items() if kind == "train" and name.startswith("sft")]
+    return line
+
+
+def test_done_and_to_do(project):
+    assert {line.state for line in lines(project).values()} == {"to do"}
+    project.complete()
+    for path in project.path.rglob("manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 7, "rows_out": 1234}))
+    found = lines(project)
+    assert {line.state for line in found.values()} == {"done"}
+    assert {line.progress for (kind, _), line in found.items() if kind == "train"} == {"7 steps"}
+    assert {line.progress for (kind, _), line in found.items() if kind == "mix"} == {"1,234 rows"}
+
+
+def test_training_with_a_live_owner_runs(training):
+    project, directory = training
+    total = project.graph().first.pipeline.views["sft"]["training"]["max_steps"]
+    with owned(directory):
+        line = of_sft(project)
+    assert line.state == "running"
+    assert line.progress == f"step 4 of {total}, loss 1.960, 900 tokens/s"
+    assert line.seconds_left == pytest.approx(0.5 * (total - 4))
+    assert of_sft(project).state == "stopped"
+
+
+def test_what_slurm_ended(training):
+    project, directory = training
+    folder = record.folder_of(directory)
+    folder.mkdir()
+    (folder / "job.sh").write_text("#!/bin/sh\n")
+    record.begin(folder, Segment("17", 0, "node0", "node0", record.now(), 0))
+    record.end_for(folder, record.current(folder), "OUT_OF_MEMORY")
+    line = of_sft(project)
+    assert (line.state, line.job_id) == ("failed", "17")
+    assert line.progress.endswith("failed: out of memory")
+
+
+def test_the_command(training, capsys, monkeypatch):
+    from post_training.__main__ import main
+
+    project, _ = training
+    monkeypatch.chdir(project.path)
+    config = next(path for path in project.path.rglob("*.yaml") if path.name == "config.yaml")
+    assert main(["status", "--config", str(config), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"kind", "name", "state", "progress", "job_id", "seconds_left"} == set(told[0])
+    assert main(["status", "--config", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "step 4 of" in printed and "done" in printed
