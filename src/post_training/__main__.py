@@ -20,6 +20,7 @@ STAGES = {
     "download_model": "post_training.model.download",
     "build_model": "post_training.model.build",
     "transform": "post_training.data.transform",
+    "filter": "post_training.data.hygiene.stage",
     "tokenize": "post_training.data.tokenize",
     "mix": "post_training.data.mix",
     "preflight": "post_training.preflight",

@@ -58,6 +58,35 @@ rule transform:
         """
 
 
+rule filter:
+    """Take out of a dataset what data.hygiene says: lengths, languages, contamination, duplicates; reasons are kept."""
+    input:
+        WORKFLOW.inputs("filter"),
+    output:
+        "<outputs>/data/filtered/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/filter/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("filter"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: WORKFLOW.data_threads
+    resources:
+        **WORKFLOW.resources("filter"),
+    params:
+        spec=WORKFLOW.spec("filter"),
+        runtime=WORKFLOW.runtime("filter"),
+    shell:
+        r"""
+        python -m post_training filter \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
 rule tokenize:
     """Render a dataset's chat template once and keep token ids and labels."""
     input:

@@ -126,6 +126,37 @@ class DatasetConfig:
 
 
 @dataclass
+class HygieneConfig:
+    """What is taken out of each dataset before it is tokenised, with reasons in `removed.jsonl`. Rows that are held out
+    or evaluated on stay as they are."""
+
+    deduplicate: str | None = None
+    """`exact` = equal rows, `near` = similar ones too; the first stays, datasets in the order of `data.datasets`. Null = off."""
+    near_threshold: float = 0.8
+    """Jaccard similarity of two rows' runs of 5 words from which they are near-duplicates, in (0, 1]."""
+    decontaminate: bool = False
+    """Remove rows that hold texts of `evaluation.datasets`, of an `eval_split` or of `decontaminate_against`."""
+    decontaminate_against: list[str] = field(default_factory=list)
+    """Further evaluation sets: data files of any columns, or globs."""
+    ngram_words: int = 8
+    """Words of the n-grams that a row may have in common with an evaluation text; 8 as Tulu 3, 13 as GPT-3."""
+    ngram_overlap: float = 0.5
+    """Share of an evaluation text's words in common n-grams above which a row is removed; 0 = any common n-gram (GPT-3)."""
+    languages: list[str] = field(default_factory=list)
+    """ISO 639 codes of the languages that stay (`[en, de]`). Text that is no language (code, numbers) stays. Empty = all."""
+    min_language_confidence: float = 0.8
+    """A row whose language is told with less confidence stays, in [0, 1]."""
+    min_characters: int | None = None
+    """Fewest characters of a row without its system turns."""
+    max_characters: int | None = None
+    """Most characters of it."""
+    min_turns: int | None = None
+    """Fewest turns of a row without its system turns; of a pair, those of both answers."""
+    max_turns: int | None = None
+    """Most turns of it."""
+
+
+@dataclass
 class DataConfig:
     """Sources, how they become conversations, and how those become tokens."""
 
@@ -151,6 +182,8 @@ class DataConfig:
     turn, which nothing would be learned from, and counts it; `reject` rejects the row."""
     seed: int = 42
     """Seed of which rows are used, and in what order."""
+    hygiene: HygieneConfig = field(default_factory=HygieneConfig)
+    """Filters between transform and tokenise; all off by default, and then there is no such stage."""
     num_proc: int | None = None
     """Worker processes of a data job, capped by the cores. Null = all cores of the job. Never makes stale."""
 

@@ -78,6 +78,8 @@ def datasets_of(plan: Plan, mixed: Stage) -> dict[str, tuple[Stage, Stage, Stage
     found = {}
     for name, tokenized in mixed.inputs.items():
         transformed = tokenized.inputs["rows"]
+        if transformed.kind == "filter":
+            transformed = transformed.inputs["rows"]
         found[name] = (transformed.inputs["raw"], transformed, tokenized)
     return found
 
@@ -140,6 +142,8 @@ class _Look:
         self.raw, self.transformed, self.tokenized = (plan.base / stage.manifest for stage in stages)
         folder = model.folder(plan.base / stages[2].inputs["model"].manifest)
         config = stages[2].config
+        rows = stages[2].inputs["rows"]
+        self.filtered = plan.base / rows.manifest if rows.kind == "filter" else None
         self.shape = shapes.load(config["rows"])
         self.template = ChatTemplate(resolve_template(config["chat_template"], folder), special_tokens(folder))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -149,6 +153,7 @@ class _Look:
         raw = self._raw(numbers)
         lines = self._lines(numbers)
         tokens = self._tokens(numbers)
+        removed = self._removed(numbers)
         found = []
         for number in sorted(numbers):
             if number not in raw:
@@ -160,7 +165,7 @@ class _Look:
             for part, line in own.items():
                 example = Example(self.name, number, part, raw[number], line)
                 row = tokens.get((number, part))
-                example.fate = self._fate(row)
+                example.fate = removed.get((number, part)) or self._fate(row)
                 if row is not None:
                     example.sequences = self._sequences(line, row[1])
                 found.append(example)
@@ -184,6 +189,20 @@ class _Look:
                 row = json.loads(line)
                 if row["row"] in numbers:
                     found[row["row"], row.get("part", 0)] = row
+        return found
+
+    def _removed(self, numbers: set[int]) -> dict[tuple[int, int], str]:
+        """(row, part) -> why data.hygiene took it out."""
+        if self.filtered is None:
+            return {}
+        found = {}
+        with (self.filtered.parent / "removed.jsonl").open("rb") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                if entry["row"] in numbers:
+                    beside = f" (beside {json.dumps(entry['partner'])})" if "partner" in entry else ""
+                    why = ": ".join(filter(None, [entry["reason"], entry["detail"]]))
+                    found[entry["row"], entry.get("part", 0)] = f"removed by data.hygiene: {why}{beside}"
         return found
 
     def _tokens(self, numbers: set[int]) -> dict[tuple[int, int], tuple[int, dict[str, Any]]]:

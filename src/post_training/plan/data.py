@@ -11,6 +11,7 @@ from post_training.fingerprint import digest_files, is_safe_name, slug
 from post_training.locate import data_files, parse_split
 from post_training.plan.checks import require
 from post_training.plan.files import Files
+from post_training.plan.hygiene import Filters
 from post_training.plan.stage import Stage
 
 
@@ -27,19 +28,20 @@ class DataStages:
         module = methods.load(method)
         inputs: dict[str, Stage] = {}
         table, names = [], []
+        filters = Filters(self, view)
         for index, entry in enumerate(data["datasets"]):
             key = f"{name_of_stage}.data.datasets[{index}]"
             name = dataset_name(entry, key)
             require(name not in names, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
             names.append(name)
             amount = _amount(entry, key)
-            tokenized = self.tokenize(self.transform(entry, view, key, module.ROWS), view, model)
+            rows = filters.filter(self.transform(entry, view, key, module.ROWS), name, amount != {"weight": 0})
+            tokenized = self.tokenize(rows, view, model)
             if amount != {"weight": 0}:
                 inputs[name] = tokenized
                 table.append({"name": name, **amount})
             if entry["eval_split"] is not None:
-                held = self._held_out(entry, name, f"{key}.eval_split")
-                inputs[f"eval:{name}"] = self.tokenize(self.transform(held, view, key, module.ROWS), view, model)
+                inputs[f"eval:{name}"] = self.tokenize(self.held_out(entry, view, key, module.ROWS), view, model)
         require(bool(table), f"{name_of_stage}.data.datasets", "every weight is 0; give one dataset a weight above 0")
         fraction = data["eval_fraction"]
         require(0 <= fraction < 1, "data.eval_fraction", f"found {fraction}, expected a share from 0 to below 1")
@@ -63,11 +65,15 @@ class DataStages:
             Stage(kind="mix", folder="data/mixed", label=method, config=config, inputs=inputs, runtime=runtime)
         )
 
-    def _held_out(self, entry: dict[str, Any], name: str, key: str) -> dict[str, Any]:
-        """The dataset's `eval_split` as a dataset: other files where local ones are named, else a split."""
-        split = entry["eval_split"]
-        is_path = data_files(entry["path"], key, entry["split"]) is not None and bool(data_files(split, key))
-        return {**entry, "name": f"{name}-eval", "path" if is_path else "split": split}
+    def held_out(self, entry: dict[str, Any], view: dict[str, Any], key: str, rows: str) -> Stage:
+        """The dataset's `eval_split`, transformed: other files where local ones are named, else a split."""
+        split, split_key = entry["eval_split"], f"{key}.eval_split"
+        is_path = data_files(entry["path"], split_key, entry["split"]) is not None and bool(
+            data_files(split, split_key)
+        )
+        name = f"{dataset_name(entry, key)}-eval"
+        held = {**entry, "name": name, "path" if is_path else "split": split}
+        return self.transform(held, view, key, rows)
 
     def tokenize(self, transformed: Stage, view: dict[str, Any], model: Stage) -> Stage:
         """Token ids of one dataset under the tokenizer and the chat template."""

@@ -12,6 +12,7 @@ VERSIONS = {
     "download_model": 1,
     "build_model": 1,
     "transform": 2,
+    "filter": 1,
     "tokenize": 3,
     "mix": 3,
     "preflight": 1,

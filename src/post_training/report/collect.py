@@ -77,9 +77,12 @@ def _data_rows(task: Task, method: str) -> list[dict[str, Any]]:
     rows = []
     for entry in mixed["table"]:
         tokenized = manifest.read(Path(mixed["inputs"][entry["name"]]["path"]))
-        transformed = manifest.read(Path(tokenized["inputs"]["rows"]["path"]))
+        filtered = manifest.read(Path(tokenized["inputs"]["rows"]["path"]))
+        transformed, removed = filtered, {}
+        if filtered["stage"] == "filter":
+            transformed, removed = manifest.read(Path(filtered["inputs"]["rows"]["path"])), filtered["dropped"]
         dropped: dict[str, int] = {}
-        for counts in (transformed["dropped"], tokenized["dropped"], entry.get("dropped", {})):
+        for counts in (transformed["dropped"], removed, tokenized["dropped"], entry.get("dropped", {})):
             for reason, count in counts.items():
                 dropped[reason] = dropped.get(reason, 0) + (count["rows"] if isinstance(count, dict) else count)
         rows.append({"stage": method, **entry, "rows_in": transformed["rows_in"], "dropped": dropped})
