@@ -199,7 +199,7 @@ def test_contaminated_rows_name_what_they_give_away(tmp_path):
         said(f"Please solve this: {question.upper()} How many?"),
         pair("Say it", "The quick, brown fox jumps over the lazy dog near the river", "No"),
     ]
-    manifest, kept, removed = filtered(tmp_path / "x", rows, (), {"held": held}, files=[more], decontaminate=True)
+    manifest, _kept, removed = filtered(tmp_path / "x", rows, (), {"held": held}, files=[more], decontaminate=True)
     assert [entry["partner"] for entry in removed] == [{"dataset": "held", "row": 1}, {"dataset": str(more), "row": 0}]
     assert manifest["evaluation_texts"]["held"] == {"compared": 1, "too_short": 3}
 
@@ -214,7 +214,7 @@ def test_languages_and_lengths(tmp_path):
         {"messages": said("Is that so, and why would it be?")["messages"] * 3},
     ]
     settings = {"languages": ["en"], "min_characters": 6, "max_characters": 400, "max_turns": 4}
-    manifest, kept, removed = filtered(tmp_path, rows, **settings)
+    manifest, _kept, removed = filtered(tmp_path, rows, **settings)
     reasons = {entry["row"]: entry["reason"] for entry in removed}
     assert reasons == {1: "other_language", 2: "too_few_characters", 4: "too_many_characters", 5: "too_many_turns"}
     assert manifest["removed"]["other_language"][0]["detail"].startswith("de, ")
@@ -251,7 +251,7 @@ def test_every_row_is_accounted_for(tmp_path_factory, pairs, deduplicate, least,
     settings = {"deduplicate": deduplicate, "min_characters": least, "max_characters": most}
     folder = tmp_path_factory.mktemp("hygiene")
     try:
-        _, kept, removed = filtered(folder, [said(*texts) for texts in pairs], **settings)
+        _, kept, _removed = filtered(folder, [said(*texts) for texts in pairs], **settings)
     except DataError as error:
         assert "rows are removed" in str(error)
         return

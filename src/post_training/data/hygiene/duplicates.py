@@ -78,7 +78,6 @@ class Part:
         self.rows, self.offsets, self.keys = rows, offsets, keys
 
 
-
 def find(earlier: list[Part], own: Part, threshold: float) -> Iterator[tuple[int, str, str, Rows, dict[str, Any]]]:
     """Each own row that is a duplicate: its index, reason, detail, and the file and row that it repeats."""
     parts = [*earlier, own]

@@ -153,9 +153,7 @@ def _duplicates(task: Task, source: Path, offsets: Any, keys: duplicates.Keys) -
 
 def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicates.Keys) -> dict[str, Any]:
     """Both files of rows, and the keys; returns what the manifest says of them."""
-    rows_path, removed_path, keys_path = (
-        task.directory / name for name in ("rows.jsonl", "removed.jsonl", "keys.npy")
-    )
+    rows_path, removed_path, keys_path = (task.directory / name for name in ("rows.jsonl", "removed.jsonl", "keys.npy"))
     dropped: Counter[str] = Counter()
     partners: dict[str, Counter[str]] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
