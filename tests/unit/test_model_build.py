@@ -136,7 +136,7 @@ def test_what_is_fetched_of_a_repository():
         "flax_model.msgpack", "LICENSE", "original/consolidated.00.pth", "original/params.json", "merges.txt", "training_args.bin",
     ]  # fmt: skip
     wanted = [
-        "LICENSE", "config.json", "merges.txt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "LICENSE", "README.md", "config.json", "merges.txt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
         "model.safetensors.index.json", "tokenizer.json",
     ]  # fmt: skip
     assert download.wanted_files(files, trust_remote_code=False) == wanted

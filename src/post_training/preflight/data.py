@@ -119,8 +119,7 @@ def dropped(subject: Subject) -> Counter[str]:
     for tokenized in _inputs(subject.data, subject.mix):
         told = manifest.read(tokenized)
         reasons += Counter(told["dropped"])
-        for transformed in _inputs(tokenized, told, "rows"):
-            rows = manifest.read(transformed)
+        for rows in _transformed(tokenized, told):
             reasons += Counter(rows["dropped"]) - Counter(rows["skipped"])
     return reasons
 
@@ -129,9 +128,20 @@ def _rows_in(subject: Subject) -> int:
     """Rows of the sources of all datasets that are trained on."""
     total = 0
     for tokenized in _inputs(subject.data, subject.mix):
-        for transformed in _inputs(tokenized, manifest.read(tokenized), "rows"):
-            total += manifest.read(transformed)["rows_in"]
+        total += sum(rows["rows_in"] for rows in _transformed(tokenized, manifest.read(tokenized)))
     return total or _mixed_rows(subject)
+
+
+def _transformed(tokenized: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Manifests of what was tokenised, as the transform left it: what data.hygiene takes out, it takes out by choice."""
+    found = []
+    for path in _inputs(tokenized, told, "rows"):
+        rows = manifest.read(path)
+        if rows["stage"] == "filter":
+            found += [manifest.read(before) for before in _inputs(path, rows, "rows")]
+        else:
+            found.append(rows)
+    return found
 
 
 def _mixed_rows(subject: Subject) -> int:
