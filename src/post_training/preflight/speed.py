@@ -7,6 +7,7 @@ forward once more with gradient checkpointing, and 12 x layers x q x length for 
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from post_training.preflight.check import Check, judged
 from post_training.preflight.subject import Subject
 from post_training.slurm.placement import seconds as wall_seconds
 
-START_SECONDS = 120.0
+START_SECONDS = {"GPU": 120.0, "CPU": 20.0}
 """From the start of a job to its first step: libraries, weights, kernels."""
 _BYTES_A_SECOND = 1e9
 """At which a checkpoint is written."""
@@ -71,21 +72,22 @@ def checks(subject: Subject) -> list[Check]:
 def wall_time(subject: Subject) -> Check:
     """Under Slurm: how many allocations the training will take. A run goes on in the next one by itself."""
     told, slurm = predict(subject), subject.view["slurm"]
-    limit = wall_seconds(slurm["wall_time"])
-    usable = limit - slurm["signal_time_seconds"] - START_SECONDS
     name, stage = "resources.wall_time", subject.name
     if told["hours"] is None:
         return Check(name, f"{slurm['wall_time']}; nothing to compare with", stage=stage)
+    working = wall_seconds(slurm["wall_time"]) - slurm["signal_time_seconds"]
     needed = told["hours"] * 3600
-    allocations = -(-needed // usable) if usable > 0 else 0
+    # An allocation that is no longer than the start-up may still take some steps: the start-up is a guess.
+    allocations = math.ceil(needed / max(working - START_SECONDS[subject.topology.device], 0.1 * working))
+    never = working < 2 * told["step_seconds"]
     return judged(
         name,
         f"{slurm['wall_time']} for {_hours(told['hours'])}"
-        + (f", {int(allocations):,} allocations" if allocations > 1 else ""),
-        fails=usable < 2 * told["step_seconds"],
+        + (f", {allocations:,} allocations" if allocations > 1 else ""),
+        fails=never,
         warns=allocations > 1,
         remedy="an allocation ends before a step does: raise slurm.wall_time"
-        if usable < 2 * told["step_seconds"]
+        if never
         else "the run is saved at each limit and goes on in the next allocation; raise slurm.wall_time or slurm.num_nodes if you do not "
         "want to wait in the queue again",
         stage=stage,
