@@ -137,7 +137,7 @@ def _transformed(tokenized: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for path in _inputs(tokenized, told, "rows"):
         rows = manifest.read(path)
-        if rows["stage"] == "filter":
+        if rows.get("stage") == "filter":
             found += [manifest.read(before) for before in _inputs(path, rows, "rows")]
         else:
             found.append(rows)
