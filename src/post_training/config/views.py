@@ -1,5 +1,6 @@
 """All layers -> the flat view of one stage. Light: OmegaConf only."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -30,7 +31,8 @@ def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
     else:
         view = {**values(*top), **{name: values(*part) for name, part in parts.items()}}
     # Its keys are in the view now: what a job is told must not depend on a file that may change before it starts.
-    return {**view, "slurm": {**view["slurm"], "cluster": None}, "method": method, "stage": stage}
+    # A copy: equal sections of two views are one object, and a change of one would reach the other.
+    return copy.deepcopy({**view, "slurm": {**view["slurm"], "cluster": None}, "method": method, "stage": stage})
 
 
 def _layers_of(name: str, stage: str, layers: tuple[Tree, ...]) -> list[tuple[str, Tree]]:
