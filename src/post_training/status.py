@@ -15,6 +15,7 @@ from typing import Any
 
 from post_training import batch, manifest
 from post_training.errors import UserError
+from post_training.make import upstream
 from post_training.plan import Graph, Stage, make_graph
 from post_training.slurm import cluster, record
 from post_training.training.lock import live_owner
@@ -67,14 +68,9 @@ def status(options: Namespace) -> int:
 def collect(graph: Graph) -> list[Line]:
     """A line a stage, in the order in which they are made."""
     ordered: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        for other in stage.inputs.values():
-            visit(other)
-        ordered.setdefault(stage.directory, stage)
-
-    for stage in (*graph.every("preflights"), *graph.every("exported"), *graph.every("evaluated")):
-        visit(stage)
+    for last in (*graph.every("preflights"), *graph.every("exported"), *graph.every("evaluated")):
+        for stage in (*upstream(last), last):
+            ordered.setdefault(stage.directory, stage)
     return [_line(graph, stage) for stage in ordered.values()]
 
 

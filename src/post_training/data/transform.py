@@ -8,17 +8,15 @@ number of its source row (from 0, over all files), and `part` where there are se
 """
 
 import hashlib
-import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from post_training.data.apply import Application, Done
 from post_training.data.groups import apply_to_groups
+from post_training.data.pool import in_order
 from post_training.data.readers import BLOCK_BYTES
 from post_training.data.records import Block
 from post_training.data.sources import read_blocks, unreadable
@@ -99,23 +97,8 @@ def _results(task: Task, files: list[Path]) -> Iterator[Done]:
     if workers == 1 or sum(file.stat().st_size for file in files) < _WORTH_A_PROCESS_BYTES:
         yield from (_apply(application, base, block) for base, block in blocks)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["post_training.data.apply", "post_training.data.shapes.messages"])
-    pool = ProcessPoolExecutor(workers, context, _start_worker, setting)
-    waiting: deque[Future[Done]] = deque()
-    try:
-        for base, block in blocks:
-            waiting.append(pool.submit(_worker_block, base, block))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            f"{task.inputs['raw']}: a worker process died, most likely for want of memory; lower data.num_proc (now {workers})"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    preload = ["post_training.data.apply", "post_training.data.shapes.messages"]
+    yield from in_order(_worker_block, blocks, workers, _start_worker, setting, preload, task.inputs["raw"])
 
 
 def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block]]:

@@ -16,12 +16,9 @@ too_many_characters, too_few_turns, too_many_turns, other_language, contaminated
 begins in `rows.jsonl`.
 """
 
-import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from post_training.data.hygiene import duplicates
 from post_training.data.hygiene.checks import Checked, Checks, Job, Removal
 from post_training.data.hygiene.duplicates import Part, Rows
 from post_training.data.hygiene.text import excerpt, place
+from post_training.data.pool import in_order
 from post_training.data.workers import byte_ranges
 from post_training.errors import DataError
 from post_training.progress import Progress
@@ -98,23 +96,8 @@ def _checked(job: Job, checks: Checks, num_proc: int | None) -> Iterator[Checked
     if workers <= 1:
         yield from (checks.range(*one) for one in ranges)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["post_training.data.hygiene.checks"])
-    pool = ProcessPoolExecutor(workers, context, _start, (job,))
-    waiting: deque[Future[Checked]] = deque()
-    try:
-        for one in ranges:
-            waiting.append(pool.submit(_check_range, one))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            f"{job.source}: a worker process died, most likely for want of memory; lower data.num_proc (now {workers})"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    preload = ["post_training.data.hygiene.checks"]
+    yield from in_order(_check_range, ranges, workers, _start, (job,), preload, job.source)
 
 
 _job: Job
@@ -126,11 +109,11 @@ def _start(job: Job) -> None:
     _job, _checks = job, None
 
 
-def _check_range(one: tuple[int, int]) -> Checked:
+def _check_range(start: int, end: int) -> Checked:
     global _checks
     if _checks is None:
         _checks = Checks(_job)
-    return _checks.range(*one)
+    return _checks.range(start, end)
 
 
 def _duplicates(task: Task, source: Path, offsets: Any, keys: duplicates.Keys) -> Iterator[tuple[int, Removal]]:
