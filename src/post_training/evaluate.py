@@ -20,6 +20,7 @@ from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.model.files import stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
+from post_training.progress import Progress
 from post_training.task import Task
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
@@ -110,12 +111,14 @@ class Judge:
         generated: list[list[int]] = [[] for _ in rows]
         # Like lengths together: less padding.
         order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+        progress = Progress("evaluate: answers", "rows", len(rows))
         for batch in _batches(order, self.batch_size):
             ids = generate(
                 self.model, [prompts[i] for i in batch], self.stop, self.tokenizer.pad_token_id, self.max_new_tokens
             )
             for index, answer in zip(batch, ids, strict=True):
                 generated[index] = answer
+            progress.update(sum(map(bool, generated)))
         scored = self._log_probabilities([self._encode(messages) for messages in conversations])
         samples = []
         for messages, tokens in zip(conversations, generated, strict=True):
@@ -214,6 +217,7 @@ class Judge:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
         width = max(len(ids) for ids, _ in rows)
         fitting = _LOGIT_BYTES // (4 * width * self.model.config.get_text_config().vocab_size)
+        progress, done = Progress("evaluate: probabilities", "sequences", len(rows)), 0
         for batch in _batches(order, max(1, min(self.batch_size, fitting))):
             longest = max(len(rows[index][0]) for index in batch)
             pad = self.tokenizer.pad_token_id
@@ -231,6 +235,8 @@ class Judge:
                 chosen = torch.log_softmax(logits[line, places - 1].float(), dim=-1)
                 total = chosen.gather(1, ids[line, places][:, None]).sum()
                 results[index] = (float(total), len(places))
+            done += len(batch)
+            progress.update(done)
         return results
 
 

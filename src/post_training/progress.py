@@ -1,11 +1,11 @@
-"""A line of progress now and then: readable in a terminal and in a log file."""
+"""A line of progress now and then: readable in a terminal and in a log file. Light."""
 
 import sys
 import time
 
 
 class Progress:
-    """Prints `transform: 120,000 rows, 41,000 rows/s, 12 s left` at most every few seconds."""
+    """Prints `transform: 120,000 rows, 41,000 rows/s, 0:12 left` at most every few seconds."""
 
     def __init__(self, what: str, unit: str, total: int | None = None, every_seconds: float = 5.0) -> None:
         self.what, self.unit, self.total, self.every_seconds = what, unit, total, every_seconds
@@ -19,5 +19,13 @@ class Progress:
         self.last = now
         rate = done / (now - self.started)
         share = f" of {self.total:,}" if self.total else ""
-        left = f", {(self.total - done) / rate:,.0f} s left" if self.total and rate else ""
-        print(f"{self.what}: {done:,}{share} {self.unit}, {rate:,.0f} {self.unit}/s{left}", file=sys.stderr, flush=True)
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        left = f", {duration((self.total - done) / rate)} left" if self.total and rate else ""
+        print(f"{self.what}: {done:,}{share} {self.unit}, {speed} {self.unit}/s{left}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`0:35`, `12:05`, `3:00:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,6 +6,7 @@ a data stage on this machine, is told by the age of its log.
 """
 
 import json
+import os
 import sys
 import time
 from argparse import Namespace
@@ -17,7 +18,9 @@ from post_training import batch, manifest
 from post_training.errors import UserError
 from post_training.make import upstream
 from post_training.plan import Graph, Stage, make_graph
+from post_training.progress import duration
 from post_training.slurm import cluster, record
+from post_training.slurm.cluster import Jobs
 from post_training.training.lock import live_owner
 
 # A log that has said something since is being written.
@@ -53,7 +56,7 @@ def status(options: Namespace) -> int:
         table.add_column(heading, overflow="fold")
     colours = {"done": "green", "running": "cyan", "queued": "yellow", "failed": "red", "stopped": "yellow"}
     for line in lines:
-        left = _duration(line.seconds_left) if line.seconds_left is not None else ""
+        left = duration(line.seconds_left) if line.seconds_left is not None else ""
         state = f"[{colours[line.state]}]{line.state}[/]" if line.state in colours else line.state
         table.add_row(line.kind, line.name, state, line.progress, line.job_id, left)
     # Without a terminal there is no width to fit.
@@ -71,20 +74,26 @@ def collect(graph: Graph) -> list[Line]:
     for last in (*graph.every("preflights"), *graph.every("exported"), *graph.every("evaluated")):
         for stage in (*upstream(last), last):
             ordered.setdefault(stage.directory, stage)
-    return [_line(graph, stage) for stage in ordered.values()]
+    jobs = _live_jobs() if any((record.folder_of(graph.base / name) / "job.sh").is_file() for name in ordered) else {}
+    return [_line(graph, stage, jobs) for stage in ordered.values()]
 
 
-def _line(graph: Graph, stage: Stage) -> Line:
+def _live_jobs() -> Jobs:
+    """Slurm is asked once for all stages, and not waited for: it may not be on this machine."""
+    try:
+        return cluster.queue()
+    except UserError:
+        return {}
+
+
+def _line(graph: Graph, stage: Stage, jobs: Jobs) -> Line:
     directory = graph.base / stage.directory
     if (graph.base / stage.manifest).is_file():
         return Line(stage.kind, stage.wildcard, "done", _result(graph.base / stage.manifest))
     progress, left = _steps(graph, stage, directory) if stage.kind == "train" else ("", None)
     folder = record.folder_of(directory)
     if (folder / "job.sh").is_file():
-        try:
-            live = cluster.live_jobs(folder / "job.sh")
-        except UserError:  # not on this machine
-            live = []
+        live = jobs.get(os.path.realpath(folder / "job.sh"))
         if live:
             job, state = live[0]
             running = state.name == "RUNNING"
@@ -157,8 +166,3 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and "step" in line:
             found.append(line)
     return found
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"

@@ -96,7 +96,6 @@ def warned(tmp_path_factory: Any, prepared: Path) -> Iterator[Project]:
     path = tmp_path_factory.mktemp("warned") / "project"
     shutil.copytree(prepared, path, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
     never = {"training__max_steps": 100000, "checkpointing__save_steps": 100000, "slurm__wall_time": "00:03:00"}
-    never["preflight__only_warn"] = ["resources.wall_time"]  # it finds out
     project = Project(path, configuration(slurm__gpus_per_node=1, **never))
     project.main = project.start()
 

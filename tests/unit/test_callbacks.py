@@ -1,7 +1,6 @@
 import json
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from post_training.training import callbacks
@@ -88,11 +87,6 @@ def test_progress_is_a_plain_line_now_and_then(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == ["sft: step 1/100", "sft: step 100/100"]
     assert lines[1].endswith("loss 2.5000, 0 tokens/s, 0:00 left")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (35, "0:35"), (725, "12:05"), (10810, "3:00:10")])
-def test_duration(seconds, text):
-    assert callbacks.duration(seconds) == text
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

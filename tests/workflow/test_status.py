@@ -1,6 +1,7 @@
 """What `status` says of stages that are done, running, stopped, failed and not begun."""
 
 import json
+import os
 
 import pytest
 
@@ -70,6 +71,25 @@ def test_what_slurm_ended(training):
     line = of_sft(project)
     assert (line.state, line.job_id) == ("failed", "17")
     assert line.progress.endswith("failed: out of memory")
+
+
+def test_slurm_is_asked_once_for_all_stages(training, monkeypatch):
+    project, directory = training
+    graph = project.graph()
+    for folder in (directory, *(graph.base / stage.directory for stage in graph.every("exported"))):
+        record.folder_of(folder).mkdir(parents=True, exist_ok=True)
+        (record.folder_of(folder) / "job.sh").write_text("#!/bin/sh\n")
+    script = (record.folder_of(directory) / "job.sh").resolve()
+    squeue = project.path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(
+        f"#!/bin/sh\necho asked >> {project.path}/asked\necho '19|PENDING|{script}'\necho '17|RUNNING|{script}'\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+    line = of_sft(project)
+    assert (line.state, line.job_id) == ("running", "17")
+    assert (project.path / "asked").read_text() == "asked\n"
 
 
 def test_the_command(training, capsys, monkeypatch):

@@ -16,6 +16,7 @@ from post_training.data.shards import Indices, Tokenized
 from post_training.data.view import epoch_path, part_file
 from post_training.errors import DataError
 from post_training.fingerprint import file_sha256
+from post_training.progress import Progress
 from post_training.task import Task
 
 EVAL = "eval:"
@@ -49,8 +50,10 @@ def run(task: Task) -> None:
     files = _write_documents(task.output, "train", train, config["seed"])
     rows = write_epoch(task.output, 0, config)
     epochs = _epochs(task.runtime, rows)
+    progress = Progress("mix: order", "epochs", epochs)
     for number in range(1, epochs):
         write_epoch(task.output, number, config)
+        progress.update(number + 1)
     files += [epoch_path(task.output, number) for number in range(epochs)]
     held = {"rows": 0}
     if evaluation:
@@ -100,7 +103,11 @@ def choose(
     held: dict[str, Mask] = {name: np.zeros(len(dataset.numbers), dtype=bool) for name, dataset in opened.items()}
     out, evaluation = held, []
     if fraction or any(name.startswith(EVAL) for name in opened):
-        hashes = {name: contents(dataset) for name, dataset in opened.items()}
+        progress = Progress("mix: compare with held-out rows", "rows", sum(len(one.numbers) for one in opened.values()))
+        hashes = {}
+        for name, dataset in opened.items():
+            hashes[name] = contents(dataset)
+            progress.update(sum(map(len, hashes.values())))
         for name, own in hashes.items():
             if name.startswith(EVAL):
                 held[name][:] = True
@@ -115,11 +122,13 @@ def choose(
                 f"data.eval_fraction={fraction} holds out none of {len(np.concatenate(list(hashes.values()))):,} rows; raise it"
             )
     train, table = [], []
+    progress = Progress("mix: choose", "rows", sum(len(opened[entry["name"]].numbers) for entry in config["datasets"]))
     for entry in config["datasets"]:
         name = entry["name"]
         part, row = _used(entry, opened[name], fitted[name], out[name], config)
         train.append(part)
         table.append(row)
+        progress.update(sum(done["rows_in"] for done in table))
     if not sum(entry["rows_used"] for entry in table):
         raise DataError(
             "the mix has no row to train on: all are longer than "

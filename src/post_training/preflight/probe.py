@@ -114,12 +114,9 @@ def probe_rank(task: Task) -> None:
     """Take the steps and write what they took. Raises UserError as a training would."""
     from transformers import PrinterCallback
 
-    from post_training.model import folder as model_folder
-    from post_training.model import lora
-    from post_training.training.arguments import trainer_arguments
     from post_training.training.meter import Meter
     from post_training.training.peak import PeakMemory
-    from post_training.training.run import load_model, load_tokenizer, make_arguments, topology_from_environment
+    from post_training.training.run import arguments_of, topology_from_environment, trainer_of
 
     steps = int(task.config["steps"])
     view = probed_view(resolve(task.runtime["pipeline"]).last, steps)
@@ -127,29 +124,13 @@ def probe_rank(task: Task) -> None:
     method = methods.load(name)
     topology = topology_from_environment()
     plan = batch.batch_plan(view, name, topology)
-    config_class = method.config_class()
-    given = trainer_arguments(view, name, task.directory, plan, steps, config_class)
-    args = make_arguments(
-        config_class, {**given, "save_strategy": "no", "report_to": ["none"], "logging_steps": steps + 1}
-    )
+    args = arguments_of(task, view, plan, steps, save_strategy="no", report_to=["none"], logging_steps=steps + 1)
     rows = longest_rows(task.inputs["data"], steps * plan.rows)
-    folder = model_folder(task.inputs["model"])
-    peak = PeakMemory(config_class)
-    model = load_model(folder, view)
-    more: dict[str, Any] = {}
-    if "reference_model" in task.inputs:
-        more["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
-    elif getattr(method, "stored_reference", lambda _: None)(view) is not None:
-        more["reference"] = _ZeroReference(task.inputs["data"])
-    trainer = method.build_trainer(
-        view,
-        model,
-        args,
-        train_dataset=rows,
-        processing_class=load_tokenizer(folder, view),
-        **lora.adapter_arguments(view, model, folder),
-        **more,
-    )
+    peak = PeakMemory(type(args))
+    stored = None
+    if "reference_model" not in task.inputs and getattr(method, "stored_reference", lambda _: None)(view) is not None:
+        stored = _ZeroReference(task.inputs["data"])
+    trainer = trainer_of(task, view, args, rows, stored)
     meter = Meter()
     meter.attach(trainer)
     clock = _clock(meter)

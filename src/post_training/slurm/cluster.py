@@ -76,8 +76,25 @@ def _from_accounting(job: str) -> str | None:
     return lines[0] if lines else None
 
 
+Jobs = dict[str, list[tuple[str, State]]]
+"""Real path of a script -> the jobs of anybody that wait for or run it, oldest first."""
+
+
+def queue() -> Jobs:
+    """Every live job by its script. Raises UserError when Slurm does not answer now."""
+    done = run("squeue", "--noheader", "--format=%A|%T|%o")
+    if done.returncode:
+        raise UserError(f"squeue: {one_line(done.stderr)}; Slurm must answer before a job can be submitted")
+    found: Jobs = {}
+    for line in sorted(done.stdout.splitlines(), key=lambda line: int(line.partition("|")[0])):
+        job, name, command = line.split("|", 2)
+        if name not in ENDED:
+            found.setdefault(os.path.realpath(command), []).append((job, State(name)))
+    return found
+
+
 def live_jobs(script: Path) -> list[tuple[str, State]]:
-    """Jobs of anybody that wait for or run a script, oldest first.
+    """Jobs of anybody that wait for or run a script, oldest first; a controller that is away is waited for.
 
     The script's path stands for the stage: it survives the loss of every file that a killed process
     had no time to write.
@@ -85,20 +102,12 @@ def live_jobs(script: Path) -> list[tuple[str, State]]:
     Raises:
         UserError: when Slurm cannot be asked; two jobs of one stage must not be submitted by mistake.
     """
-    done = run("squeue", "--noheader", "--format=%A|%T|%o")
     for _ in range(3):
-        if done.returncode == 0:
-            break
-        time.sleep(5)
-        done = run("squeue", "--noheader", "--format=%A|%T|%o")
-    if done.returncode:
-        raise UserError(f"squeue: {one_line(done.stderr)}; Slurm must answer before a job can be submitted")
-    found = []
-    for line in done.stdout.splitlines():
-        job, name, command = line.split("|", 2)
-        if os.path.realpath(command) == os.path.realpath(script) and name not in ENDED:
-            found.append((job, State(name)))
-    return sorted(found, key=lambda pair: int(pair[0]))
+        try:
+            return queue().get(os.path.realpath(script), [])
+        except UserError:
+            time.sleep(5)
+    return queue().get(os.path.realpath(script), [])
 
 
 def submit(words: list[str], script: Path) -> str:

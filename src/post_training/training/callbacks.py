@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from post_training.errors import UserError
 from post_training.model import lora
 from post_training.model.files import cast_weights, make_readable, polish
+from post_training.progress import duration
 from post_training.training.failures import no_room
 from post_training.training.finish import read_metrics
 from post_training.training.meter import Meter, restore_unlogged
@@ -86,13 +87,6 @@ class ProgressCallback(TrainerCallback):
         speed = f"{self.meter.tokens_per_second:,.0f} tokens/s"
         place = f"step {state.global_step:,}/{state.max_steps:,}"
         print(f"{self.name}: {place}, loss {logs['loss']:.4f}, {speed}, {duration(left)} left", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """`0:35`, `12:05`, `3:00:10`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

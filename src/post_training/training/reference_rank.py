@@ -15,9 +15,8 @@ from post_training.errors import UserError
 from post_training.model import folder as model_folder
 from post_training.progress import Progress
 from post_training.task import Task
-from post_training.training.arguments import trainer_arguments
 from post_training.training.reference import Logps, Shard, missing_shards, shard_path, write_array
-from post_training.training.run import load_model, load_tokenizer, make_arguments, topology_from_environment
+from post_training.training.run import arguments_of, load_model, load_tokenizer, topology_from_environment
 from post_training.zero import deepspeed_config
 
 
@@ -33,9 +32,7 @@ def reference_rank(task: Task) -> None:
     topology = topology_from_environment()
     size = view[name]["reference_batch_size"] or view["training"]["per_device_train_batch_size"]
     plan = BatchPlan(topology, size, 1, size * topology.world_size, None)
-    config_class = method.config_class()
-    arguments = trainer_arguments(view, name, task.directory, plan, 1, config_class)
-    args = make_arguments(config_class, arguments | {"report_to": ["none"]})
+    args = arguments_of(task, view, plan, 1, report_to=["none"])
     pairs = open_rows(task.inputs["data"]).distinct()
     pending = _agree_on_missing(task.directory, len(pairs))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training import batch, methods, registry
-from post_training.batch import Topology
+from post_training.batch import BatchPlan, Topology
 from post_training.config import resolve
 from post_training.data.chat_template import resolve_template
 from post_training.data.origin import origins
@@ -39,14 +39,11 @@ def train_rank(task: Task) -> signal.Signals | None:
     """
     view = resolve(task.runtime["pipeline"]).last
     name = view["method"]
-    method = methods.load(name)
     plan = batch.batch_plan(view, name, topology_from_environment())
     steps = batch.steps(view, name, task.input_manifest("data")["rows_out"])
     assert steps is not None
 
-    # The arguments come before the model: with ZeRO-3 they make it load in shards.
-    config_class = method.config_class()
-    args = make_arguments(config_class, trainer_arguments(view, name, task.directory, plan, steps, config_class))
+    args = arguments_of(task, view, plan, steps)
     choice = agree_on_checkpoint(task.directory / "checkpoints")
     start = choice.chosen
     resume = how_to_resume(start, strategy(view), args.world_size) if start else Resume(False, "")
@@ -58,24 +55,12 @@ def train_rank(task: Task) -> signal.Signals | None:
     if args.process_index == 0:
         print(f"{name}: {choice.describe(resume.note)}", flush=True)
 
-    folder = model_folder(task.inputs["model"])
-    peak = PeakMemory(config_class)
-    model = load_model(folder, view)
-    reference: dict[str, Any] = {}
+    peak = PeakMemory(type(args))
+    stored = None
     if "reference" in task.inputs:
-        reference["reference"] = StoredReference(task.inputs["reference"], start=task.spec["inputs"]["model"])
-    elif "reference_model" in task.inputs:
-        reference["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+        stored = StoredReference(task.inputs["reference"], start=task.spec["inputs"]["model"])
     rows = open_rows(task.inputs["data"], rows=steps * plan.rows)
-    trainer = method.build_trainer(
-        view,
-        model,
-        args,
-        train_dataset=rows,
-        processing_class=load_tokenizer(folder, view),
-        **lora.adapter_arguments(view, model, folder),
-        **reference,
-    )
+    trainer = trainer_of(task, view, args, rows, stored)
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
     return _train(trainer, task, view, start, peak, lambda index: origins(rows, index))
@@ -149,6 +134,33 @@ def _train(
         write_stopped(directory, stopped, step)
     _leave_group()
     return stopped
+
+
+def arguments_of(task: Task, view: dict[str, Any], plan: BatchPlan, steps: int, **changed: Any) -> Any:
+    """TRL's configuration of a stage, with some arguments changed. Made before the model: with ZeRO-3 it makes that load in shards."""
+    name = view["method"]
+    config_class = methods.load(name).config_class()
+    return make_arguments(
+        config_class, trainer_arguments(view, name, task.directory, plan, steps, config_class) | changed
+    )
+
+
+def trainer_of(task: Task, view: dict[str, Any], args: Any, rows: Any, reference: Any = None) -> Any:
+    """The method's trainer on the task's model with its adapters, and the reference model or what is stored of one."""
+    folder = model_folder(task.inputs["model"])
+    model = load_model(folder, view)
+    beside: dict[str, Any] = {} if reference is None else {"reference": reference}
+    if "reference_model" in task.inputs:
+        beside["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+    return methods.load(view["method"]).build_trainer(
+        view,
+        model,
+        args,
+        train_dataset=rows,
+        processing_class=load_tokenizer(folder, view),
+        **lora.adapter_arguments(view, model, folder),
+        **beside,
+    )
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
