@@ -32,14 +32,14 @@ class Task:
     def parse(cls, spec: str, runtime: str, inputs: list[str], output: str) -> "Task":
         """From the command line of a rule; `inputs` are in the order of the spec's names.
 
-        `@file` is a spec, with the inputs' `paths`, that is too long for a command line.
+        `@file` is a spec, with the inputs' `paths`, or a runtime that is too long for a command line.
         """
-        told = json.loads(Path(spec[1:]).read_text(encoding="utf-8") if spec.startswith("@") else spec)
+        told = _loaded(spec)
         names, inputs = list(told["inputs"]), told.pop("paths", inputs)
         if len(names) != len(inputs):
             raise ValueError(f"{told['stage']}: expected {len(names)} inputs {names}, got {len(inputs)}")
         paths = {name: Path(path) for name, path in zip(names, inputs, strict=True)}
-        return cls(told["stage"], told["config"], json.loads(runtime), paths, Path(output), told)
+        return cls(told["stage"], told["config"], _loaded(runtime), paths, Path(output), told)
 
     @property
     def directory(self) -> Path:
@@ -53,3 +53,7 @@ class Task:
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from now on the stage exists."""
         manifest.write(self.output, self.spec, self.inputs, self.started, **facts)
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    return dict(json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text))

@@ -50,7 +50,7 @@ class WorkflowPlan:
             if not getattr(workflow.output_settings, "dryrun", False):
                 release_stale_lock()
                 self._discard_debug_runs()
-                self._write_comparison()
+                self._write_task_files()
                 point_links(self.graph)
 
     @property
@@ -102,12 +102,12 @@ class WorkflowPlan:
         return function
 
     def _preflight(self, plan: Plan) -> Stage:
-        """A run's preflight of where the GPU rules of this invocation run."""
+        """The preflight that covers a run, of where the GPU rules of this invocation run."""
         return plan.preflights[SLURM if self._on_slurm() else LOCAL]
 
     def preflight_manifests(self, wildcards: Any) -> list[str]:
         """Input function of the target `preflight`."""
-        return self.manifests(*map(self._preflight, self.graph.plans.values()))
+        return list(dict.fromkeys(self.manifests(*map(self._preflight, self.graph.plans.values()))))
 
     def demanded_preflight(self, kind: str, wildcard: str = "stage") -> Inputs:
         """What must have passed before a GPU rule starts; a stage that is whole asks for none, and so is never stale by it."""
@@ -217,16 +217,22 @@ class WorkflowPlan:
             self._announced.add(line)
             print(line, file=sys.stderr)
 
-    def comparison(self, wildcards: Any) -> str:
-        """What the job of the comparison is told: a file, since thousands of runs do not fit into a command line."""
-        return f"@{self.graph.base}/{self._stage('compare', 'stage', wildcards).directory}/task.json"
+    def told_by_file(self, kind: str) -> Callable[[Any], str]:
+        """What a job about all runs is told: a file, since thousands of runs do not fit into a command line."""
+        return lambda wildcards: f"@{self._task_file(self._stage(kind, 'stage', wildcards))}"
 
-    def _write_comparison(self) -> None:
-        stage = self.graph.comparison
-        if stage is not None and not (self.graph.base / stage.manifest).exists():
-            paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs)))
-            path = self.graph.base / stage.directory / "task.json"
-            write_atomically(path, canonical({**json.loads(stage.spec), "paths": paths}))
+    def _task_file(self, stage: Stage) -> Path:
+        return self.graph.base / stage.directory / "task.json"
+
+    def _write_task_files(self) -> None:
+        """The comparison's spec and inputs, and the preflights' runtime."""
+        base, comparison = self.graph.base, self.graph.comparison
+        if comparison is not None and not (base / comparison.manifest).exists():
+            paths = self.manifests(*(comparison.inputs[name] for name in sorted(comparison.inputs)))
+            write_atomically(self._task_file(comparison), canonical({**json.loads(comparison.spec), "paths": paths}))
+        for stage in {id(stage): stage for stage in map(self._preflight, self.graph.plans.values())}.values():
+            if not (base / stage.manifest).exists():
+                write_atomically(self._task_file(stage), canonical(stage.runtime))
 
     def finish_run(self) -> None:
         """At the end of a successful run: what was reached, and where it is."""

@@ -83,6 +83,18 @@ def test_another_run_name_shares_it(project):
     assert RULE not in project.jobs(run_name="another")
 
 
+def test_runs_on_the_same_data_share_it(project):
+    project.config |= {"run_name": "demo", "sweep": {"dpo.beta": [0.05, 0.1], "dpo.training.seed": [0, 1]}}
+    project.write()
+    jobs = project.jobs()
+    assert (len(jobs[RULE]), len(jobs["train"])) == (1, 5)
+    plan = project.graph().first
+    assert [told["stage"] for told in plan.preflights["local"].runtime["trainings"]] == ["sft", *["dpo"] * 4]
+    project.config["runs"] = {"all": {}, "half": {"dpo.data.datasets[0].weight": 0.5}}
+    project.write()
+    assert len(project.jobs()[RULE]) == 2
+
+
 def test_under_slurm_it_is_another_one(project):
     plan = project.plan()
     assert plan.preflights["local"].name != plan.preflights["slurm"].name

@@ -38,7 +38,7 @@ def test_a_sweep_runs_what_is_common_once(swept, capfd):
         "build_model": 1, "transform": 4, "tokenize": 3, "mix": 2, "reference": 1,
     }  # fmt: skip
     assert (jobs["train"], jobs["export"], jobs["evaluate"]) == (1 + 6, 1 + 6, 2 + 6)
-    assert (jobs["preflight_checks"], jobs["report_page"], jobs["compare_runs"]) == (3, 6, 1)  # replicas share one
+    assert (jobs["preflight_checks"], jobs["report_page"], jobs["compare_runs"]) == (1, 6, 1)
     assert len([name for name in graph.stages["train"] if name.startswith("sft-")]) == 1
     assert graph.describe().startswith("6 runs: 37 stages, 19 of them shared (")
 

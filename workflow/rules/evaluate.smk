@@ -74,7 +74,7 @@ rule compare_runs:
     conda:
         "../../envs/cpu.yaml"
     params:
-        spec=WORKFLOW.comparison,
+        spec=WORKFLOW.told_by_file("compare"),
     shell:
         r"""
         python -m post_training compare \

@@ -6,7 +6,7 @@ OUTPUTS:         <outputs>/preflight/<run>-<fingerprint>/manifest.json, and pref
 
 
 rule preflight_checks:
-    """Look at template, data, optimisation, libraries and resources of all stages; where Slurm can be asked, so locally."""
+    """Look at template, data, optimisation, libraries and resources of all stages of all runs on the same data; where Slurm can be asked, so locally."""
     input:
         WORKFLOW.inputs("preflight"),
     output:
@@ -20,7 +20,7 @@ rule preflight_checks:
         "../../envs/cpu.yaml"
     params:
         spec=WORKFLOW.spec("preflight"),
-        runtime=WORKFLOW.runtime("preflight"),
+        runtime=WORKFLOW.told_by_file("preflight"),
     shell:
         r"""
         python -m post_training preflight \

@@ -32,7 +32,7 @@ class Plan:
     """The last name -> its model on the Hub, where that is asked for."""
     report: Stage | None = None
     preflights: dict[str, Stage] = field(default_factory=dict)
-    """By place, `local` or `slurm`: what must have passed there before a GPU rule starts."""
+    """By place, `local` or `slurm`: what must have passed there before a GPU rule starts; runs on the same data share it."""
     probes: dict[str, Stage] = field(default_factory=dict)
     """Name of a stage -> a few steps of it on one device."""
 

@@ -14,7 +14,7 @@ from post_training.plan.files import Files
 from post_training.plan.graph import Graph
 from post_training.plan.models import ModelStages, model_label
 from post_training.plan.pipeline import Plan
-from post_training.plan.preflight import add_preflights
+from post_training.plan.preflight import add_preflights, add_probes
 from post_training.plan.publication import add_publication, check_publish, check_repositories
 from post_training.plan.stage import InRunDirectory, Stage
 
@@ -45,6 +45,7 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
         require(name not in graph.named, "runs", f"the link {name} is the page of all runs; rename the run")
         add_comparison(graph, name)
     check_repositories(list(graph.plans.values()))
+    add_preflights(graph)
     return graph
 
 
@@ -60,7 +61,7 @@ def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     assert planner.base_model is not None
     add_evaluations(plan, planner.data, planner.base_model)
     add_publication(plan)
-    add_preflights(plan)
+    add_probes(plan)
     return plan
 
 

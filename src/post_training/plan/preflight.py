@@ -1,4 +1,4 @@
-"""What precedes the GPU rules: one preflight of all stages, and a probe of each. Light.
+"""What precedes the GPU rules: one preflight of all trainings on the same data, and a probe of each. Light.
 
 Their fingerprints cover everything that they look at, also where and how fast a run runs. Nothing depends on
 them but rules whose own results are still missing: a change of the batch a device holds makes no training stale.
@@ -7,6 +7,7 @@ them but rules whose own results are still missing: a change of the batch a devi
 from typing import Any
 
 from post_training.fingerprint import digest
+from post_training.plan.graph import Graph
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
 
@@ -16,27 +17,54 @@ LOCAL, SLURM = "local", "slurm"
 _NOT_CHECKED = ("run_name", "evaluation", "export", "debug", "logging", "publish")
 
 
-def add_preflights(plan: Plan) -> None:
-    """A preflight for either place, and a probe of each stage on one device."""
+def add_preflights(graph: Graph) -> None:
+    """A preflight for either place, of all runs whose data and models are the same: a process spends seconds on its imports,
+    and then little on each run of a sweep."""
+    groups: dict[tuple[str, ...], list[Plan]] = {}
+    for plan in graph.plans.values():
+        alike = tuple(f"{name} {stage.directory}" for name, stage in _inputs(plan).items())
+        groups.setdefault(alike, []).append(plan)
+    for plans in groups.values():
+        inputs, label = _inputs(plans[0]), list(plans[0].trained.values())[-1].label
+        trainings: dict[str, dict[str, Any]] = {}
+        views: dict[str, dict[str, Any]] = {}
+        for plan in plans:
+            for name, trained in plan.trained.items():
+                own = {
+                    "run": trained.directory, "stage": name, "pipeline": trained.runtime["pipeline"], "names": [],
+                }  # fmt: skip
+                trainings.setdefault(trained.directory, own)["names"].append(plan.run_name)
+                views.setdefault(trained.directory, plan.pipeline.views[name])
+        for place in (LOCAL, SLURM):
+            looked_at = digest({directory: _looked_at(view, place) for directory, view in views.items()})
+            config = {"place": place, "trainings": looked_at}
+            stage = Stage(
+                "preflight", "preflight", label, config, inputs, runtime={"trainings": list(trainings.values())}
+            )
+            for plan in plans:
+                plan.preflights[place] = plan.add(stage)
+
+
+def add_probes(plan: Plan) -> None:
+    """A probe of each stage on one device."""
+    inputs = _inputs(plan)
+    for name, view in plan.pipeline.views.items():
+        own = {part.split()[-1]: stage for part, stage in inputs.items() if part.split()[0] == name}
+        config = {"steps": view["preflight"]["probe_steps"], "view": digest(_looked_at(view, SLURM))}
+        runtime = {"pipeline": plan.trained[name].runtime["pipeline"]}
+        label = plan.trained[name].label
+        probe = Stage("preflight_probe", "preflight_probe", label, config, own, runtime=runtime)
+        plan.probes[name] = plan.add(probe)
+
+
+def _inputs(plan: Plan) -> dict[str, Stage]:
+    """What is there before the first training: model, data and another reference model of each stage."""
     inputs: dict[str, Stage] = {}
     for name, trained in plan.trained.items():
         inputs |= {f"{name} model": _base_model(trained), f"{name} data": plan.mixed[name]}
         if "reference_model" in trained.inputs:
             inputs[f"{name} reference_model"] = trained.inputs["reference_model"]
-    last = list(plan.trained.values())[-1]
-    runs = {name: trained.directory for name, trained in plan.trained.items()}
-    runtime = {"pipeline": plan.pipeline.frozen(plan.pipeline.stages[-1]), "runs": runs}
-    for place in (LOCAL, SLURM):
-        views = {name: _looked_at(view, place) for name, view in plan.pipeline.views.items()}
-        config = {"place": place, "views": digest(views)}
-        plan.preflights[place] = plan.add(Stage("preflight", "preflight", last.label, config, inputs, runtime=runtime))
-    for name, view in plan.pipeline.views.items():
-        own = {part.split()[-1]: stage for part, stage in inputs.items() if part.split()[0] == name}
-        config = {"steps": view["preflight"]["probe_steps"], "view": digest(_looked_at(view, SLURM))}
-        runtime = {"pipeline": plan.pipeline.frozen(name)}
-        label = plan.trained[name].label
-        probe = Stage("preflight_probe", "preflight_probe", label, config, own, runtime=runtime)
-        plan.probes[name] = plan.add(probe)
+    return inputs
 
 
 def _base_model(trained: Stage) -> Stage:
@@ -50,6 +78,6 @@ def _base_model(trained: Stage) -> Stage:
 def _looked_at(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
     kept["data"] = {key: value for key, value in view["data"].items() if key != "num_proc"}
-    # Replicas of a run, which differ in seeds alone, have one preflight.
+    # A probe is the same for every seed.
     kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
     return kept | {"report_to": view["logging"]["report_to"]}

@@ -6,8 +6,10 @@ preflight that failed, as `preflight.json`:
 
     {"verdict": "ok" | "warning" | "failure",
      "place": "local" | "slurm",
-     "checks": [{"name": "data.longest_row", "stage": "sft", "value": "...", "verdict": "ok", "remedy": ""}, ...],
-     "stages": {"sft": {"run": "<run directory below the output base>", "predicted": {...}, "work": {...}}, ...}}
+     "checks": [{"name": "data.longest_row", "stage": "sft", "value": "...", "verdict": "ok", "remedy": "",
+                 "runs": [names of the runs that it is about; empty for all]}, ...],
+     "trainings": {"<run directory below the output base>":
+                   {"stage": "sft", "runs": [names of its runs], "predicted": {...}, "work": {...}}, ...}}
 
 Each run directory gets a `preflight.json` of its own when its training starts, which is completed when that ends; so does
 each probe, `<outputs>/preflight_probe/<name>/preflight.json`. There both sides have the same keys, and a key is left out where nothing
@@ -25,13 +27,14 @@ Light to import: what checks is loaded when it is called.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from post_training import manifest
 from post_training.errors import UserError
 from post_training.fingerprint import FileHashes, write_atomically
-from post_training.preflight.check import FAILURE, OK, WARNING, Check, only_warn, table
+from post_training.preflight.check import FAILURE, OK, WARNING, Check, only_warn, table, together
 from post_training.task import Task
 
 FILE = "preflight.json"
@@ -41,28 +44,34 @@ def run(task: Task) -> None:
     """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
     from post_training.model.loading import quiet
     from post_training.preflight import speed
-    from post_training.preflight.subjects import pipeline_of, subjects_of
+    from post_training.preflight.subjects import subjects_of
 
     quiet()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    pipeline, subjects = pipeline_of(task), subjects_of(task)
+    subjects = subjects_of(task)
     on_slurm = task.config["place"] == "slurm"
     found: list[Check] = []
     told: dict[str, Any] = {}
     templates: set[tuple[str, Path]] = set()
     for subject in subjects:
-        own = _checks_of(subject, templates, on_slurm)
-        found += only_warn(own, subject.view["preflight"]["only_warn"])
-        told[subject.name] = {
-            "run": subject.run.name,
+        own = only_warn(_checks_of(subject, templates, on_slurm), subject.view["preflight"]["only_warn"])
+        found += [replace(check, runs=subject.runs) if check.stage else check for check in own]
+        told[subject.run.name] = {
+            "stage": subject.name,
+            "runs": subject.runs,
             "predicted": predicted(subject),
             "work": speed.work(subject) | speed.batch_of(subject.view),
         }
-    general = _general_checks(task, pipeline, subjects, on_slurm)
-    found += only_warn(general, pipeline.last["preflight"]["only_warn"])
+    allowed_by_any = {name for subject in subjects for name in subject.view["preflight"]["only_warn"]}
+    found = together(found) + only_warn(_general_checks(task, subjects, on_slurm), allowed_by_any)
 
     verdict = next((v for v in (FAILURE, WARNING) if any(check.verdict == v for check in found)), OK)
-    facts = {"verdict": verdict, "place": task.config["place"], "checks": [c.as_json() for c in found], "stages": told}
+    facts = {
+        "verdict": verdict,
+        "place": task.config["place"],
+        "checks": [c.as_json() for c in found],
+        "trainings": told,
+    }
     write_atomically(task.directory / FILE, json.dumps(facts, indent=1) + "\n")
     print(table(found), flush=True)
     failures = [check.line() for check in found if check.verdict == FAILURE]
@@ -74,7 +83,7 @@ def run(task: Task) -> None:
 
 
 def _checks_of(subject: Any, templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
-    """All checks of one stage; a template that another stage has under the same tokenizer is looked at once."""
+    """All checks of one training; a template that another stage has under the same tokenizer is looked at once."""
     from post_training.preflight import assets, data, libraries, optimisation, resources, speed, template
 
     found = [assets.rows(subject)]
@@ -87,14 +96,14 @@ def _checks_of(subject: Any, templates: set[tuple[str, Path]], on_slurm: bool) -
     return [*found, speed.wall_time(subject)] if on_slurm else found
 
 
-def _general_checks(task: Task, pipeline: Any, subjects: list[Any], on_slurm: bool) -> list[Check]:
+def _general_checks(task: Task, subjects: list[Any], on_slurm: bool) -> list[Check]:
     from post_training.preflight import assets, disk, resources
 
     base = resources.base_of(task.output)
     models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith(" data")}
     found = assets.models({name: path for path, name in models.items()}, FileHashes(base / ".file_hashes.json"))
     found.append(disk.check([subject for subject in subjects if not subject.whole], base))
-    return found + (resources.slurm(pipeline) if on_slurm else [])
+    return found + (resources.slurm(subjects) if on_slurm else [])
 
 
 def predicted(subject: Any) -> dict[str, Any]:

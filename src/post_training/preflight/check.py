@@ -1,7 +1,7 @@
 """One thing that was looked at, and the table of all of them. Light."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from post_training.errors import ConfigError, UserError
@@ -21,6 +21,7 @@ NAMES = (
 )  # fmt: skip
 """Every check; docs/preflight.md says what each means."""
 _WIDTH = 160
+_NAMED = 2
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
 
 
@@ -35,15 +36,23 @@ class Check:
     remedy: str = ""
     stage: str = ""
     """The stage of the configuration that it is about; empty for all."""
+    runs: tuple[str, ...] = ()
+    """The runs that it is about; empty for all."""
+
+    @property
+    def where(self) -> str:
+        """`dpo (beta0.1-seed0, beta0.1-seed1 and 4 more)`; without the runs where it is about all."""
+        more = f" and {len(self.runs) - _NAMED} more" if len(self.runs) > _NAMED else ""
+        return f"{self.stage} ({', '.join(self.runs[:_NAMED])}{more})" if self.runs else self.stage
 
     def line(self) -> str:
         """One line, for a terminal and a log."""
-        where = f"{self.stage}: " if self.stage else ""
+        where = f"{self.where}: " if self.stage else ""
         return f"preflight {self.verdict}: {where}{self.name}: {self.value}" + (
             f"; {self.remedy}" if self.remedy else ""
         )
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, Any]:
         """As it stands in `preflight.json`."""
         return asdict(self)
 
@@ -67,9 +76,24 @@ def only_warn(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
     """Failures of the named checks become warnings."""
     allowed = set(names)
     return [
-        Check(c.name, c.value, WARNING, c.remedy, c.stage) if c.verdict == FAILURE and c.name in allowed else c
-        for c in checks
+        replace(check, verdict=WARNING) if check.verdict == FAILURE and check.name in allowed else check
+        for check in checks
     ]
+
+
+def together(checks: list[Check]) -> list[Check]:
+    """What was found alike in several runs as one, and what was found in all runs of a stage without their names."""
+    every: dict[str, set[str]] = {}
+    alike: dict[Check, list[str]] = {}
+    places: dict[tuple[str, str], int] = {}
+    for check in checks:
+        every.setdefault(check.stage, set()).update(check.runs)
+        alike.setdefault(replace(check, runs=()), []).extend(check.runs)
+        places.setdefault((check.stage, check.name), len(places))
+    merged = [
+        replace(check, runs=() if set(runs) == every[check.stage] else tuple(runs)) for check, runs in alike.items()
+    ]
+    return sorted(merged, key=lambda check: places[check.stage, check.name])
 
 
 def table(checks: list[Check]) -> str:
@@ -82,11 +106,11 @@ def table(checks: list[Check]) -> str:
     shown.add_column("check", no_wrap=True)
     several = any(check.stage for check in checks)
     if several:
-        shown.add_column("stage", no_wrap=True)
+        shown.add_column("stage", overflow="fold")
     for heading in ("value", "verdict", "remedy"):
         shown.add_column(heading, overflow="fold")
     for check in checks:
-        stage = [check.stage] if several else []
+        stage = [_plain(check.where)] if several else []
         verdict = f"[{_COLOURS[check.verdict]}]{check.verdict}[/]"
         shown.add_row(check.name, *stage, _plain(check.value), verdict, _plain(check.remedy))
     console = Console(width=_WIDTH, highlight=False)

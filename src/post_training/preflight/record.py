@@ -16,10 +16,17 @@ _SETTLED = 0.1
 def begin(task: Task, stage: str) -> None:
     """Copy what the preflight said of this stage; nothing where there was none, as with a training by hand."""
     told = _read(Path(task.runtime.get("preflight") or ""))
-    if told is None or stage not in told["stages"]:
+    run = task.directory.name
+    if told is None or run not in told["trainings"]:
         return
-    own = [check for check in told["checks"] if check["stage"] in ("", stage)]
-    write(task.directory, {"stage": stage, "checks": own, **told["stages"][stage], "measured": None})
+    mine = told["trainings"][run]
+    own = [
+        check
+        for check in told["checks"]
+        if check["stage"] in ("", stage) and (not check["runs"] or set(check["runs"]) & set(mine["runs"]))
+    ]
+    facts = {"work": mine["work"], "predicted": mine["predicted"], "measured": None}
+    write(task.directory, {"stage": stage, "checks": own, "run": run, **facts})
 
 
 def end(task: Task, facts: dict[str, Any], lines: list[dict[str, Any]], checkpoint: Path) -> None:

@@ -1,9 +1,7 @@
 """Memory, time, disk, and Slurm's own word."""
 
 from pathlib import Path
-from typing import Any
 
-from post_training.config.load import Pipeline
 from post_training.errors import UserError
 from post_training.preflight import memory, speed
 from post_training.preflight.check import Check, judged, refused
@@ -63,23 +61,22 @@ def relief(subject: Subject) -> str:
     return "; ".join(hints[:3]) or "use GPUs with more memory"
 
 
-def slurm(pipeline: Pipeline) -> list[Check]:
+def slurm(subjects: list[Subject]) -> list[Check]:
     """Whether Slurm would take every job, asked of `sbatch --test-only`, `sinfo` and the accounting."""
-    from post_training.slurm.check import check_pipeline
+    from post_training.slurm.check import check_views
 
     name = "resources.slurm"
     try:
-        warnings = check_pipeline(pipeline)
+        warnings = check_views((subject.name, subject.view) for subject in subjects)
     except UserError as error:
         return [refused(name, error)]
     return [judged(name, "; ".join(warnings) or "Slurm would take every job", warns=warnings, remedy="see sinfo -R")]
 
 
-def gres(view: dict[str, Any]) -> list[str]:
+def gres(partition: str | None) -> list[str]:
     """What the nodes of the GPU partition have, in Slurm's words; empty where it cannot be asked."""
     from post_training.slurm import cluster
 
-    partition = view["slurm"]["partition"]
     words = [f"--partition={partition}"] if partition else []
     done = cluster.run("sinfo", "--noheader", *words, "--format=%G")
     return [line for line in done.stdout.splitlines() if "gpu" in line] if done.returncode == 0 else []

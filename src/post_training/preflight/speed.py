@@ -145,8 +145,8 @@ def checkpoint_bytes(subject: Subject) -> int:
     return whole + 12 * trained
 
 
-def measured_rates(base: Path, subject: Subject) -> list[dict[str, Any]]:
-    """What runs and probes below the output base have measured for the same work on the same kind of device, newest first."""
+def measurements(base: Path) -> list[dict[str, Any]]:
+    """What runs and probes below the output base have measured, newest first."""
     found = []
     for path in (*base.glob("*/preflight.json"), *base.glob("preflight_probe/*/preflight.json")):
         if path.parent.is_symlink():  # the same run by its name
@@ -156,10 +156,16 @@ def measured_rates(base: Path, subject: Subject) -> list[dict[str, Any]]:
             measured, when = told.get("measured"), path.stat().st_mtime
         except (OSError, ValueError):
             continue
-        if measured and measured.get("tokens_per_second") and _same_work(measured, work(subject)):
+        if measured and measured.get("tokens_per_second"):
             foretold = (told.get("predicted") or {}).get("peak_memory_bytes")
             found.append((when, {**measured, "source": path.parent.name, "foretold_memory_bytes": foretold}))
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
+
+
+def measured_rates(found: list[dict[str, Any]], subject: Subject) -> list[dict[str, Any]]:
+    """Those of the same work on the same kind of device."""
+    wanted = work(subject)
+    return [entry for entry in found if _same_work(entry, wanted)]
 
 
 def memory_correction(subject: Subject) -> tuple[float, str] | None:

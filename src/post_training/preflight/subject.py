@@ -30,6 +30,8 @@ class Subject:
     """The run directory, which need not exist."""
     reference: ModelShape | None = None
     """A model that is held beside the trained one."""
+    runs: tuple[str, ...] = ()
+    """Names of the runs that it is a part of."""
     whole: bool = False
     """Whether it has been trained already."""
     rates: list[dict[str, Any]] = field(default_factory=list)

@@ -1,10 +1,9 @@
-"""A task of the rule -> the stages to look at."""
+"""A task of the rule -> the trainings to look at."""
 
-from pathlib import Path
+import functools
 
 from post_training import batch
 from post_training.config import resolve
-from post_training.config.load import Pipeline
 from post_training.model import folder as model_folder
 from post_training.preflight import devices, resources, speed
 from post_training.preflight.shape import ModelShape
@@ -12,26 +11,21 @@ from post_training.preflight.subject import Subject
 from post_training.task import Task
 
 
-def pipeline_of(task: Task) -> Pipeline:
-    """The configuration as the job was told it."""
-    return resolve(task.runtime["pipeline"])
-
-
 def subjects_of(task: Task) -> list[Subject]:
-    """Every stage of the pipeline, first to last."""
+    """The trainings that are yet to be done, or all where none is: of each run first to last, and what runs share once."""
     base = resources.base_of(task.output)
-    shapes: dict[Path, ModelShape] = {}
-
-    def shape(folder: Path, trust: bool) -> ModelShape:
-        if folder not in shapes:
-            shapes[folder] = ModelShape.of(folder, trust)
-        return shapes[folder]
+    on_slurm = task.config["place"] == "slurm"
+    shape, here, gres = functools.cache(ModelShape.of), functools.cache(devices.here), functools.cache(resources.gres)
+    measurements = speed.measurements(base)
 
     found = []
-    for name, view in pipeline_of(task).views.items():
-        topology = batch.slurm_topology(view) if task.config["place"] == "slurm" else batch.local_topology(view)
-        on_slurm_gpu = task.config["place"] == "slurm" and topology.device == "GPU"
-        device = devices.on_slurm(view, resources.gres(view)) if on_slurm_gpu else devices.here(topology.device)
+    for told in task.runtime["trainings"]:
+        name, view = told["stage"], resolve(told["pipeline"]).last
+        topology = batch.slurm_topology(view) if on_slurm else batch.local_topology(view)
+        if on_slurm and topology.device == "GPU":
+            device = devices.on_slurm(view, gres(view["slurm"]["partition"]))
+        else:
+            device = here(topology.device)
         folder, trust = model_folder(task.inputs[f"{name} model"]), bool(view["model"]["trust_remote_code"])
         own = shape(folder, trust)
         reference = None
@@ -39,12 +33,13 @@ def subjects_of(task: Task) -> list[Subject]:
             reference = shape(model_folder(task.inputs[f"{name} reference_model"]), trust)
         elif holds_reference(view):
             reference = own
-        run = base / task.runtime["runs"][name]
+        run = base / told["run"]
         subject = Subject(name, view, task.inputs[f"{name} data"], folder, own, topology, device, run, reference)
+        subject.runs = tuple(told["names"])
         subject.whole = (run / "manifest.json").is_file()
-        subject.rates = speed.measured_rates(base, subject)
+        subject.rates = speed.measured_rates(measurements, subject)
         found.append(subject)
-    return found
+    return [subject for subject in found if not subject.whole] or found
 
 
 def holds_reference(view: dict[str, object]) -> bool:

@@ -11,11 +11,13 @@ import argparse
 import math
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from post_training import batch
-from post_training.config import Pipeline, load_file, resolve
+from post_training.config import load_file, resolve
 from post_training.errors import ConfigError, UserError
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
@@ -159,10 +161,10 @@ def _check_torch(job: StageJob) -> None:
         )
 
 
-def check_pipeline(pipeline: Pipeline) -> list[str]:
-    """`check_jobs` for every rule of every stage, whatever is done already. Raises ConfigError."""
+def check_views(views: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """`check_jobs` for every rule of some stages by their names, whatever is done already. Raises ConfigError."""
     jobs = []
-    for name, view in pipeline.views.items():
+    for name, view in views:
         for kind in (*placement.ON_GPU, "mix"):
             output = Path(f"{name}-{kind}").absolute() / "manifest.json"
             jobs.append(StageJob(kind, view, output, [], placement.resources(view, kind)))
@@ -178,7 +180,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
     options = parser.parse_args()
     try:
-        for warning in check_pipeline(resolve(load_file(options.config), {"set": options.overrides})):
+        for warning in check_views(resolve(load_file(options.config), {"set": options.overrides}).views.items()):
             print(warning)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -68,17 +68,18 @@ def test_keys_are_checked_when_it_is_planned(template, changes, said):
 
 def test_predicted_and_measured_stand_beside_each_other(tmp_path):
     checks = [Check("data.dropped", "", stage=stage).as_json() for stage in ("sft", "dpo", "")]
-    stages = {"sft": {"run": "sft-x", "predicted": {"steps": 4}, "work": {"method": "sft"}}}
-    (tmp_path / "made.json").write_text(json.dumps({"checks": checks, "stages": stages}))
+    checks += [Check("optimisation.batch", name, stage="sft", runs=(name,)).as_json() for name in ("x", "y")]
+    mine = {"stage": "sft", "runs": ["x"], "predicted": {"steps": 4}, "work": {"method": "sft"}}
+    (tmp_path / "made.json").write_text(json.dumps({"checks": checks, "trainings": {"sft-x": mine}}))
     run = tmp_path / "sft-x"
     training = task("train", {}, {"preflight": str(tmp_path / "made.json")}, {}, run / "manifest.json")
-    record.begin(training, "dpo")
-    assert not run.exists()  # nothing is known of that stage
+    record.begin(task("train", {}, training.runtime, {}, tmp_path / "dpo-x" / "manifest.json"), "dpo")
+    assert not (tmp_path / "dpo-x").exists()  # nothing is known of that training
     run.mkdir()
     record.begin(training, "sft")
     told = json.loads((run / "preflight.json").read_text())
     assert (told["predicted"], told["measured"]) == ({"steps": 4}, None)
-    assert [entry["stage"] for entry in told["checks"]] == ["sft", ""]
+    assert [(entry["stage"], entry["value"]) for entry in told["checks"]] == [("sft", ""), ("", ""), ("sft", "x")]
 
     checkpoint = run / "checkpoints" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
@@ -119,7 +120,7 @@ def test_what_was_measured_corrects_the_prediction(subject_of, tmp_path):
         json.dumps({"predicted": {"peak_memory_bytes": 1 << 30}, "measured": measured})
     )
     assert resources.memory_check(subject).verdict == "ok"
-    subject.rates = speed.measured_rates(tmp_path, subject)
+    subject.rates = speed.measured_rates(speed.measurements(tmp_path), subject)
     found = resources.memory_check(subject)
     assert found.verdict == "failure" and "5.00 times that by what sft-x measured" in found.value
     # Of another batch nothing is known.

@@ -75,10 +75,10 @@ def test_time_from_an_assumption_and_from_what_was_measured(subject_of, tmp_path
     run.mkdir(parents=True)
     measured = {**speed.work(subject), "tokens_per_second": 80_000.0, "world_size": 4}
     (run / "preflight.json").write_text(json.dumps({"measured": measured}))
-    subject.rates = speed.measured_rates(tmp_path / "outputs", subject)
+    subject.rates = speed.measured_rates(speed.measurements(tmp_path / "outputs"), subject)
     assert speed.tokens_per_second(subject) == (20_000.0, "measured in sft-older")
     other = subject_of(shape={"parameters": 2_000_000_000})
-    assert speed.measured_rates(tmp_path / "outputs", other) == []
+    assert speed.measured_rates(speed.measurements(tmp_path / "outputs"), other) == []
 
 
 def test_a_newer_measurement_wins(subject_of, tmp_path):
@@ -89,7 +89,10 @@ def test_a_newer_measurement_wins(subject_of, tmp_path):
         told = {**speed.work(subject), "tokens_per_second": 1.0 + number, "world_size": 1}
         (folder / "preflight.json").write_text(json.dumps({"measured": told}))
         os.utime(folder / "preflight.json", (time.time() - number, time.time() - number))
-    assert [entry["source"] for entry in speed.measured_rates(tmp_path / "outputs", subject)] == ["sft-a", "sft-b"]
+    assert [entry["source"] for entry in speed.measured_rates(speed.measurements(tmp_path / "outputs"), subject)] == [
+        "sft-a",
+        "sft-b",
+    ]
 
 
 def slow(subject_of, tokens_per_second, **changes):

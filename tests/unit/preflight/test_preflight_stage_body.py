@@ -22,7 +22,7 @@ FACTS = {
 def preflight(tmp_path, model_manifest, sft_rows, template, capfd):
     """Facts of the mix, keys of the configuration -> exit code, `preflight.json`, whether a manifest was written, output."""
 
-    def run(facts=None, place="local", **changes):
+    def run(facts=None, place="local", runs=None, **changes):
         base = tmp_path / "outputs"
         tokens, mix = base / "data" / "tokenized" / "d", base / "data" / "mixed" / "m" / "manifest.json"
         told = json.loads(sft_rows.read_text())
@@ -43,8 +43,20 @@ def preflight(tmp_path, model_manifest, sft_rows, template, capfd):
             "config": {"place": place},
             "inputs": dict.fromkeys(inputs, "0"),
         }
-        runtime = {"pipeline": pipeline_of(template, **changes).frozen("sft"), "runs": {"sft": "sft-x"}}
-        words = ["preflight", "--spec", json.dumps(spec), "--runtime", json.dumps(runtime), "--output", str(output)]
+        trainings = [
+            {"run": f"sft-{name}", "stage": "sft", "names": [name],
+             "pipeline": pipeline_of(template, **changes, **more).frozen("sft")}
+            for name, more in (runs or {"x": {}}).items()
+        ]  # fmt: skip
+        words = [
+            "preflight",
+            "--spec",
+            json.dumps(spec),
+            "--runtime",
+            json.dumps({"trainings": trainings}),
+            "--output",
+            str(output),
+        ]
         code = main([*words, "--inputs", *map(str, inputs.values())])
         found = json.loads((output.parent / "preflight.json").read_text())
         return code, found, output.is_file(), "".join(capfd.readouterr())
@@ -64,7 +76,7 @@ def test_a_sound_run_passes(preflight):
         "libraries",
         "resources",
     }
-    predicted = found["stages"]["sft"]["predicted"]
+    predicted = found["trainings"]["sft-x"]["predicted"]
     assert (
         predicted["steps"] == 6 and predicted["peak_memory_bytes"] > 0 and predicted["rate_from"].startswith("assumed")
     )
@@ -88,26 +100,45 @@ def test_a_failure_that_is_allowed_is_a_warning(preflight):
     assert (code, written, found["verdict"]) == (0, True, "warning")
 
 
+def test_runs_on_the_same_data_are_looked_at_together(preflight):
+    """What is alike is said once, and what is not names its runs; a run that is finished is left out."""
+    rates = {name: {"training__learning_rate": rate} for name, rate in (("a", 1e-3), ("b", 1e-3), ("c", 9.0))}
+    code, found, written, told = preflight(runs=rates)
+    assert (code, written) == (1, False)
+    entries = [entry for entry in found["checks"] if entry["name"] == "optimisation.learning_rate"]
+    assert [(entry["verdict"], entry["runs"]) for entry in entries] == [("ok", ["a", "b"]), ("failure", ["c"])]
+    assert len({entry["name"] for entry in found["checks"]}) == len(found["checks"]) - 1
+    assert "preflight failure: sft (c): optimisation.learning_rate: 9 for sft" in told
+    assert list(found["trainings"]) == ["sft-a", "sft-b", "sft-c"]
+
+
+def test_a_finished_run_is_left_out(preflight, tmp_path):
+    (tmp_path / "outputs" / "sft-c").mkdir(parents=True)
+    (tmp_path / "outputs" / "sft-c" / "manifest.json").write_text("{}")
+    code, found, _, told = preflight(runs={"a": {}, "c": {"training__learning_rate": 9.0}})
+    assert (code, list(found["trainings"])) == (0, ["sft-a"]), told
+
+
 def test_slurms_own_word(preflight, monkeypatch):
     from post_training.errors import ConfigError
     from post_training.slurm import check
 
-    monkeypatch.setattr(resources, "gres", lambda view: ["gpu:h200:8"])
-    monkeypatch.setattr(check, "check_pipeline", lambda pipeline: [])
+    monkeypatch.setattr(resources, "gres", lambda partition: ["gpu:h200:8"])
+    monkeypatch.setattr(check, "check_views", lambda views: [])
     changes = {"slurm__gpus_per_node": 2, "training__trainer_args": {}}
     code, found, _, told = preflight(place="slurm", **changes)
     named = {entry["name"]: entry for entry in found["checks"]}
     assert (code, named["resources.slurm"]["verdict"]) == (0, "ok"), told
     assert "(h200)" in named["resources.memory"]["value"] and "resources.wall_time" in named
-    assert found["stages"]["sft"]["predicted"]["gpu_hours"] is not None
+    assert found["trainings"]["sft-x"]["predicted"]["gpu_hours"] is not None
 
-    monkeypatch.setattr(check, "check_pipeline", lambda pipeline: ["not enough nodes are up"])
+    monkeypatch.setattr(check, "check_views", lambda views: ["not enough nodes are up"])
     named = {entry["name"]: entry for entry in preflight(place="slurm", **changes)[1]["checks"]}
     assert named["resources.slurm"]["verdict"] == "warning"
 
-    def refuse(pipeline):
+    def refuse(views):
         raise ConfigError("slurm.account", "found 'x', which the cluster's accounting does not know")
 
-    monkeypatch.setattr(check, "check_pipeline", refuse)
+    monkeypatch.setattr(check, "check_views", refuse)
     code, found, _, told = preflight(place="slurm", **changes)
     assert code == 1 and "resources.slurm: slurm.account: found 'x'" in told
