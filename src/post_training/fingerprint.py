@@ -5,7 +5,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,6 @@ class FileHashes:
         self._known[key] = [*stamp, result]
         write_atomically(self.store, json.dumps(self._known))
         return result
-
-
-def digest_files(paths: Iterable[Path], hashes: FileHashes, root: Path | None = None) -> list[list[str]]:
-    """`[[name, sha256], ...]` of files, named relative to `root` when given, else unnamed."""
-    return [[str(p.relative_to(root)) if root else "", hashes(p)] for p in paths]
 
 
 def write_atomically(path: Path, text: str) -> None:

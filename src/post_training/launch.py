@@ -34,7 +34,7 @@ from post_training.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.slurm import srun
 from post_training.slurm.placement import cores
 from post_training.task import Task
-from post_training.training import failures
+from post_training.training import failures, offline
 from post_training.training.finish import finish_if_complete
 from post_training.training.lock import LOCKED, Lock, LockedError, is_own_file, owned
 from post_training.training.reshard import how_to_resume, make_universal
@@ -74,6 +74,7 @@ def library_environment(view: dict[str, Any], directory: Path, device: str) -> d
     if "wandb" in view["logging"]["report_to"]:
         # One run in W&B however often it is resumed.
         variables |= {"WANDB_DIR": str(logs), "WANDB_RUN_ID": directory.name, "WANDB_RESUME": "allow"}
+        variables["WANDB_CONSOLE"] = "off"  # it would catch what is printed before secrets in it are masked
         if view["logging"]["wandb_project"]:
             variables["WANDB_PROJECT"] = view["logging"]["wandb_project"]
         if view["offline"]:
@@ -185,6 +186,7 @@ def _run_ranks(
         write_stopped(task.directory, REQUEST.wanted, None)
     else:
         ended = _start_and_wait(task, view, topology, lock)
+        offline.tell(task.directory)
     stopped = read_stopped(task.directory)
     if stopped is not None:
         print(f"{task.directory}: {stopped.describe()}; start again to go on", flush=True)

@@ -89,7 +89,12 @@ def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: fl
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     manifest["checksum"] = checksum(manifest)
-    write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, text(manifest))
+
+
+def text(manifest: dict[str, Any]) -> str:
+    """A manifest as it is written."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
 
 
 def checksum(manifest: dict[str, Any]) -> str:

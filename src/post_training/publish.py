@@ -60,15 +60,17 @@ def to_publish(export: Path) -> list[str]:
     """Names of the files that go to the Hub. Raises UserError when the folder is not what was exported."""
     lineage = collect(export)
     own = lineage["stages"][lineage["root"]] | {"expected": {}}
+    exported = {file["path"] for file in own["files"]}
+    # A card is a person's to complete, and what came later is not published.
     problems = [
         problem
         for problem in verify({"root": lineage["root"], "stages": {lineage["root"]: own}}).problems
-        if problem["file"] != CARD  # a card is a person's to complete
+        if problem["file"] in {*exported, *_NOT_PUBLISHED}
     ]
     if problems:
         raise UserError(
             f"{export.parent / problems[0]['file']}: {problems[0]['problem']}; {len(problems)} files are not what was exported, "
             "so nothing is published; delete the manifest to export again"
         )
-    files = sorted({file["path"] for file in own["files"]} | {CARD})
+    files = sorted(exported | {CARD})
     return [file for file in files if file not in _NOT_PUBLISHED and (export.parent / file).is_file()]

@@ -40,6 +40,12 @@ class TransformSource:
         return hashlib.sha256("\n".join([*own, *shared]).encode()).hexdigest()
 
     @property
+    def files(self) -> dict[str, Path]:
+        """Its module and the modules beside it that decide its results, by their place below the module's folder."""
+        found = [self.file, *_neighbours(self.file, _parsed(self.file), {self.file})]
+        return {str(path.relative_to(self.file.parent)): path for path in found}
+
+    @property
     def function(self) -> ast.FunctionDef:
         """Its definition: arguments, defaults, docstring."""
         return next(

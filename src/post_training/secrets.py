@@ -79,11 +79,16 @@ def is_secret_name(name: str) -> bool:
 def masked_output() -> Iterator[None]:
     """Everything that this process prints, tracebacks too, is masked."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Masked(before[0]), _Masked(before[1])  # type: ignore[assignment]
+    mask_output()
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def mask_output() -> None:
+    """From here on everything that this process prints is masked: the start of a worker process."""
+    sys.stdout, sys.stderr = _Masked(sys.stdout), _Masked(sys.stderr)  # type: ignore[assignment]
 
 
 class _Masked:

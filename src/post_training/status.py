@@ -44,9 +44,9 @@ def status(options: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from post_training.config import load_file, resolve_runs
+    from post_training.config import read_config, resolve_runs
 
-    graph = make_graph(resolve_runs(load_file(options.config), {"set": options.overrides}))
+    graph = make_graph(resolve_runs(read_config(options.config), {"set": options.overrides}))
     lines = collect(graph)
     if options.json:
         print(json.dumps([line.__dict__ for line in lines], indent=1))

@@ -19,6 +19,7 @@ from snakemake.io import ancient
 
 from post_training import batch
 from post_training.config import resolve_runs
+from post_training.config.trees import beside
 from post_training.errors import UserError
 from post_training.fingerprint import canonical, write_atomically
 from post_training.links import point_links
@@ -38,6 +39,8 @@ class WorkflowPlan:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
         self.workflow = workflow
+        for file in workflow.config_settings.configfiles or ():
+            config = beside(config, Path(os.path.relpath(file)).parent)
         try:
             self.graph: Graph = make_graph(resolve_runs(config, _own_command_line(workflow, config)))
         except UserError as error:

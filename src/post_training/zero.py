@@ -16,7 +16,7 @@ def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
     if view["accelerate"]["use_deepspeed"] is False or not (section["config_path"] or section["config"]):
         return None
     path = deepspeed_file(section["config_path"])
-    merged = _merged(load_file(path) if path else {}, section["config"])
+    merged = overlaid(load_file(path) if path else {}, section["config"])
     zero = merged.setdefault("zero_optimization", {})
     if zero.get("stage") == 3:
         # Otherwise a checkpoint has shards only, which the export must put together.
@@ -61,9 +61,10 @@ def strategy(view: dict[str, Any]) -> str:
     return PLAIN if config is None else f"zero{config['zero_optimization'].get('stage', 0)}"
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merged into one another; any other value of `over` wins."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = overlaid(result[key], value) if both else value
     return result

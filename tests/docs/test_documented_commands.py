@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from doc_pages import REPOSITORY, Block, blocks, pages
+from projects import copy_project, environment
 
-PROJECT = ("Snakefile", "workflow", "profiles", "config", "envs", "src")
 TUTORIAL = "docs/tutorial.md"
 # What takes minutes in a page, and what the tests take instead.
 SHORTER = {"max_steps: 200": "max_steps: 4", "{max_steps: 40,": "{max_steps: 2,"}
@@ -38,23 +38,6 @@ for line in sys.stdin:
         done, _ = False, told.write(str(error))
     print(json.dumps([bool(done), told.getvalue()]))
 """
-
-
-def copy_project(folder: Path) -> Path:
-    for name in PROJECT:
-        if (REPOSITORY / name).is_dir():
-            shutil.copytree(
-                REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-            )
-        else:
-            shutil.copy(REPOSITORY / name, folder / name)
-    return folder
-
-
-def environment(project: Path, **more: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    settings = {"PATH": path, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **settings, **more}
 
 
 def write(project: Path, block: Block) -> None:

@@ -22,6 +22,7 @@ def test_libraries_of_an_offline_cpu_run(template):
         "WANDB_DIR": "out/sft-x-1/logs",
         "WANDB_RUN_ID": "sft-x-1",
         "WANDB_RESUME": "allow",
+        "WANDB_CONSOLE": "off",
         "WANDB_PROJECT": "mine",
         "WANDB_MODE": "offline",
         "HF_HUB_OFFLINE": "1",

@@ -55,7 +55,7 @@ class Pipeline:
         """A complete configuration that makes the same pipeline up to `stage`, defaults written out."""
         upto = self.stages[: self.stages.index(stage) + 1]
         view = self.views[stage]
-        tree = {key: view[key] for key in GLOBAL if key not in (*KEYS, "publish")} | {"method": stage}
+        tree = {key: view[key] for key in GLOBAL if key not in (*KEYS, "publish", "recorded_files")} | {"method": stage}
         for name in upto:
             view, method = self.views[name], self.views[name]["method"]
             named = {} if name == method else {"method": method}

@@ -12,7 +12,7 @@ from post_training.errors import ConfigError, did_you_mean
 from post_training.fingerprint import is_safe_name, slug
 
 KEYS = ("runs", "sweep", "run")
-_OF_ALL_RUNS = ("run_name", "offline", "paths", "debug", *KEYS)
+_OF_ALL_RUNS = ("run_name", "offline", "paths", "debug", "recorded_files", *KEYS)
 
 
 @dataclass(frozen=True)

@@ -447,6 +447,10 @@ class GlobalSections:
     """Only this run of `runs` and `sweep`, or a list of them. Null = all."""
     offline: bool = False
     """No network call at all; set it where compute nodes have no internet."""
+    recorded_files: dict[str, Any] = field(default_factory=dict)
+    """What the local files of a path held, as an export's `config.yaml` says of those that the model was made from: path as
+    configured -> list of name and sha256. Planning ends where they hold something else; a path that is not named is not
+    looked at. Never makes a stage stale."""
     paths: PathsConfig = field(default_factory=PathsConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

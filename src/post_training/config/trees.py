@@ -30,6 +30,21 @@ def load_file(path: str | Path) -> Tree:
     return {str(key): value for key, value in tree.items()}
 
 
+def read_config(path: str | Path) -> Tree:
+    """The configuration in a YAML file."""
+    return beside(load_file(path), Path(path).parent)
+
+
+def beside(tree: Any, folder: Path) -> Any:
+    """A configuration of that folder: what an export keeps in its `provenance/` is found from any working directory."""
+    if isinstance(tree, Mapping):
+        return {key: beside(value, folder) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [beside(value, folder) for value in tree]
+    is_there = isinstance(tree, str) and tree.startswith("provenance/") and (folder / tree).is_file()
+    return str(folder / tree) if is_there else tree
+
+
 def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
     """`"training.max_steps=3 run=a"`, or a list of such words, -> pairs, typed as YAML types them."""
     words = dotted.split() if isinstance(dotted, str) else list(dotted or [])

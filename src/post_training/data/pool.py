@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.errors import DataError
+from post_training.secrets import mask_output
 
 
 def in_order(
@@ -32,7 +33,7 @@ def in_order(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
-    pool = ProcessPoolExecutor(workers, context, start, setting)
+    pool = ProcessPoolExecutor(workers, context, _start_masked, (start, *setting))
     waiting: deque[Future[Any]] = deque()
     try:
         for call in calls:
@@ -47,3 +48,8 @@ def in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_masked(start: Callable[..., None], *setting: Any) -> None:
+    mask_output()  # a user's transform may print anything
+    start(*setting)

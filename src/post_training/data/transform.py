@@ -21,10 +21,13 @@ from post_training.data.readers import BLOCK_BYTES
 from post_training.data.records import Block
 from post_training.data.sources import read_blocks, unreadable
 from post_training.errors import DataError
+from post_training.fingerprint import write_atomically
 from post_training.locate import Slice
 from post_training.progress import Progress
+from post_training.registry import PACKAGE, TransformSource
 from post_training.task import Task
 
+SOURCE = "source"
 # Below this a second process costs more time than it saves.
 _WORTH_A_PROCESS_BYTES = 4 * BLOCK_BYTES
 
@@ -50,6 +53,7 @@ def run(task: Task) -> None:
     print(_summary(total))
     _check(task, total, rejects_path)
     unfinished.replace(rows_path)
+    source = _keep_source(task)
     task.finish(
         rows_in=total.rows_in,
         rows_out=total.rows_out,
@@ -61,8 +65,20 @@ def run(task: Task) -> None:
         files=[
             {"path": path.name, "bytes": file.size, "sha256": file.sha256.hexdigest()}
             for path, file in ((rows_path, rows), (rejects_path, rejects))
-        ],
+        ]
+        + source,
+        **({"module": task.runtime["file"]} if source else {}),
     )
+
+
+def _keep_source(task: Task) -> list[dict[str, str]]:
+    """A user's own module as it was used, in `source/`: no commit of this repository has it. Entries for the manifest."""
+    module = TransformSource(task.config["transform"], Path(task.runtime["file"]))
+    if module.file.resolve().is_relative_to(PACKAGE):
+        return []
+    for name, path in module.files.items():
+        write_atomically(task.directory / SOURCE / name, path.read_text(encoding="utf-8"))
+    return [{"path": f"{SOURCE}/{name}"} for name in module.files]
 
 
 class _Hashed:

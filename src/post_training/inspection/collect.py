@@ -10,7 +10,7 @@ import numpy as np
 
 from post_training import manifest, model
 from post_training.config import resolve
-from post_training.config.load import load_file
+from post_training.config.trees import read_config
 from post_training.data import shapes
 from post_training.data.chat_template import ChatTemplate, resolve_template, special_tokens
 from post_training.data.marked import unmarked
@@ -65,7 +65,7 @@ def prepared(path: str, overrides: list[str], stage: str | None) -> tuple[Plan, 
 
     Raises UserError for a stage that the pipeline does not have.
     """
-    plan = make_plan(resolve(load_file(path), {"set": overrides}))
+    plan = make_plan(resolve(read_config(path), {"set": overrides}))
     method = stage or plan.pipeline.stages[-1]
     if method not in plan.mixed:
         raise UserError(f"--stage: found {method!r}; this configuration has {', '.join(plan.mixed)}")

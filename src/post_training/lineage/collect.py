@@ -96,6 +96,8 @@ def find_made_from(stage: dict[str, Any], folder: str) -> list[dict[str, Any]]:
 def _add(path: Path, stages: Stages, account: Stages) -> str:
     """Add a stage after its inputs; returns its key."""
     told = manifest.read(path)
+    if not _can_be_followed(told):
+        raise UserError(f"{path}: was changed after it was written; restore it, or delete it to run the stage again")
     directory = path.parent
     key = key_of(directory)
     if key in stages and stages[key]["directory"] != str(directory):
@@ -160,9 +162,20 @@ def _own_account(path: Path) -> dict[str, Any] | None:
 
 def _is_manifest(path: Path) -> bool:
     try:
-        return {"stage", "fingerprint"} <= json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        return path.parent.joinpath(PROVENANCE).is_file()  # a damaged one of ours, which reading it will tell
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # a damaged one of ours, which reading it will tell
+    except OSError:
+        return path.parent.joinpath(PROVENANCE).is_file()
+    # One changed byte takes one of them away.
+    return isinstance(told, dict) and len({"stage", "fingerprint", "inputs", "checksum"} & told.keys()) > 1
+
+
+def _can_be_followed(told: dict[str, Any]) -> bool:
+    """Whether a manifest has what leads to its files and its inputs."""
+    named = [("fingerprint", told), ("stage", told)] + [("path", file) for file in told.get("files", [])]
+    named += [(key, entry) for entry in told.get("inputs", {}).values() for key in ("path", "fingerprint")]
+    return all(isinstance(entry.get(key), str) for key, entry in named)
 
 
 def _seconds(job: dict[str, Any]) -> float:

@@ -1,5 +1,6 @@
 """What two runs do not have in common: keys, inputs, versions, results."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,15 @@ from post_training import manifest
 from post_training.config.load import load_file
 from post_training.lineage.collect import find_made_from
 
+# A number that says how fast, and with how much: the end of its key.
+_COST = re.compile(r"(?:seconds|_per_second|_per_second_per_gpu|mfu|_bytes)$")
 Rows = list[dict[str, Any]]
 # Sections that say where and how fast a run runs.
 _WHERE = ("slurm", "accelerate", "deepspeed", "logging", "paths", "checkpointing", "debug", "publish", "offline")
 _NOT_RESULTS = (
     "stage", "fingerprint", "inputs", "config", "files", "versions", "git", "code_sha256", "host", "user", "finished", "checksum",
     "directory", "expected", "jobs", "slurm_job_id", "shards", "card", "final_checkpoint", "folder", "seconds", "gpu_hours",
-    "training_seconds", "probes", "weights",
+    "training_seconds", "probes", "weights", "module",
 )  # fmt: skip
 
 
@@ -95,8 +98,15 @@ def _inputs(stages: dict[str, Any]) -> dict[str, str]:
     for role, stage in stages.items():
         if role:
             origin = f"{stage['repository']}@{stage.get('revision_sha')} " if stage.get("repository") else ""
-            found[role] = f"{origin}{stage['stage']} with content {manifest.content(stage)[:12]}"
+            found[role] = f"{origin}{stage['stage']} with content {_content(stage)}"
     return found
+
+
+def _content(stage: dict[str, Any]) -> str:
+    """Digest of what a stage has made: of a training and of an export the weights, beside which lie times and logs."""
+    files, folder = stage.get("files", []), stage.get("final_checkpoint", "")
+    weights = [f for f in files if f["path"].endswith(".safetensors") and f["path"].startswith(folder)]
+    return manifest.content({"files": weights if weights and stage["stage"] in ("train", "export") else files})[:12]
 
 
 def _versions(lineage: dict[str, Any]) -> dict[str, str]:
@@ -114,12 +124,19 @@ def _versions(lineage: dict[str, Any]) -> dict[str, str]:
 
 def _results(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
     """Every number that a stage has found out, the content of the result, and its evaluations."""
-    found: dict[str, Any] = {"files": manifest.content(stages[""])[:12]}
+    found: dict[str, Any] = {"content": _content(stages[""])}
+    found |= {key: value for key, value in _numbers(stages).items() if not _COST.search(key)}
+    for evaluation in find_made_from(stages[""], "evaluations"):
+        found |= {f"evaluation: {key}": value for key, value in flat(evaluation.get("results", {})).items()}
+    return found
+
+
+def _numbers(stages: dict[str, Any]) -> dict[str, Any]:
+    """Everything that stages say of their work."""
+    found: dict[str, Any] = {}
     for role, stage in stages.items():
         told = {key: value for key, value in stage.items() if key not in _NOT_RESULTS}
         found |= {f"{role}: {key}".removeprefix(": "): value for key, value in flat(told).items() if key}
-    for evaluation in find_made_from(stages[""], "evaluations"):
-        found |= {f"evaluation: {key}": value for key, value in flat(evaluation.get("results", {})).items()}
     return found
 
 
@@ -128,4 +145,5 @@ def _costs(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
         f"seconds of {stage['stage']}{f' ({role})' if role else ''}": stage.get("seconds")
         for role, stage in stages.items()
     }
-    return {"GPU-hours": lineage["gpu_hours"], **seconds}
+    speed = {key: value for key, value in _numbers(stages).items() if _COST.search(key)}
+    return {"GPU-hours": lineage["gpu_hours"], **seconds, **speed}

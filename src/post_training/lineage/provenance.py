@@ -1,6 +1,9 @@
 """What an exported model says of itself, in its own folder: `provenance.json`, and the `config.yaml` that makes it again.
 
-Neither names a person, a machine or a place on it, so that both can be published.
+provenance.json   the lineage; names no person, no machine and no place on it
+config.yaml       the run's own, with commits for revisions; local data by the path that was configured, and their
+                  hashes as `recorded_files`
+provenance/       the user's templates and transform modules, as they were used; `config.yaml` names them there
 """
 
 import importlib.metadata
@@ -16,6 +19,7 @@ from post_training.config.load import load_file
 from post_training.config.schema import SHARED
 from post_training.fingerprint import file_sha256, write_atomically
 from post_training.lineage.collect import PROVENANCE, collect, key_of
+from post_training.lineage.rebuild import keep_code, recorded_files, sections
 from post_training.task import Task
 
 CONFIG = "config.yaml"
@@ -58,10 +62,14 @@ def write_provenance(task: Task, folder: Path, files: list[manifest.File]) -> di
 
 
 def write_config(task: Task, folder: Path) -> None:
-    """Write `config.yaml`: the run's own, with every revision of the Hub as the commit that was used."""
+    """Write `config.yaml` and what it names below `provenance/`: all that a rebuild needs but data and models."""
     path = task.inputs["train"].parent / CONFIG
     tree = {key: value for key, value in load_file(path).items() if key not in _NOT_REBUILT}
-    commits = _commits(collect(task.inputs["train"])["stages"].values())
+    lineage = collect(task.inputs["train"])
+    commits = _commits(lineage["stages"].values())
+    found = sections(tree, lineage)
+    tree["recorded_files"] = recorded_files(found, lineage["stages"])
+    keep_code(found, lineage["stages"], folder)
     for section in (section for section in tree.values() if isinstance(section, dict)):
         for key in _NOT_REBUILT:
             if key in SHARED:
@@ -70,6 +78,8 @@ def write_config(task: Task, folder: Path) -> None:
             entry["revision"] = commits.get((str(entry["path"]), entry["revision"]), entry["revision"])
         if model := section.get("model"):
             model["revision"] = commits.get((model["name_or_path"], model["revision"] or "main"), model["revision"])
+        if "checkpointing" in section:  # a rebuild does not write over what the run has saved elsewhere
+            section["checkpointing"]["inference_checkpoint_path"] = None
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 

@@ -73,9 +73,13 @@ def _facts(stage: dict[str, Any]) -> list[str]:
     facts.append(f"{len(files)} files, {size(sum(file.get('bytes', 0) for file in files))}")
     if git := stage.get("git"):
         changed = (
-            f" with changes ({git['diff']['path']})" if git.get("diff") else " with changes" if git["dirty"] else ""
+            f" with changes ({git['diff'].get('path')})"
+            if git.get("diff")
+            else " with changes"
+            if git.get("dirty")
+            else ""
         )
-        facts.append(f"commit {git['commit'][:12]}{changed}")
+        facts.append(f"commit {(git.get('commit') or '')[:12]}{changed}")
     elif stage.get("code_sha256"):
         facts.append(f"code {stage['code_sha256'][:12]}")
     if stage.get("finished"):
@@ -95,7 +99,8 @@ def _sources(stage: dict[str, Any]) -> list[str]:
         return [f"{stage['repository']}@{stage.get('revision_sha')}"]
     outside = [file for file in stage.get("files", []) if file["path"].startswith("/")]
     lines = [
-        f"{file['path']} {size(file.get('bytes', 0))} sha256 {file['sha256'][:12]}" for file in outside[:_SHOWN_FILES]
+        f"{file['path']} {size(file.get('bytes', 0))} sha256 {file.get('sha256', '')[:12]}"
+        for file in outside[:_SHOWN_FILES]
     ]
     return [*lines, *([f"and {len(outside) - _SHOWN_FILES} more files"] if len(outside) > _SHOWN_FILES else [])]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from post_training import batch, methods
 from post_training.errors import ConfigError
-from post_training.fingerprint import digest_files, is_safe_name, slug
+from post_training.fingerprint import is_safe_name, slug
 from post_training.locate import data_files, parse_split
 from post_training.plan.checks import require
-from post_training.plan.files import Files
+from post_training.plan.files import Files, recorded_as
 from post_training.plan.hygiene import Filters
 from post_training.plan.stage import Stage
 
@@ -131,7 +131,8 @@ class DataStages:
             hub["split"] = parse_split(entry["split"], f"{key}.split")[0]
             config: dict[str, Any] = {"hub": hub}
         else:
-            config = {"sha256": [sha for _, sha in digest_files(files, self.files.hashes)]}
+            path = recorded_as(entry["path"], entry["split"])
+            config = {"sha256": [sha for _, sha in self.files.digests(path, files, f"{key}.path")]}
         runtime = {"files": [str(path) for path in files or []], "offline": view["offline"]}
         label = dataset_name(entry, key)
         stage = self.add(Stage(kind="download", folder="data/raw", label=label, config=config, runtime=runtime))

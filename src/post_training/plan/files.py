@@ -1,11 +1,14 @@
 """What planning reads from disk, each thing once however many runs are planned. Light."""
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from post_training import registry
 from post_training.errors import ConfigError
 from post_training.fingerprint import FileHashes
-from post_training.locate import in_hub_cache
+from post_training.locate import in_hub_cache, parse_split
 from post_training.plan.stage import Stage
 from post_training.registry import TransformSource
 
@@ -13,12 +16,27 @@ from post_training.registry import TransformSource
 class Files:
     """Hashes of data and models, sources of transforms, texts of templates."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, recorded: Mapping[str, Any]) -> None:
         self.hashes = FileHashes(base / ".file_hashes.json")
         self._base = base
+        self._recorded = recorded
         self._missing: dict[str, str] = {}
         self._transforms: dict[tuple[str, ...], TransformSource] = {}
         self._templates: dict[str, str] = {}
+
+    def digests(self, path: str, files: list[Path], key: str, root: Path | None = None) -> list[list[str]]:
+        """`[[name, sha256], ...]` of the local files that a path means, named below `root`, else by their last part.
+
+        Raises ConfigError for `key` where `recorded_files` says something else of `path`, its name there.
+        """
+        found = [[str(file.relative_to(root)) if root else file.name, self.hashes(file)] for file in files]
+        wanted = self._recorded.get(path)
+        if wanted is not None and (differs := _difference(wanted, found)):
+            raise ConfigError(
+                key,
+                f"{path}: {differs}; put back what the model was made from, or take this path out of recorded_files",
+            )
+        return found
 
     def transform(self, name: str, modules: list[str], key: str) -> TransformSource:
         """The transform of that name; `key` is the configuration key to blame."""
@@ -47,3 +65,22 @@ class Files:
                 f"true, but {found} {'is' if len(self._missing) == 1 else 'are'} not on this machine; where there is internet, "
                 "type the same command with --until download download_model --config offline=false, or give local paths",
             )
+
+
+def recorded_as(path: str | list[str], split: str = "train") -> str:
+    """The key of `recorded_files` for a configured path or list of them; of a saved DatasetDict each split is one."""
+    name = parse_split(split, "split")[0]
+    return (path if isinstance(path, str) else ", ".join(path)) + (f" ({name})" if name != "train" else "")
+
+
+def _difference(wanted: list[list[str]], found: list[list[str]]) -> str:
+    """In what files are not as recorded; empty where they are."""
+    had, have = (Counter((name, sha) for name, sha in files) for files in (wanted, found))
+    lost, new = (dict(list(left)) for left in (had - have, have - had))
+    told = [
+        f"{name} has other content than recorded (sha256 {new[name][:12]}, not {sha[:12]})"
+        if name in new
+        else f"{name} is missing"
+        for name, sha in lost.items()
+    ]
+    return ", ".join([*told, *(f"{name} is not among the recorded ones" for name in new if name not in lost)])

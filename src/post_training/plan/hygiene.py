@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from post_training.errors import ConfigError, did_you_mean
-from post_training.fingerprint import digest_files
 from post_training.locate import data_files
 from post_training.plan.checks import require
+from post_training.plan.files import recorded_as
 from post_training.plan.stage import Stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Filters:
             inputs |= self._evaluation(transformed.config["rows"])
         config = {key: value for key, value in self.hygiene.items() if key != "decontaminate_against"}
         config["rows"] = transformed.config["rows"]
-        config["files"] = [sha for _, sha in digest_files(self._files, self.data.files.hashes)]
+        paths, key = self.hygiene["decontaminate_against"], f"{self.prefix}.decontaminate_against"
+        config["files"] = [sha for _, sha in self.data.files.digests(recorded_as(paths), self._files, key)]
         runtime = {"num_proc": self.view["data"]["num_proc"], "files": [str(path) for path in self._files]}
         stage = Stage("filter", "data/filtered", transformed.label, config, inputs, runtime=runtime)
         stage = self.data.add(stage)

@@ -7,10 +7,10 @@ from typing import Any
 
 from post_training import registry
 from post_training.errors import ConfigError
-from post_training.fingerprint import digest, digest_files, slug
+from post_training.fingerprint import digest, slug
 from post_training.locate import TOKENIZER_FILES, data_files, model_files, model_folder
 from post_training.plan.checks import require
-from post_training.plan.files import Files
+from post_training.plan.files import Files, recorded_as
 from post_training.plan.stage import Stage
 
 
@@ -32,11 +32,12 @@ class ModelStages:
             corpus = [
                 file for path in scratch["corpus"] for file in data_files(path, "model.from_scratch.corpus") or []
             ]
+            corpus_key = "model.from_scratch.corpus"
             require(bool(corpus), "model.from_scratch.corpus", "no file; the tokenizer needs text to be trained on")
             trained_on = {
                 "vocab_size": scratch["vocab_size"],
                 "special_tokens": new_tokens(chat_template),
-                "corpus": [s for _, s in digest_files(corpus, self.files.hashes)],
+                "corpus": [sha for _, sha in self.files.digests(recorded_as(scratch["corpus"]), corpus, corpus_key)],
             }
             weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
             config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
@@ -50,7 +51,8 @@ class ModelStages:
             if offline:
                 self.files.note_hub("model", path, f"{key}.name_or_path" if key == "model" else key, stage)
             return stage
-        files = digest_files(model_files(folder), self.files.hashes, root=folder)
+        named = f"{key}.name_or_path" if key == "model" else key
+        files = self.files.digests(path, model_files(folder), named, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
         return self.add(_model_stage("download_model", slug(folder.name), config, runtime))

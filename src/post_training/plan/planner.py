@@ -33,7 +33,7 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
     view = pipelines[0].last
     check_paths(view)
     graph = Graph(Path(view["paths"]["debug_base"] if view["debug"]["enabled"] else view["paths"]["output_base"]))
-    files = Files(graph.base)
+    files = Files(graph.base, view["recorded_files"])
     for pipeline in pipelines:
         with pipeline.run.blamed():
             plan = _plan_run(pipeline, graph, files)

@@ -14,7 +14,7 @@ from post_training.plan.stage import Stage
 LOCAL, SLURM = "local", "slurm"
 """Where the GPU rules will run, which decides what must be looked at."""
 # Sections that say nothing about what is checked.
-_NOT_CHECKED = ("run_name", "evaluation", "export", "debug", "logging", "publish")
+_NOT_CHECKED = ("run_name", "evaluation", "export", "debug", "logging", "publish", "recorded_files")
 
 
 def add_preflights(graph: Graph) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training import batch
-from post_training.config import load_file, resolve
+from post_training.config import read_config, resolve
 from post_training.errors import ConfigError, UserError
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
     options = parser.parse_args()
     try:
-        for warning in check_views(resolve(load_file(options.config), {"set": options.overrides}).views.items()):
+        for warning in check_views(resolve(read_config(options.config), {"set": options.overrides}).views.items()):
             print(warning)
     except UserError as error:
         print(error, file=sys.stderr)

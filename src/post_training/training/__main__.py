@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from signal import Signals
 
+from post_training.secrets import mask_output
 from post_training.slurm import fence, scratch
 from post_training.training.stop import REQUEST, die_with_parent, write_stopped
 
@@ -19,6 +20,7 @@ def _leave(directory: Path, number: Signals) -> None:
 
 def main() -> int:
     """Train as one rank. Returns 0 when it is done, or stopped on request; any error is told in a file of its own."""
+    mask_output()
     import argparse
 
     from post_training.config import resolve

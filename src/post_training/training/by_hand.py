@@ -11,13 +11,14 @@ from typing import Any
 
 from post_training import batch, manifest
 from post_training.config import resolve
-from post_training.config.load import load_file
+from post_training.config.trees import read_config
 from post_training.errors import ConfigError, UserError
 from post_training.launch import free_port, library_environment, prepare_directory, reshard
 from post_training.links import point_links
 from post_training.make import run_stage, task_of, upstream
 from post_training.plan import Plan, Stage, make_plan
 from post_training.task import Task
+from post_training.training import offline
 from post_training.training.failures import PeerError
 from post_training.training.finish import finish_if_complete, last_checkpoint
 from post_training.training.lock import LOCKED, LockedError, owned
@@ -30,7 +31,7 @@ _POLL_SECONDS = 0.5
 
 def train_from_config(path: str, overrides: list[str]) -> int:
     """Train the last stage of a configuration as this process's rank. Returns the exit code."""
-    plan = make_plan(resolve(load_file(path), {"set": overrides}))
+    plan = make_plan(resolve(read_config(path), {"set": overrides}))
     name = plan.pipeline.stages[-1]
     view, stage = plan.pipeline.last, plan.trained[name]
     method = view["method"]
@@ -79,6 +80,8 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
         stopped = train_rank(task)
     except PeerError:
         return 1  # another rank says why
+    if first:
+        offline.tell(task.directory)
     if stopped is not None:
         return EXIT_CODES[stopped]
     if first:

@@ -167,5 +167,7 @@ def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicat
         "dropped": dict(sorted(dropped.items())),
         "partners": {reason: dict(sorted(counts.items())) for reason, counts in sorted(partners.items())},
         "removed": dict(sorted(examples.items())),
-        "files": [{"path": path.name} for path in (rows_path, removed_path, keys_path)],
+        # With the user's own texts that were looked for, which stay where they are.
+        "files": [{"path": path.name} for path in (rows_path, removed_path, keys_path)]
+        + [{"path": os.path.abspath(path)} for path in task.runtime.get("files", [])],
     }

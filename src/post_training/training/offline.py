@@ -1,0 +1,20 @@
+"""What W&B has written offline into a run directory, and how it is sent. Light."""
+
+import shlex
+from pathlib import Path
+
+
+def sync_command(directory: Path) -> str | None:
+    """`wandb sync <folder> ...` for what has not been sent yet, oldest start first; None where there is nothing.
+
+    Each start of a run has a folder of its own; all have the run's id, under which W&B puts them together.
+    """
+    folders = sorted((directory / "logs" / "wandb").glob("offline-run-*"))
+    unsent = [str(folder) for folder in folders if not any(folder.glob("*.wandb.synced"))]
+    return shlex.join(["wandb", "sync", *unsent]) if unsent else None
+
+
+def tell(directory: Path) -> None:
+    """Print that command, at the end of a training: in the terminal, and in Slurm's output."""
+    if command := sync_command(directory):
+        print(f"W&B was offline; where there is internet: {command}", flush=True)
