@@ -105,6 +105,13 @@ def plain(tree: Any) -> Any:
     return None if tree == "null" else tree
 
 
+def copied(tree: Any) -> Any:
+    """A deep copy of plain containers, several times faster than Python's own, which thousands of runs would notice."""
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def merge_into(tree: Tree, other: Tree) -> None:
     """Merge mappings into one another, in place; any other value of `other` wins."""
     for key, value in other.items():

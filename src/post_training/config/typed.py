@@ -20,12 +20,14 @@ _plain: dict[tuple[type, str], Tree] = {}
 
 def section(schema: type, layers: Layers) -> Any:
     """The section as OmegaConf has it, to be read only. Raises ConfigError for an unknown key or a wrong type."""
-    key = (schema, repr(layers))
+    given = [(shown, layer) for shown, layer in layers if layer]
+    key = (schema, repr(given))
     if key not in _merged:
-        typed = OmegaConf.structured(schema)
-        for shown, layer in layers:
-            typed = _merge(typed, layer, shown)
-        _merged[key] = typed
+        if given:
+            shown, layer = given[-1]
+            _merged[key] = _merge(section(schema, given[:-1]), layer, shown)
+        else:
+            _merged[key] = OmegaConf.structured(schema)
     return _merged[key]
 
 

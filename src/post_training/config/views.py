@@ -1,6 +1,5 @@
 """All layers -> the flat view of one stage. Light: OmegaConf only."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf
 
 from post_training import methods
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
-from post_training.config.trees import Tree, get, load_file
+from post_training.config.trees import Tree, copied, get, load_file
 from post_training.config.typed import Layers, refuse_secrets, resolved, section, values
 from post_training.errors import ConfigError, did_you_mean
 
@@ -32,7 +31,7 @@ def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
         view = {**values(*top), **{name: values(*part) for name, part in parts.items()}}
     # Its keys are in the view now: what a job is told must not depend on a file that may change before it starts.
     # A copy: equal sections of two views are one object, and a change of one would reach the other.
-    return copy.deepcopy({**view, "slurm": {**view["slurm"], "cluster": None}, "method": method, "stage": stage})
+    return copied({**view, "slurm": {**view["slurm"], "cluster": None}, "method": method, "stage": stage})
 
 
 def _layers_of(name: str, stage: str, layers: tuple[Tree, ...]) -> list[tuple[str, Tree]]:

@@ -1,5 +1,6 @@
 """What can be said about a configuration without its data, models and devices. Light."""
 
+from collections.abc import Collection
 from typing import Any
 
 from post_training import batch, methods
@@ -38,18 +39,12 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     require(view["checkpointing"]["save_steps"] >= 1, "checkpointing.save_steps", "expected 1 or more")
     require(view["logging"]["logging_steps"] >= 1, "logging.logging_steps", "expected 1 or more")
     for target in view["logging"]["report_to"]:
-        require(
-            target in ("tensorboard", "wandb", "none"),
-            "logging.report_to",
-            f"found {target!r}. {did_you_mean(target, ['tensorboard', 'wandb', 'none'])}",
-        )
+        one_of(target, ("tensorboard", "wandb", "none"), "logging.report_to")
     _check_types(view)
-    policy = view["data"]["special_tokens_in_content"]
-    require(policy in POLICIES, "data.special_tokens_in_content", f"found {policy!r}. {did_you_mean(policy, POLICIES)}")
+    one_of(view["data"]["special_tokens_in_content"], POLICIES, "data.special_tokens_in_content")
     fraction = view["data"]["max_reject_fraction"]
     require(0 <= fraction <= 1, "data.max_reject_fraction", f"found {fraction}, expected a share from 0 to 1")
-    last = view["data"]["last_turn"]
-    require(last in ("trim", "reject"), "data.last_turn", f"found {last!r}. {did_you_mean(last, ['trim', 'reject'])}")
+    one_of(view["data"]["last_turn"], ("trim", "reject"), "data.last_turn")
     require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
     length = view[method]["max_seq_length"]
     require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
@@ -64,7 +59,7 @@ def _check_preflight(view: dict[str, Any]) -> None:
     if view["slurm"]["gpu_model"] is not None:
         known_gpu(view["slurm"]["gpu_model"])
     for name in section["only_warn"]:
-        require(name in NAMES, "preflight.only_warn", f"found {name!r}. {did_you_mean(name, NAMES)}")
+        one_of(name, NAMES, "preflight.only_warn")
     low, high = section["min_trained_share"], section["max_trained_share"]
     require(
         0 <= low <= high <= 1, "preflight.min_trained_share", f"found {low} and {high} for the most, expected shares"
@@ -81,7 +76,7 @@ def _check_types(view: dict[str, Any]) -> None:
     """Number formats that must agree, and launcher keys of which only one value exists."""
     matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     dtype, precision = view["model"]["dtype"], view["accelerate"]["mixed_precision"]
-    require(dtype in matching, "model.dtype", f"found {dtype!r}. {did_you_mean(dtype, matching)}")
+    one_of(dtype, matching, "model.dtype")
     require(
         precision in (None, matching.get(dtype)),
         "accelerate.mixed_precision",
@@ -123,6 +118,12 @@ def check_paths(view: dict[str, Any]) -> None:
         "debug.override_existing",
         "true needs debug.enabled=true: only debug runs are ever wiped",
     )
+
+
+def one_of(found: Any, offered: Collection[str], key: str) -> None:
+    """Raise `ConfigError(key, ...)` with what was perhaps meant, unless the value is one of those on offer."""
+    if found not in offered:
+        raise ConfigError(key, f"found {found!r}. {did_you_mean(str(found), offered)}")
 
 
 def require(holds: bool, key: str, problem: str) -> None:

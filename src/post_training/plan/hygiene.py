@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from post_training.errors import ConfigError, did_you_mean
+from post_training.errors import ConfigError
 from post_training.locate import data_files
-from post_training.plan.checks import require
+from post_training.plan.checks import one_of, require
 from post_training.plan.files import recorded_as
 from post_training.plan.stage import Stage
 
@@ -81,12 +81,8 @@ class Filters:
 
 
 def _check(hygiene: dict[str, Any], prefix: str) -> None:
-    kind = hygiene["deduplicate"]
-    require(
-        kind in (None, "exact", "near"),
-        f"{prefix}.deduplicate",
-        f"found {kind!r}. {did_you_mean(str(kind), ['exact', 'near'])}",
-    )
+    if hygiene["deduplicate"] is not None:
+        one_of(hygiene["deduplicate"], ("exact", "near"), f"{prefix}.deduplicate")
     for key, holds, expected in (
         ("near_threshold", 0 < hygiene["near_threshold"] <= 1, "a share above 0, up to 1"),
         ("ngram_words", hygiene["ngram_words"] >= 2, "2 or more words"),
