@@ -28,8 +28,8 @@ _RENDERINGS = 8
 
 def checks(subject: Subject) -> list[Check]:
     """Every check of one template under one tokenizer."""
-    given = registry.chat_template_text(subject.view["data"]["chat_template"])
     try:
+        given = registry.chat_template_text(subject.view["data"]["chat_template"])
         text = resolve_template(given, subject.folder)
         named = special_tokens(subject.folder)
         template, file = ChatTemplate(text, named), TokenizerFile.read(subject.folder)

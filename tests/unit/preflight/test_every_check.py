@@ -1,0 +1,125 @@
+"""Every check there is fires on a configuration that deserves it, and says nothing of a sound one: the whole body, a stage at a time."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from tiny import TEMPLATE, task
+
+from post_training import preflight
+from post_training.preflight import libraries
+from post_training.preflight.check import NAMES
+from post_training.preflight.devices import GIB, Device
+from post_training.slurm import check, cluster
+
+SLOW = [{"tokens_per_second": 100.0, "world_size": 8, "source": "a test", "foretold_memory_bytes": None}]
+NO_STOP = TEMPLATE.replace(
+    "m.content + '<|im_end|>' }}{% endgeneration %}", "m.content }}{% endgeneration %}{{ '<|im_end|>' }}"
+)
+# Check -> what makes it fire: arguments of `looked_at`.
+CASES = {
+    "assets.rows": {"mix": {"files": [{"path": "gone.npy", "bytes": 1}]}},
+    "assets.model": {"weights": False},
+    "template.markers": {"template": TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
+    "template.stop_token": {"template": NO_STOP},
+    "template.same_text_always": {"template": "{{ range(9) | random }}" + TEMPLATE},
+    "template.prefix_stable": {
+        "template": TEMPLATE.replace("{% for m in messages %}", "{% for m in messages %}{% if not loop.last %}~{% endif %}")
+    },
+    "template.generation_prompt": {"template": TEMPLATE.replace("{% generation %}", "{{ 'Answer: ' }}{% generation %}")},
+    "template.single_ids": {"template": TEMPLATE.replace("{% for", "{{ '<|begin_of_text|>' }}{% for", 1)},
+    "template.as_exported": {"made_with": TEMPLATE + "{# older #}"},
+    "data.trained_share": {"mix": {"table": [{"name": "d", "tokens": 1000, "trained_tokens": 0, "rows_in": 1000}]}},
+    "data.rows_without_trained_token": {"mix": {"dropped": {"no_trained_token": 30}}},
+    "data.longest_row": {"mix": {"longest_document": 4097}},
+    "data.dropped": {"mix": {"dropped": {"too_long": 90}}},
+    "data.duplicates_of_held_out": {"mix": {"held_out": {"rows": 9, "duplicates": 20}}},
+    "data.contradictory_pairs": {"method": "dpo", "mix": {"contradictory": {"rows": 40, "examples": []}}},
+    "optimisation.batch": {"training__effective_batch_size": 30},
+    "optimisation.epochs": {"training__num_train_epochs": 40},
+    "optimisation.warmup": {"training__warmup_ratio": 0.0},
+    "optimisation.learning_rate": {"training__learning_rate": 2.0},
+    "optimisation.beta": {"method": "dpo", "dpo__beta": 5.0, "dpo__allow_implausible": True},
+    "optimisation.schedule": {"training__lr_scheduler_kwargs": {"num_decay": 1}},
+    "libraries.arguments": {"training__trainer_args": {"adam_beta3": 1}},
+    "libraries.number_format": {"gpu": Device("v100-32", 32 * GIB, 1e14)},
+    "libraries.attention": {"model__attn_implementation": "flash_attention_2"},
+    "libraries.kernels": {"training__use_liger_kernel": True},
+    "libraries.deepspeed": {"deepspeed__config": {"zero_optimization": {"stage": 5}}},
+    "resources.memory": {"gpu": Device("l4", 24 * GIB, 1e12)},
+    "resources.time": {"gpu": Device("unknown GPU", None, None)},
+    "resources.checkpoint_interval": {"rates": SLOW, "checkpointing__save_steps": 20},
+    "resources.wall_time": {"rates": SLOW, "slurm__wall_time": "00:20:00"},
+    "resources.disk": {"checkpointing__save_steps": 1, "checkpointing__save_total_limit": None, "training__max_steps": 10**7},
+    "resources.slurm": {"refusal": "sbatch: error: invalid partition specified: gpu"},
+}  # fmt: skip
+
+
+class _Seen:
+    """Stands for the templates that were looked at already: all of them."""
+
+    def __contains__(self, _):
+        return True
+
+
+@pytest.fixture
+def looked_at(subject_of, model_manifest, tmp_path, monkeypatch):
+    """A stage with what is not sound about it -> everything that a preflight under Slurm finds."""
+    monkeypatch.setattr(check, "_check_torch", lambda job: None)  # this build may have no support for GPUs
+    monkeypatch.setattr(libraries, "installed", lambda package: package == "deepspeed")
+
+    def look(
+        method="sft",
+        *,
+        template=None,
+        made_with=None,
+        weights=True,
+        refusal="",
+        rates=(),
+        mix=None,
+        seen=None,
+        **changes,
+    ):
+        monkeypatch.setattr(
+            cluster, "run", lambda *words: subprocess.CompletedProcess(words, int(bool(refusal)), "", refusal)
+        )
+        text = tmp_path / "asked.jinja"
+        text.write_text(template or TEMPLATE)
+        tokens = tmp_path / "data" / "tokenized" / "d" / "manifest.json"
+        tokens.parent.mkdir(parents=True, exist_ok=True)
+        told = {"config": {"chat_template": made_with or text.read_text()}, "dropped": {}, "inputs": {}}
+        tokens.write_text(json.dumps(told))
+        model = model_manifest
+        if not weights:
+            model = shutil.copytree(model_manifest.parent, tmp_path / "bare") / model_manifest.name
+            for file in model.parent.rglob("*.safetensors"):
+                file.unlink()
+        facts = {"inputs": {"d": {"path": str(tokens)}}, "contradictory": {"rows": 0, "examples": []}} | (mix or {})
+        subject = subject_of(
+            method, mix=facts, folder=model_manifest.parent / "model", data__chat_template=str(text), **changes
+        )
+        subject.rates = list(rates)
+        output = tmp_path / "outputs" / "preflight" / "p" / "manifest.json"
+        asked = task("preflight", {}, {}, {f"{method} model": model, f"{method} data": subject.data}, output)
+        return preflight._checks_of(subject, seen or set(), True) + preflight._general_checks(asked, [subject], True)
+
+    return look
+
+
+def test_there_is_a_case_for_every_check():
+    assert set(CASES) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fires(looked_at, name):
+    seen = None if name.startswith("template.") else _Seen()
+    found = [one for one in looked_at(**CASES[name], seen=seen) if one.name == name]
+    assert "ok" not in {one.verdict for one in found} and found, found
+    assert all(one.remedy or ":" in one.value for one in found), found
+
+
+def test_a_sound_run_lists_every_check_as_ok(looked_at):
+    found = [*looked_at("sft"), *looked_at("dpo")]
+    assert [one.line() for one in found if one.verdict != "ok"] == []
+    assert {one.name for one in found} == set(NAMES)
