@@ -54,7 +54,7 @@ lock:  ## resolve the newest versions that pyproject.toml allows; names and vers
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip install --quiet --upgrade pip setuptools wheel
 	DS_BUILD_OPS=0 .lock/bin/pip install --quiet torch==2.13.0
-	DS_BUILD_OPS=0 .lock/bin/pip install --quiet ".[cpu,slurm,dev]"
+	DS_BUILD_OPS=0 .lock/bin/pip install --quiet ".[cpu,slurm,evaluation,dev]"
 	.lock/bin/pip freeze --exclude post-training | sed 's/+cpu$$//' | grep -v ' @ ' > envs/lock-cpu.txt
 	rm -rf .lock build
 

@@ -28,6 +28,8 @@ STAGES = {
     "launch": "post_training.launch",
     "export": "post_training.export",
     "evaluate": "post_training.evaluate",
+    "download_tasks": "post_training.lm_tasks",
+    "lm_eval": "post_training.lm_eval",
     "report": "post_training.report",
     "compare": "post_training.report.compare",
     "card": "post_training.card",

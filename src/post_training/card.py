@@ -11,6 +11,7 @@ from typing import Any
 from post_training.fingerprint import write_atomically
 from post_training.lineage import collect
 from post_training.lineage.verify import CARD
+from post_training.summary import with_error
 from post_training.task import Task
 
 Stages = dict[str, dict[str, Any]]
@@ -30,10 +31,12 @@ _SHOWN_ALWAYS = ("max_steps", "num_training_samples", "num_training_tokens", "nu
 def run(task: Task) -> None:
     """Body of the rule `card`: inputs are `export`, and evaluations named `<model> <kind>`, `base` among them."""
     results: Results = {}
+    tasks: Results = {}
     for name in (name for name in task.inputs if name != "export"):
+        found = tasks if name.endswith(" lm_eval") else results
         told = task.input_manifest(name).get("results") or {}
-        results.setdefault(BASE if name.startswith(f"{BASE} ") else THIS, {}).update(told)
-    text = card(collect(task.inputs["export"]), results)
+        found.setdefault(BASE if name.startswith(f"{BASE} ") else THIS, {}).update(told)
+    text = card(collect(task.inputs["export"]), results, tasks)
     folder = task.inputs["export"].parent
     for path in (task.directory / CARD, folder / CARD):
         write_atomically(path, text)
@@ -41,12 +44,13 @@ def run(task: Task) -> None:
     task.finish(files=[{"path": CARD}])
 
 
-def card(lineage: dict[str, Any], results: Results) -> str:
+def card(lineage: dict[str, Any], results: Results, tasks: Results) -> str:
     """The text of the card.
 
     Args:
         lineage: of the export, as `lineage.collect` or its `provenance.json` gives it.
         results: may be empty.
+        tasks: the same of lm-evaluation-harness, as `lm_eval.summary` gives it.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -63,8 +67,8 @@ def card(lineage: dict[str, Any], results: Results) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["post-training", "conversational", *dict.fromkeys(methods)],
-        model_name=name if results.get(THIS) else None,
-        eval_results=_eval_results(results.get(THIS, {})) or None,
+        model_name=name if results.get(THIS) or tasks.get(THIS) else None,
+        eval_results=_eval_results(results.get(THIS, {}), tasks.get(THIS, {})) or None,
     )
     origin = f"[{base['repository']}](https://huggingface.co/{base['repository']})" if base.get("repository") else None
     origin = origin or ("random weights" if base["stage"] == "build_model" else "a local model")
@@ -74,7 +78,7 @@ def card(lineage: dict[str, Any], results: Results) -> str:
         f"Trained with {' and then '.join(method.upper() for method in methods)} from {origin}{revision}.",
         "## How to load",
         _HOW_TO_LOAD,
-        *_section("Evaluation", _evaluation(results)),
+        *_section("Evaluation", "\n\n".join(filter(None, [_evaluation(results), _benchmarks(tasks)]))),
         "## Data",
         *(_data(training, stages) for training in trainings),
         "## Training",
@@ -184,6 +188,18 @@ def _evaluation(results: Results) -> str | None:
     return _table(["dataset", "measure", "before", "this model", "rows"], rows)
 
 
+def _benchmarks(tasks: Results) -> str | None:
+    if not tasks.get(THIS):
+        return None
+    rows = [
+        [task, measure, with_error(tasks.get(BASE, {}).get(task, {}).get(measure)), with_error(told)]
+        for task, measures in tasks[THIS].items()
+        for measure, told in measures.items()
+    ]
+    table = _table(["task", "measure", "before", "this model"], rows)
+    return f"With [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness), ± a standard error:\n\n{table}"
+
+
 def _metrics(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Numbers that say how good."""
     for name, value in result.items():
@@ -191,10 +207,17 @@ def _metrics(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _eval_results(results: dict[str, dict[str, Any]]) -> list[Any]:
+def _eval_results(results: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    return [
+    benchmarks = [
+        EvalResult(
+            task_type="text-generation", dataset_type=task.replace(" ", "-"), dataset_name=f"{task} (lm_eval)",
+            metric_type=measure, metric_value=round(told["value"], 6), metric_name=measure,
+        )
+        for task, measures in tasks.items() for measure, told in measures.items()
+    ]  # fmt: skip
+    return benchmarks + [
         EvalResult(
             task_type="text-generation", dataset_type=dataset.replace(" ", "-"), dataset_name=dataset,
             metric_type=metric, metric_value=round(value, 6), metric_name=_NAMES.get(metric, metric),

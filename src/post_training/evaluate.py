@@ -3,6 +3,7 @@
 Conversations: the last assistant turn is generated greedily and compared with the one in the data.
 Preferences: right when the chosen answer has the higher log-probability, summed over its tokens.
 Rows that a mix holds out: the mean loss of a trained token, and of pairs the same as of preferences.
+Prompts: answered greedily, for a person to read.
 """
 
 import json
@@ -17,10 +18,12 @@ from post_training.data import shapes
 from post_training.data.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.errors import UserError
+from post_training.fingerprint import file_sha256
 from post_training.model import folder as model_folder
 from post_training.model.files import stop_tokens
 from post_training.model.loading import generate, load_for_inference, load_tokenizer
 from post_training.progress import Progress
+from post_training.prompts import PROMPTS, read_prompts
 from post_training.task import Task
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
@@ -43,7 +46,7 @@ def run(task: Task) -> None:
     )
     results: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
-    rows_in = 0
+    rows_in = answered = 0
     dropped: Counter[str] = Counter()
     for name in (name for name in task.inputs if name.startswith(HELD_OUT)):
         results[name], used, long = judge.held_out(task.inputs[name], task.config["max_samples"])
@@ -64,9 +67,16 @@ def run(task: Task) -> None:
         results[name], found = judge.preferences(kept) if "chosen" in kept[0] else judge.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]
         print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
+    if "prompts" in task.config:
+        prompts = planned_prompts(Path(task.runtime["prompts"]), task.config["prompts"])
+        kept = [prompt for prompt in prompts if judge.leaves_room(prompt["messages"])]
+        dropped["too long for the model"] += len(prompts) - len(kept)
+        rows_in, answered = rows_in + len(prompts), answered + len(kept)
+        samples += [{"dataset": PROMPTS, **sample} for sample in judge.open_answers(kept)]
+        print(f"evaluate: {PROMPTS}: {len(kept)} answers", flush=True)
     with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    rows_out = sum(result["rows"] for result in results.values())
+    rows_out = sum(result["rows"] for result in results.values()) + answered
     task.finish(results=results, rows_in=rows_in, rows_out=rows_out, dropped=dict(dropped))
 
 
@@ -77,6 +87,13 @@ def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: has no rows to evaluate on")
     return rows
+
+
+def planned_prompts(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """The prompts, if they are those that the run was planned with."""
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
+    return read_prompts(path)
 
 
 def up_to_last_answer(row: dict[str, Any]) -> dict[str, Any] | None:
@@ -101,30 +118,21 @@ class Judge:
         if "chosen" in row:
             lengths = [len(self._encode(row["prompt"] + row[side])[0]) for side in ("chosen", "rejected")]
             return max(lengths) <= self.longest
-        prompt = len(self._prompt(row["messages"][:-1])) + self.max_new_tokens
-        return max(prompt, len(self._encode(row["messages"])[0])) <= self.longest
+        whole = len(self._encode(row["messages"])[0]) <= self.longest
+        return whole and self.leaves_room(row["messages"][:-1])
+
+    def leaves_room(self, messages: Messages) -> bool:
+        """Whether a full answer to these turns stays within the model's positions."""
+        return len(self._prompt(messages)) + self.max_new_tokens <= self.longest
 
     def answers(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Exact match of the generated last turn, and the mean loss a token of the given one."""
         conversations = [row["messages"] for row in rows]
-        prompts = [self._prompt(messages[:-1]) for messages in conversations]
-        generated: list[list[int]] = [[] for _ in rows]
-        # Like lengths together: less padding.
-        order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
-        progress = Progress("evaluate: answers", "rows", len(rows))
-        for batch in _batches(order, self.batch_size):
-            ids = generate(
-                self.model, [prompts[i] for i in batch], self.stop, self.tokenizer.pad_token_id, self.max_new_tokens
-            )
-            for index, answer in zip(batch, ids, strict=True):
-                generated[index] = answer
-            progress.update(sum(map(bool, generated)))
+        generated = self._generated([messages[:-1] for messages in conversations])
         scored = self._log_probabilities([self._encode(messages) for messages in conversations])
         samples = []
-        for messages, tokens in zip(conversations, generated, strict=True):
-            answer = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        for messages, (answer, stopped) in zip(conversations, generated, strict=True):
             expected = messages[-1]["content"].strip()
-            stopped = tokens[-1] in self.stop
             # An answer that had to be cut off is not the expected one, even if it began like it.
             samples.append(
                 {
@@ -144,6 +152,19 @@ class Judge:
             "stopped": _share(samples, "stopped"),
         }
         return result, samples
+
+    def open_answers(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The greedy answer to each prompt, in their order."""
+        generated = self._generated([prompt["messages"] for prompt in prompts])
+        return [
+            {
+                **({"id": prompt["id"]} if "id" in prompt else {}),
+                "prompt": prompt["messages"],
+                "answer": answer,
+                "stopped": stopped,
+            }
+            for prompt, (answer, stopped) in zip(prompts, generated, strict=True)
+        ]
 
     def preferences(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Share of pairs whose chosen answer is the likelier one, and the mean difference in nats."""
@@ -187,6 +208,24 @@ class Judge:
             tokens = sum(count for _, count in scored)
             result = {"kind": "loss", "tokens": tokens, "loss": -sum(total for total, _ in scored) / max(tokens, 1)}
         return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
+
+    def _generated(self, conversations: list[Messages]) -> list[tuple[str, bool]]:
+        """The greedy next turn of each conversation, and whether it came to its end."""
+        prompts = [self._prompt(messages) for messages in conversations]
+        generated: list[list[int]] = [[] for _ in prompts]
+        # Like lengths together: less padding.
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        progress = Progress("evaluate: answers", "rows", len(prompts))
+        for batch in _batches(order, self.batch_size):
+            ids = generate(
+                self.model, [prompts[i] for i in batch], self.stop, self.tokenizer.pad_token_id, self.max_new_tokens
+            )
+            for index, answer in zip(batch, ids, strict=True):
+                generated[index] = answer
+            progress.update(sum(map(bool, generated)))
+        return [
+            (self.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in self.stop) for ids in generated
+        ]
 
     def _prompt(self, messages: Messages) -> list[int]:
         text = self.tokenizer.apply_chat_template(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.errors import ConfigError, did_you_mean
+from post_training.fingerprint import FileHashes, digest
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 DATA_SUFFIXES = (*(text + packed for text in _TEXT_SUFFIXES for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
@@ -235,6 +236,17 @@ def model_files(folder: Path) -> list[Path]:
         *({".bin", ".pt", ".pth"} if safetensors else set()),
     }
     return [p for p in files if p.suffix not in unwanted or p.name in TOKENIZER_FILES]
+
+
+def folder_sha256(folder: Path, hashes: FileHashes) -> str:
+    """sha256 (hex) over names and contents of `files_below` a folder."""
+    return digest([[str(path.relative_to(folder)), hashes(path)] for path in files_below(folder)])
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder that is not hidden, in order; what Python has compiled does not count."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def in_hub_cache(kind: str, hub_id: str) -> bool:

@@ -71,7 +71,12 @@ def status(options: Namespace) -> int:
 def collect(graph: Graph) -> list[Line]:
     """A line a stage, in the order in which they are made."""
     ordered: dict[str, Stage] = {}
-    for last in (*graph.every("preflights"), *graph.every("exported"), *graph.every("evaluated")):
+    for last in (
+        *graph.every("preflights"),
+        *graph.every("exported"),
+        *graph.every("evaluated"),
+        *graph.every("lm_evaluated"),
+    ):
         for stage in (*upstream(last), last):
             ordered.setdefault(stage.directory, stage)
     jobs = _live_jobs() if any((record.folder_of(graph.base / name) / "job.sh").is_file() for name in ordered) else {}

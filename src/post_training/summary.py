@@ -34,43 +34,36 @@ def _print_runs(graph: Graph, console: Any) -> None:
     """The last model of each run, a line a run."""
     from rich.table import Table
 
-    results = {}
-    for name, plan in graph.plans.items():
-        last = plan.evaluated.get(plan.pipeline.stages[-1])
-        if last is not None and (graph.base / last.manifest).is_file():
-            results[name] = manifest.read(graph.base / last.manifest)["results"]
-    if results:
-        shown = dict(list(results.items())[:_RUNS])
-        table = Table(title="last model of each run, held-out rows", title_justify="left")
+    last = {name: plan.pipeline.stages[-1] for name, plan in graph.plans.items()}
+    results = _results(graph.base, {name: plan.evaluated.get(last[name]) for name, plan in graph.plans.items()})
+    tasks = _results(graph.base, {name: plan.lm_evaluated.get(last[name]) for name, plan in graph.plans.items()})
+    names = [name for name in graph.plans if name in results or name in tasks]
+    if names:
+        shown = names[:_RUNS]
+        table = Table(title="last model of each run", title_justify="left")
         table.add_column("run")
-        rows = measures(shown)
+        rows = measures({name: results.get(name, {}) for name in shown})
+        rows += task_measures({name: tasks.get(name, {}) for name in shown})
         for dataset, measure, *_ in rows:
             table.add_column(f"{dataset}: {measure}", justify="right")
         for index, name in enumerate(shown):
             table.add_row(name, *(row[index + 2] for row in rows))
         console.print(table)
-        if len(results) > _RUNS:
-            console.print(f"and {len(results) - _RUNS:,} more runs: `snakemake report` shows them all")
+        if len(names) > _RUNS:
+            console.print(f"and {len(names) - _RUNS:,} more runs: `snakemake report` shows them all")
     console.print(f"{graph.base}/<run>/model: the models of {len(graph.plans):,} runs", markup=False, soft_wrap=True)
     if graph.comparison is not None and (page := graph.base / graph.comparison.directory / "report.html").is_file():
         console.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
 def _print_run(plan: Plan, console: Any) -> None:
-    from rich.table import Table
-
-    found = {name: plan.base / stage.manifest for name, stage in plan.evaluated.items()}
-    results = {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
-    if results:
-        table = Table(title="held-out rows", title_justify="left")
-        for heading in ("dataset", "measure", *results):
-            table.add_column(heading, justify="left" if heading in ("dataset", "measure") else "right")
-        for row in measures(results):
-            table.add_row(*row)
-        console.print(table)
-        samples = {name: read_samples(found[name].parent / "samples.jsonl") for name in results}
-        for line in before_and_after(samples):
-            console.print(line, markup=False)
+    results = _results(plan.base, plan.evaluated)
+    tasks = _results(plan.base, plan.lm_evaluated)
+    _print_table("held-out rows", ["dataset", "measure", *results], measures(results), console)
+    _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
+    folders = {name: (plan.base / plan.evaluated[name].manifest).parent for name in results}
+    for line in before_and_after({name: read_samples(folder / "samples.jsonl") for name, folder in folders.items()}):
+        console.print(line, markup=False)
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
@@ -86,6 +79,25 @@ def _print_warnings(graph: Graph, console: Any) -> None:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
+def _results(base: Path, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> `results`, of the stages that are there."""
+    found = {name: base / stage.manifest for name, stage in stages.items() if stage is not None}
+    return {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
+
+
+def _print_table(title: str, headings: list[str], rows: list[list[str]], console: Any) -> None:
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     """Rows of the table: dataset, measure, one value a model. `results`: model -> dataset -> result."""
     datasets = list(dict.fromkeys(name for result in results.values() for name in result))
@@ -98,17 +110,38 @@ def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     return rows
 
 
+def task_measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
+    """The same of lm-evaluation-harness. `results`: model -> task -> measure -> `value` and `stderr`."""
+    pairs = [(task, measure) for result in results.values() for task, told in result.items() for measure in told]
+    return [
+        [task, measure, *(with_error(result.get(task, {}).get(measure)) for result in results.values())]
+        for task, measure in dict.fromkeys(pairs)
+    ]
+
+
+def with_error(told: dict[str, Any] | None) -> str:
+    """`0.412 ± 0.010`, with the standard error where there is one."""
+    if told is None:
+        return "-"
+    return f"{told['value']:.3f}" + (f" ± {told['stderr']:.3f}" if told["stderr"] is not None else "")
+
+
 def before_and_after(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Lines with the first prompts that every model has answered, and each model's answer."""
-    answered = {name: {json.dumps(s["prompt"]): s for s in rows if "answer" in s} for name, rows in samples.items()}
+    """Lines with the first questions that every model has answered, with an expected answer and without, and each answer."""
+    answered = {
+        name: {json.dumps([s.get("dataset"), s["prompt"]]): s for s in rows if "answer" in s}
+        for name, rows in samples.items()
+    }
     if not answered:
         return []
     first = next(iter(answered.values()))
     shared = [prompt for prompt in first if all(prompt in rows for rows in answered.values())]
+    known = [prompt for prompt in shared if "expected" in first[prompt]]
     lines = []
-    for prompt in shared[:_ANSWERS]:
+    for prompt in known[:_ANSWERS] + [prompt for prompt in shared if prompt not in known][:_ANSWERS]:
         lines += ["", f"prompt: {_short(first[prompt]['prompt'][-1]['content'])}"]
-        lines += [f"  expected: {_short(first[prompt]['expected'])}"]
+        if "expected" in first[prompt]:
+            lines += [f"  expected: {_short(first[prompt]['expected'])}"]
         lines += [f"  {name}: {_short(rows[prompt]['answer'])}" for name, rows in answered.items()]
     return [*lines, ""] if lines else []
 

@@ -272,7 +272,8 @@ class WorkflowPlan:
         if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
             return
         plans = self.graph.plans.values()
-        evaluated = [stage for plan in plans for name, stage in plan.evaluated.items() if name != "base"]
+        every = [found for plan in plans for found in (plan.evaluated, plan.lm_evaluated)]
+        evaluated = [stage for found in every for name, stage in found.items() if name != "base"]
         references = self.graph.stages.get("reference", {}).values()  # of weights that are about to be trained again
         evaluated += self.graph.every("carded")
         for stage in (*evaluated, *self.graph.every("exported"), *self.graph.every("trained"), *references):

@@ -41,6 +41,9 @@ def test_the_rule_writes_it_again_with_the_evaluation(model):
     found = ModelCard.load(model / "README.md")
     assert (model / "README.md").read_text() == (made.parent / "README.md").read_text()
     assert "| tasks | exact match | 0.25 | 0.75 | 20 |" in found.text
+    assert "| pick | acc | 0.250 ± 0.125 | 0.500 |" in found.text
+    (measured,) = [result for result in found.data.eval_results if result.metric_type == "acc"]
+    assert (measured.dataset_name, measured.metric_value) == ("pick (lm_eval)", 0.5)
     (measured,) = [result for result in found.data.eval_results if result.metric_type == "exact_match"]
     assert (measured.dataset_name, measured.metric_value) == ("tasks", 0.75)
     assert found.data.model_name
@@ -56,11 +59,20 @@ def test_the_weights_manifest_stays_true_and_an_edited_card_is_told(model):
     assert [problem["file"] for problem in verify(lineage).problems] == ["README.md"]
 
 
+def benchmarked(path, fingerprint, value, stderr):
+    path.parent.mkdir(parents=True)
+    results = {"pick": {"acc": {"value": value, "stderr": stderr, "higher_is_better": True}}}
+    path.write_text(json.dumps({"stage": "lm_eval", "fingerprint": fingerprint, "results": results}))
+    return path
+
+
 def card_stage(model):
     base = model.parents[1]
     inputs = {
         "base evaluate": evaluation(base / "evaluations" / "b" / "manifest.json", "b" * 64, exact_match=0.25),
+        "base lm_eval": benchmarked(base / "lm_eval" / "b" / "manifest.json", "d" * 64, 0.25, 0.125),
         "export": model / "manifest.json",
+        "model lm_eval": benchmarked(base / "lm_eval" / "m" / "manifest.json", "e" * 64, 0.5, None),
         "model evaluate": evaluation(base / "evaluations" / "m" / "manifest.json", "c" * 64),
     }
     made = task("card", {}, {}, inputs, base / "cards" / "sft-1" / "manifest.json")
@@ -105,7 +117,7 @@ def test_sources_with_their_revisions_and_licences():
         "tra": {"stage": "transform", "inputs": {"raw": "raw"}},
         "raw": download,
     }
-    made = ModelCard(card.card({"root": "r/model", "stages": stages, "gpu_hours": 1.5}, {}))
+    made = ModelCard(card.card({"root": "r/model", "stages": stages, "gpu_hours": 1.5}, {}, {}))
     assert (made.data.base_model, made.data.datasets, made.data.license) == ("org/base", ["org/data"], "mit")
     assert (
         "| d | [org/data](https://huggingface.co/datasets/org/data) at `aaaaaaaaaaaa` | cc-by-4.0 | 5 | 1,000 | 500 | 100.0% |"

@@ -8,8 +8,10 @@ from tiny import TEMPLATE, conversation, task
 from post_training import evaluate, summary
 from post_training.data.view import open_rows
 from post_training.errors import UserError
+from post_training.fingerprint import file_sha256
 from post_training.model import folder
 from post_training.model.loading import load_for_inference, load_tokenizer
+from post_training.prompts import read_prompts
 
 
 def rows_file(path, rows):
@@ -125,8 +127,16 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
     (tmp_path / "sft-run").mkdir()
     evaluations = {"base": stage("base", 0.0, "[bold]x"), "sft": stage("sft", 0.96, "1")}
     evaluations["dpo"] = SimpleNamespace(manifest="dpo/manifest.json")  # not there yet
+    (tmp_path / "lm").mkdir()
+    told = {"pick": {"acc": {"value": 0.25, "stderr": 0.125}, "bleu": {"value": 7.0, "stderr": None}}}
+    (tmp_path / "lm" / "manifest.json").write_text(json.dumps({"results": told}))
+    tasks = {"sft": SimpleNamespace(manifest="lm/manifest.json")}
     plan = SimpleNamespace(
-        base=tmp_path, run_name="r", evaluated=evaluations, links=lambda: {"r-sft": "sft-run", "r": "missing"}
+        base=tmp_path,
+        run_name="r",
+        evaluated=evaluations,
+        lm_evaluated=tasks,
+        links=lambda: {"r-sft": "sft-run", "r": "missing"},
     )
     summary.print_summary(SimpleNamespace(base=tmp_path, plans={"r": plan}, first=plan, every=lambda _: []))
     printed = capsys.readouterr().err
@@ -137,11 +147,69 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
         "0.480",
         "base: [bold]x",
         "sft: 1",
+        "0.250 ± 0.125",
+        "7.000 │",
         "r-sft -> sft-run",
     ):
         assert expected in printed
     assert "dpo" not in printed.split("prompt:")[0]
     assert "missing" not in printed
+
+
+def test_prompts_are_answered_and_nothing_is_expected(tmp_path, exported):
+    asked = [{"id": "a", "prompt": "3 and 4?"}, {"messages": [*conversation(12), *conversation(5)[:1]]}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*asked, {"prompt": "why? " * 500}]))
+    (tmp_path / "out").mkdir()
+    config = {"max_samples": None, "max_new_tokens": 8, "chat_template": TEMPLATE, "prompts": file_sha256(path)}
+    runtime = {"batch_size": 2, "prompts": str(path)}
+    made = task("evaluate", config, runtime, {"model": exported}, tmp_path / "out" / "manifest.json")
+    evaluate.run(made)
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [(s["dataset"], s.get("id"), len(s["prompt"])) for s in samples] == [
+        ("prompts", "a", 1),
+        ("prompts", None, 3),
+    ]
+    assert all("expected" not in sample and "correct" not in sample for sample in samples)
+    told = json.loads(made.output.read_text())
+    assert (told["results"], told["rows_in"], told["rows_out"]) == ({}, 3, 2)
+    assert told["dropped"]["too long for the model"] == 1
+    judge = evaluate.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 1)
+    _, (alone,) = judge.answers([{"messages": [*conversation(12), *conversation(5)]}])
+    assert alone["answer"] == samples[1]["answer"]
+    assert summary.before_and_after({"sft": samples})[1:3] == ["prompt: 3 and 4?", f"  sft: {samples[0]['answer']}"]
+    path.write_text("{}")
+    with pytest.raises(UserError, match="changed since the run was planned"):
+        evaluate.run(made)
+
+
+@pytest.mark.parametrize(
+    "line,expected",
+    [
+        ("{", "row 2: is not JSON"),
+        ("[1]", r"row 2: found \[1\]; expected"),
+        ('{"text": "x"}', 'row 2: found {"text": "x"}; expected'),
+        ('{"prompt": "x", "answer": "y"}', "row 2: found answer; expected"),
+        ('{"prompt": "x", "messages": []}', "row 2: found both prompt and messages"),
+        ('{"prompt": " "}', "row 2: a message without text"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "row 2: a message without text, or of another role"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "row 2: the last turn is the assistant's"),
+    ],
+)
+def test_a_bad_line_of_the_prompts_is_named(tmp_path, line, expected):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "good"}\n' + line + "\n")
+    with pytest.raises(UserError, match=expected) as error:
+        read_prompts(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_file_of_prompts_must_be_there_and_hold_some(tmp_path):
+    with pytest.raises(UserError, match=r"evaluation.prompts: .*absent.jsonl: cannot be read"):
+        read_prompts(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match="has no prompt; expected"):
+        read_prompts(tmp_path / "empty.jsonl")
 
 
 def held_out_mix(source, name):

@@ -14,11 +14,12 @@ FOLLOWS_SFT = {"reference": ["dpo"], "train": ["dpo", "sft"], "export": ["dpo", 
 def kinds(jobs: dict[str, list[str]]) -> dict[str, list[str]]:
     """Wildcards without fingerprints. A preflight comes before any training; test_preflight_stage.py says when.
 
-    A card follows the evaluation of its model.
+    A card follows the evaluations of its model.
     """
     made = {rule: names for rule, names in jobs.items() if rule != "preflight_checks"}
     found = {rule: sorted(name.partition("-")[0] for name in names) for rule, names in made.items()}
-    assert found.pop("card", []) == [name for name in found.get("evaluate", []) if name != "base"]
+    measured = {*found.get("evaluate", []), *found.get("lm_eval", [])}
+    assert found.pop("card", []) == sorted(measured - {"base"})
     return found
 
 

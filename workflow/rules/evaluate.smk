@@ -1,6 +1,6 @@
 """What the models can do on rows that were held out, and a page to look at.
 
-OUTPUTS: <outputs>/evaluations/<model>-<fingerprint>/manifest.json and <outputs>/reports/.../report.html
+OUTPUTS: <outputs>/{evaluations,lm_eval}/<model>-<fingerprint>/manifest.json and <outputs>/reports/.../report.html
 """
 
 
@@ -24,6 +24,58 @@ rule evaluate:
     shell:
         r"""
         python -m post_training evaluate \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --inputs {input:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule download_tasks:
+    """Look up the tasks of evaluation.lm_eval and put their rows into the cache of datasets; may use the network."""
+    output:
+        "<outputs>/data/tasks/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/download_tasks/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("download_tasks"),
+    localrule: True
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        spec=WORKFLOW.spec("download_tasks"),
+        runtime=WORKFLOW.runtime("download_tasks"),
+    shell:
+        r"""
+        python -m post_training download_tasks \
+            --spec {params.spec:q} \
+            --runtime {params.runtime:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule lm_eval:
+    """lm-evaluation-harness on one model."""
+    input:
+        WORKFLOW.inputs("lm_eval"),
+    output:
+        "<outputs>/lm_eval/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/lm_eval/{stage}.log",
+    wildcard_constraints:
+        stage=WORKFLOW.names("lm_eval"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        **WORKFLOW.resources("lm_eval"),
+    params:
+        spec=WORKFLOW.spec("lm_eval"),
+        runtime=WORKFLOW.runtime("lm_eval"),
+    shell:
+        r"""
+        python -m post_training lm_eval \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \

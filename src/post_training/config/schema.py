@@ -381,8 +381,32 @@ class DebugConfig:
 
 
 @dataclass
+class LmEvalConfig:
+    """Tasks of lm-evaluation-harness (extra `evaluation`) for the same models. The names are its own."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of tasks, groups or tags: those that come with lm_eval, and those of `include_path`. Empty = off."""
+    include_path: str | None = None
+    """Folder of your own task files (YAML), with their data and Python. A change of any file in it makes a stage stale."""
+    num_fewshot: int | None = None
+    """Solved examples before each question. Null = as the task says."""
+    limit: float | None = None
+    """Rows of each task: a number, or below 1 a share. Null = all."""
+    apply_chat_template: bool = False
+    """Ask in the model's chat template; a starting model without one is asked in `data.chat_template`."""
+    fewshot_as_multiturn: bool = True
+    """With the template, solved examples are turns of their own."""
+    seed: int = 1234
+    """Seed of the choice of examples."""
+    log_samples: bool = False
+    """Keep every question and answer, `samples_<task>.jsonl`."""
+    batch_size: Any = 8
+    """Rows at a time, or `auto` for as many as fit. Never makes a stage stale."""
+
+
+@dataclass
 class EvaluationConfig:
-    """Held-out rows that every exported model, and the starting model, is measured on."""
+    """What every exported model, and the starting model, is measured on."""
 
     datasets: list[DatasetConfig] = field(default_factory=list)
     """Conversations give exact match of the greedy last answer; preferences give accuracy. `weight` is not used."""
@@ -392,6 +416,11 @@ class EvaluationConfig:
     """Longest answer that is generated."""
     batch_size: int = 64
     """Rows at a time. Never makes a stage stale."""
+    prompts: str | None = None
+    """JSON Lines file of prompts without an expected answer, `{"prompt": text}` or `{"messages": [...]}`; the answers stand
+    in `samples.jsonl`."""
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
+    """Benchmarks; off by default, and then there is no such stage."""
 
 
 @dataclass

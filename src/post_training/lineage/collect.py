@@ -11,7 +11,7 @@ from post_training.slurm import record
 
 PROVENANCE = "provenance.json"
 """In an exported model: what `collect` found when it was made."""
-_FOLDERS = ("models", "evaluations", "preflight", "probes", "reports", "comparisons", "cards", "published")
+_FOLDERS = ("models", "evaluations", "lm_eval", "preflight", "probes", "reports", "comparisons", "cards", "published")
 Stages = dict[str, dict[str, Any]]
 
 

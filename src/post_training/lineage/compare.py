@@ -126,8 +126,9 @@ def _results(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
     """Every number that a stage has found out, the content of the result, and its evaluations."""
     found: dict[str, Any] = {"content": _content(stages[""])}
     found |= {key: value for key, value in _numbers(stages).items() if not _COST.search(key)}
-    for evaluation in find_made_from(stages[""], "evaluations"):
-        found |= {f"evaluation: {key}": value for key, value in flat(evaluation.get("results", {})).items()}
+    for folder in ("evaluations", "lm_eval"):
+        for evaluation in find_made_from(stages[""], folder):
+            found |= {f"evaluation: {key}": value for key, value in flat(evaluation.get("results", {})).items()}
     return found
 
 

@@ -103,7 +103,7 @@ def check_paths(view: dict[str, Any]) -> None:
         "run_name",
         f"found {name!r}; use letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
     )
-    reserved = ("data", "models", "evaluations", "reports", "comparisons")
+    reserved = ("data", "models", "evaluations", "lm_eval", "reports", "comparisons")
     require(name not in reserved, "run_name", f"found {name!r}, a folder of the workflow's own; choose another name")
     for key in ("output_base", "debug_base"):
         path = view["paths"][key]

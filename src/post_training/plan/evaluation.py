@@ -1,14 +1,27 @@
 """Stages after training: evaluations of every model, and the report. Light."""
 
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 from post_training.config.load import Pipeline
+from post_training.errors import ConfigError
+from post_training.locate import files_below, folder_sha256
+from post_training.plan.checks import require
 from post_training.plan.data import DataStages, dataset_name
 from post_training.plan.graph import Graph
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
+from post_training.prompts import PROMPTS, read_prompts
+
+_LM_EVAL = "evaluation.lm_eval"
 
 
 def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
-    """Each exported model, and the one that the first stage starts from, on the held-out rows."""
+    """Each exported model, and the one that the first stage starts from, on the held-out rows and on benchmarks."""
     view = plan.pipeline.last
     models = {"base": base_model, **plan.exported}
     inputs: dict[str, Stage] = {}
@@ -18,12 +31,18 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     for name, mixed in plan.mixed.items():
         if mixed.config["eval_fraction"] or any(part.startswith("eval:") for part in mixed.inputs):
             inputs[f"held-out {name}"] = mixed
-    if inputs:
+    prompts = view["evaluation"]["prompts"]
+    if prompts is not None:
+        read_prompts(Path(prompts).expanduser())
+        require(PROMPTS not in inputs, "evaluation.datasets", f"the name {PROMPTS!r} is that of evaluation.prompts")
+    if inputs or prompts is not None:
         for name, model in models.items():
             plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs, data))
+    _add_lm_eval(plan, data, models)
     graph = {**{f"train_{name}": stage for name, stage in plan.trained.items()}}
     graph |= {f"export_{name}": stage for name, stage in plan.exported.items()}
     graph |= {f"evaluate_{name}": stage for name, stage in plan.evaluated.items()}
+    graph |= {f"lm_eval_{name}": stage for name, stage in plan.lm_evaluated.items()}
     label = list(plan.trained.values())[-1].label
     plan.report = plan.add(Stage("report", "reports", label, config={}, inputs=graph))
 
@@ -33,8 +52,74 @@ def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Sta
     config = {key: view["evaluation"][key] for key in ("max_samples", "max_new_tokens")}
     config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
     runtime = {"batch_size": view["evaluation"]["batch_size"]}
-    label = pipeline.views[name]["method"] if name != "base" else f"base-{model.label}"
-    return Stage("evaluate", "evaluations", label, config, {"model": model, **rows}, runtime=runtime)
+    if view["evaluation"]["prompts"] is not None:
+        prompts = Path(view["evaluation"]["prompts"]).expanduser()
+        config["prompts"], runtime["prompts"] = data.files.hashes(prompts), str(prompts)
+    return Stage(
+        "evaluate", "evaluations", _label(pipeline, name, model), config, {"model": model, **rows}, runtime=runtime
+    )
+
+
+def _label(pipeline: Pipeline, name: str, model: Stage) -> str:
+    return str(pipeline.views[name]["method"]) if name != "base" else f"base-{model.label}"
+
+
+def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None:
+    """The tasks, looked up and fetched once, and every model on them."""
+    view = plan.pipeline.last
+    told = view["evaluation"]["lm_eval"]
+    if not told["tasks"]:
+        return
+    _check_lm_eval(told)
+    folder = Path(told["include_path"]).expanduser() if told["include_path"] is not None else None
+    content = folder_sha256(folder, data.files.hashes) if folder else None
+    runtime = {
+        "include_path": str(folder) if folder else None,
+        "offline": view["offline"],
+        "trust_remote_code": view["model"]["trust_remote_code"],
+    }
+    chosen = {"tasks": told["tasks"], "include_path": content}
+    tasks = plan.add(Stage("download_tasks", "data/tasks", "lm_eval", chosen, runtime=runtime))
+    config = {key: told[key] for key in ("num_fewshot", "limit", "seed", "log_samples", "apply_chat_template")}
+    if told["apply_chat_template"]:
+        config["fewshot_as_multiturn"] = told["fewshot_as_multiturn"]
+        config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
+    runtime = {**runtime, "batch_size": told["batch_size"]}
+    for name, model in models.items():
+        label = _label(plan.pipeline, name, model)
+        stage = Stage("lm_eval", "lm_eval", label, config, {"model": model, "tasks": tasks}, runtime=runtime)
+        plan.lm_evaluated[name] = plan.add(stage)
+        require(
+            importlib.util.find_spec("lm_eval") is not None or (plan.base / stage.manifest).is_file(),
+            f"{_LM_EVAL}.tasks",
+            "needs lm_eval, which is not installed here; pip install lm-eval==0.4.13 (the extra `evaluation`), or give no tasks",
+        )
+
+
+def _check_lm_eval(told: dict[str, Any]) -> None:
+    for key, holds, expected in (
+        ("num_fewshot", told["num_fewshot"] is None or told["num_fewshot"] >= 0, "0 or more, or null"),
+        ("limit", told["limit"] is None or told["limit"] > 0, "a number of rows, a share below 1, or null"),
+        ("batch_size", _is_batch_size(told["batch_size"]), "1 or more, or auto"),
+    ):
+        require(holds, f"{_LM_EVAL}.{key}", f"found {told[key]!r}, expected {expected}")
+    if told["include_path"] is None:
+        return
+    key, folder = f"{_LM_EVAL}.include_path", Path(told["include_path"]).expanduser()
+    require(folder.is_dir(), key, f"{folder}: no such folder (relative to {Path.cwd()})")
+    files = [path for path in files_below(folder) if path.suffix == ".yaml"]
+    require(bool(files), key, f"{folder}: has no task file, *.yaml")
+    for file in files:  # lm_eval passes over what it cannot read
+        try:
+            yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise ConfigError(key, f"{file}: is no YAML ({error})") from None
+
+
+def _is_batch_size(size: Any) -> bool:
+    if isinstance(size, str):
+        return re.fullmatch(r"auto(:\d+)?", size) is not None
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 1
 
 
 def add_comparison(graph: Graph, name: str) -> None:

@@ -47,7 +47,7 @@ class Graph:
         return found
 
     def every(self, what: str) -> list[Stage]:
-        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `carded`, `published`."""
+        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `lm_evaluated`, `carded`, `published`."""
         stages = [stage for plan in self.plans.values() for stage in getattr(plan, what).values()]
         return list({stage.directory: stage for stage in stages}.values())
 

@@ -26,6 +26,8 @@ class Plan:
     mixed: dict[str, Stage] = field(default_factory=dict)
     evaluated: dict[str, Stage] = field(default_factory=dict)
     """`base` and each name -> the evaluation of that model."""
+    lm_evaluated: dict[str, Stage] = field(default_factory=dict)
+    """The same names -> lm-evaluation-harness on that model, where it is asked for tasks."""
     carded: dict[str, Stage] = field(default_factory=dict)
     """Each name -> its model card with the evaluation, where there is one."""
     published: dict[str, Stage] = field(default_factory=dict)

@@ -35,8 +35,11 @@ def check_publish(pipeline: Pipeline) -> None:
 def add_publication(plan: Plan) -> None:
     """A card for each model that is evaluated, and the last model on the Hub where that is asked for."""
     for name, exported in plan.exported.items():
-        if name in plan.evaluated:
-            inputs = {"export": exported, "base evaluate": plan.evaluated["base"], "own evaluate": plan.evaluated[name]}
+        inputs = {"export": exported}
+        for kind, found in (("evaluate", plan.evaluated), ("lm_eval", plan.lm_evaluated)):
+            if name in found:
+                inputs |= {f"base {kind}": found["base"], f"own {kind}": found[name]}
+        if len(inputs) > 1:
             plan.carded[name] = plan.add(Stage("card", "cards", plan.trained[name].label, config={}, inputs=inputs))
     told: dict[str, Any] = plan.pipeline.last["publish"]
     if told["push_to_hub"]:

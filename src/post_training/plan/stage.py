@@ -21,6 +21,8 @@ VERSIONS = {
     "train": 1,
     "export": 2,
     "evaluate": 1,
+    "download_tasks": 1,
+    "lm_eval": 1,
     "report": 1,
     "card": 1,
     "push": 1,

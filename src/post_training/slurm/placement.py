@@ -16,7 +16,7 @@ from post_training.errors import ConfigError
 
 RANKED = ("train", "reference")
 """Rules that start one rank a device on every node."""
-ON_GPU = (*RANKED, "preflight_probe", "export", "evaluate")
+ON_GPU = (*RANKED, "preflight_probe", "export", "evaluate", "lm_eval")
 """Rules that `slurm.*` places; `slurm.cpu.*` places the others."""
 # Slurm warns up to a minute early, and ignores a warning longer than this.
 _SIGNAL_SECONDS = (60, 65535)

@@ -1,0 +1,131 @@
+"""Tasks of lm-evaluation-harness by name, and their rows in the cache of `datasets`, before anything is trained.
+
+The rule `download_tasks` runs where snakemake does, since compute nodes may have no network.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from post_training.errors import ConfigError, UserError
+from post_training.fingerprint import FileHashes
+from post_training.locate import folder_sha256
+from post_training.task import Task
+
+_TASKS = "evaluation.lm_eval.tasks"
+_INCLUDE_PATH = "evaluation.lm_eval.include_path"
+
+
+def run(task: Task) -> None:
+    """Load every task once, so that a wrong name and missing rows are known now; the manifest says what there is."""
+    refused = prepare(task.runtime)
+    manager = task_manager(task.config, task.runtime, task.directory)
+    found: dict[str, Any] = {}
+    for name in task.config["tasks"]:
+        try:
+            tasks = manager.load([name])["tasks"]
+            found |= {
+                one: {"dataset": task.DATASET_PATH, "version": task.VERSION, "rows": len(task.eval_docs)}
+                for one, task in tasks.items()
+            }
+        except Exception as error:  # a task is its author's, and so is what it raises; or it is the network's
+            reason = " ".join(str(error).split())[:300]
+            remedy = "; with offline=false the rows of the Hub are fetched" if task.runtime["offline"] else ""
+            raise ConfigError(_TASKS, f"{name}: cannot be loaded ({type(error).__name__}: {reason}){remedy}") from None
+        if refused:
+            raise ConfigError(
+                _TASKS, f"{name}: wants {refused[0]} from the Hub, which is code; allow it with model.trust_remote_code"
+            )
+        _check(tasks, task.runtime["include_path"])
+    for name, facts in found.items():
+        print(f"task {name}: {facts['rows']:,} rows", flush=True)
+    task.finish(files=[], tasks=found)
+
+
+def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Path) -> Any:
+    """The `TaskManager` that knows the tasks of a configuration; after `prepare`.
+
+    Args:
+        config: `tasks`, and `include_path` as the digest of what is in the folder.
+        runtime: `include_path`.
+        directory: the stage's.
+
+    Raises ConfigError for a name that is no task, and UserError when the folder has changed.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder, names = runtime["include_path"], config["tasks"]
+    if folder is not None:
+        if folder_sha256(Path(folder), FileHashes(directory / ".file_hashes.json")) != config["include_path"]:
+            raise UserError(f"{folder}: changed since the run was planned; start again to use it as it is now")
+    own = TaskManager(include_path=folder, include_defaults=False)
+    if {*names} <= {*own.all_subtasks, *own.all_tags}:
+        return own
+    # A group of one's own may name tasks that come with lm_eval. Its index of 15,000 files takes seconds.
+    manager = TaskManager(include_path=folder)
+    for name in names:
+        if name not in manager.task_index:
+            close = difflib.get_close_matches(name, [*own.all_tasks, *manager.all_tasks], n=3)
+            guess = f"Did you mean {' or '.join(map(repr, dict.fromkeys(close)))}? " if close else ""
+            offered = f"include_path offers {', '.join(own.all_tasks) or 'none'}; " if folder is not None else ""
+            raise ConfigError(_TASKS, f"no task named {name!r}. {guess}{offered}`lm_eval ls tasks` lists all others")
+    return manager
+
+
+def prepare(runtime: dict[str, Any]) -> list[str]:
+    """Settings that the libraries read when they are imported; and nothing of the Hub's is run that was not allowed.
+
+    A metric that lm_eval does not have it asks of `evaluate`, which runs a file of the Hub.
+
+    Args:
+        runtime: `offline` and `trust_remote_code`.
+
+    Returns the metrics that were asked for and refused, as they come: lm_eval tells nobody. Raises UserError when lm_eval
+    is missing.
+    """
+    if runtime["offline"]:
+        os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log, not a terminal
+    refused: list[str] = []
+
+    def refuse(path: str, *_: Any, **__: Any) -> None:
+        refused.append(path)
+        raise PermissionError(f"{path} is code of the Hub")
+
+    try:
+        import evaluate
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"lm_eval: cannot be imported ({error}); pip install lm-eval==0.4.13") from None
+    if not runtime["trust_remote_code"]:
+        evaluate.load = refuse
+    return refused
+
+
+def _check(tasks: dict[str, Any], folder: str | None) -> None:
+    """Refuse what would run code that nobody has read, and rows that could change unseen."""
+    for one, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(
+                _TASKS, f"{one}: runs code that the model writes; call lm_eval for it yourself, in a sandbox"
+            )
+        given = dict(task.dump_config()) if hasattr(task, "dump_config") else {}
+        kwargs = given.get("dataset_kwargs") or {}
+        for path in _texts([given.get("dataset_path"), kwargs.get("data_files"), kwargs.get("data_dir")]):
+            outside = folder is None or not Path(path).resolve().is_relative_to(Path(folder).resolve())
+            if Path(path).exists() and outside:
+                raise ConfigError(
+                    _INCLUDE_PATH,
+                    f"the task {one} reads {path}, which is not below it, so that a change would go unseen; put it there",
+                )
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in nested lists and mappings."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inner for text in _texts(one)]
