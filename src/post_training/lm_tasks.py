@@ -56,9 +56,9 @@ def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Pat
     from lm_eval.tasks import TaskManager
 
     folder, names = runtime["include_path"], config["tasks"]
-    if folder is not None:
-        if folder_sha256(Path(folder), FileHashes(directory / ".file_hashes.json")) != config["include_path"]:
-            raise UserError(f"{folder}: changed since the run was planned; start again to use it as it is now")
+    hashes = FileHashes(directory / ".file_hashes.json")
+    if folder is not None and folder_sha256(Path(folder), hashes) != config["include_path"]:
+        raise UserError(f"{folder}: changed since the run was planned; start again to use it as it is now")
     own = TaskManager(include_path=folder, include_defaults=False)
     if {*names} <= {*own.all_subtasks, *own.all_tags}:
         return own

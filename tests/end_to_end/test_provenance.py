@@ -15,9 +15,10 @@ from post_training import manifest
 from post_training.__main__ import main
 from post_training.config import read_config, resolve
 from post_training.errors import ConfigError, UserError
-from post_training.fingerprint import file_sha256
+from post_training.fingerprint import FileHashes, file_sha256
 from post_training.lineage import collect, verify
 from post_training.lineage.compare import differences
+from post_training.locate import folder_sha256
 from post_training.make import task_of
 from post_training.plan import make_plan
 from post_training.plan.stage import VERSIONS
@@ -66,6 +67,7 @@ def test_no_file_holds_a_secret(finished):
 
 def make_the_others(base: Path) -> None:
     """Stages that this pipeline has none of, from what it has made."""
+    from post_training import lm_eval, lm_tasks
     from post_training.model import download
     from post_training.report import compare
 
@@ -73,6 +75,20 @@ def make_the_others(base: Path) -> None:
     config = {"sha256": [[name, file_sha256(folder / name)] for name in ("config.json", "model.safetensors")]}
     runtime = {"folder": str(folder), "offline": True, "trust_remote_code": False}
     download.run(task("download_model", config, runtime, {}, base / "models" / "own@1" / manifest.NAME))
+    tasks = Path("my/tasks")
+    tasks.mkdir()
+    (tasks / "sums.yaml").write_text(
+        "{task: sums, dataset_path: json, dataset_kwargs: {data_files: {test: my/tasks/sums.jsonl}}, test_split: test, "
+        "output_type: multiple_choice, doc_to_text: '{{a}} and {{b}}?', doc_to_choice: ['1', '{{sum}}'], doc_to_target: 1}"
+    )
+    shutil.copy("my/asked.jsonl", tasks / "sums.jsonl")
+    chosen = {"tasks": ["sums"], "include_path": folder_sha256(tasks, FileHashes(base / "none.json"))}
+    runtime = {"include_path": str(tasks), "offline": False, "trust_remote_code": False, "batch_size": 2}
+    fetched = task("download_tasks", chosen, runtime, {}, base / "data" / "tasks" / "lm_eval-1" / manifest.NAME)
+    lm_tasks.run(fetched)
+    asked = {"num_fewshot": None, "limit": None, "seed": 1, "log_samples": True, "apply_chat_template": False}
+    inputs = {"model": folder / manifest.NAME, "tasks": fetched.output}
+    lm_eval.run(task("lm_eval", asked, runtime, inputs, base / "lm_eval" / "dpo-1" / manifest.NAME))
     (page,) = (base / "reports").glob(f"*/{manifest.NAME}")
     both = {"runs": [["a", {}], ["b", {}]]}
     comparison = base / "comparisons" / "both-1" / manifest.NAME
