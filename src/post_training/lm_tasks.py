@@ -25,19 +25,25 @@ def run(task: Task) -> None:
     for name in task.config["tasks"]:
         try:
             tasks = manager.load([name])["tasks"]
-            found |= {
+            told = {
                 one: {"dataset": task.DATASET_PATH, "version": task.VERSION, "rows": len(task.eval_docs)}
                 for one, task in tasks.items()
             }
         except Exception as error:  # a task is its author's, and so is what it raises; or it is the network's
             reason = " ".join(str(error).split())[:300]
-            remedy = "; with offline=false the rows of the Hub are fetched" if task.runtime["offline"] else ""
+            online = "; rows of the Hub: where there is internet, type the same command with --until download_tasks --config "
+            remedy = f"{online}offline=false" if task.runtime["offline"] else ""
             raise ConfigError(_TASKS, f"{name}: cannot be loaded ({type(error).__name__}: {reason}){remedy}") from None
         if refused:
             raise ConfigError(
                 _TASKS, f"{name}: wants {refused[0]} from the Hub, which is code; allow it with model.trust_remote_code"
             )
         _check(tasks, task.runtime["include_path"])
+        if twice := [one for one in told if one in found]:
+            raise ConfigError(
+                _TASKS, f"{name}: {twice[0]} is asked for by another name of the list, too; leave one out"
+            )
+        found |= told
     for name, facts in found.items():
         print(f"task {name}: {facts['rows']:,} rows", flush=True)
     task.finish(files=[], tasks=found)
@@ -69,7 +75,9 @@ def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Pat
             close = difflib.get_close_matches(name, [*own.all_tasks, *manager.all_tasks], n=3)
             guess = f"Did you mean {' or '.join(map(repr, dict.fromkeys(close)))}? " if close else ""
             offered = f"include_path offers {', '.join(own.all_tasks) or 'none'}; " if folder is not None else ""
-            raise ConfigError(_TASKS, f"no task named {name!r}. {guess}{offered}`lm_eval ls tasks` lists all others")
+            raise ConfigError(
+                _TASKS, f"no task named {name!r}. {guess}{offered}`lm_eval ls tasks` lists those that come with it"
+            )
     return manager
 
 

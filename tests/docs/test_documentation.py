@@ -132,7 +132,7 @@ def test_yaml_blocks_are_configurations(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     for page in pages():
         for block in blocks(page):
-            if block.language == "yaml":
+            if block.language == "yaml" and not block.detail.startswith("my/tasks/"):  # in lm_eval's form, and run
                 parts = yaml.safe_load(block.text)
                 # A part of a configuration becomes a whole one.
                 whole = {"model": {"name_or_path": "a/b"}, "training": {"max_steps": 1}, "data": {}} | parts

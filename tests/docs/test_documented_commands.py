@@ -189,6 +189,7 @@ EXPECTED = {
     "docs/howto/transform.md": ["unanswered", "missing_column", "lockers", "May I park here?"],
     "docs/howto/chat_template.md": ["<|bot|>", "<|end|>"],
     "docs/howto/method.md": ["2 steps done"],
+    "docs/howto/evaluation.md": ["lm-evaluation-harness", "opening_hours_choice │ acc"],
     "docs/howto/cluster.md": ["--partition=gpu --account=me", "--ntasks-per-node=4 --gres=gpu:4 --cpus-per-task=16"],
     "docs/results.md": ["data/raw/questions-", "dpo.beta"],
     "docs/training.md": ["nothing to do"],

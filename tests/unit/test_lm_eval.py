@@ -165,6 +165,13 @@ def test_tags_stand_for_their_tasks(tasks, tmp_path):
     assert told == {"sums": {"dataset": "json", "version": 1.0, "rows": ROWS}}
 
 
+def test_a_task_is_asked_for_once(tasks, tmp_path):
+    with pytest.raises(
+        UserError, match="arithmetic: sums is asked for by another name of the list, too; leave one out"
+    ):
+        download(tmp_path / "t" / "manifest.json", tasks, "sums", "arithmetic")
+
+
 def test_of_a_group_its_own_value_is_shown():
     acc = {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": "x", "sample_len": 4}
     found = {
@@ -188,7 +195,7 @@ def test_a_name_that_is_no_task(tasks, tmp_path, without_its_own_tasks):
         download(tmp_path / "t" / "manifest.json", tasks, "pick", "sumz")
     assert str(error.value) == (
         "config error: evaluation.lm_eval.tasks: no task named 'sumz'. Did you mean 'sums'? "
-        "include_path offers all, arithmetic, pick, sums; `lm_eval ls tasks` lists all others"
+        "include_path offers all, arithmetic, pick, sums; `lm_eval ls tasks` lists those that come with it"
     )
 
 
@@ -207,7 +214,8 @@ def test_tasks_that_are_refused(tasks, tmp_path):
         download(tmp_path / "b" / "manifest.json", unsafe, "sums")
     gone = own("gone", SUMS.replace("FOLDER", str(tmp_path / "nowhere")))
     with pytest.raises(
-        UserError, match=r"lm_eval.tasks: sums: cannot be loaded \(FileNotFoundError: .*; with offline=false"
+        UserError,
+        match=r"lm_eval.tasks: sums: cannot be loaded \(FileNotFoundError: .*; rows of the Hub: where there is internet",
     ):
         download(tmp_path / "c" / "manifest.json", gone, "sums", offline=True)
 
