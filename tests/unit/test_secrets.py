@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -96,6 +98,19 @@ def test_errors_do_not_repeat_one(tmp_path):
     with pytest.raises(UserError) as error:
         resolve({"training": {"max_steps": HF}})
     assert HF not in str(error.value)
+
+
+def test_a_worker_process_prints_none(tmp_path):
+    """What a user's transform prints, and where several processes apply it."""
+    (tmp_path / "said.py").write_text(
+        "import os, sys\nfrom pathlib import Path\nfrom post_training.data.pool import in_order\n"
+        "def say(word):\n    print(word, os.environ['HF_TOKEN'], flush=True)\n"
+        "    print(word, os.environ['HF_TOKEN'], file=sys.stderr, flush=True)\n"
+        "if __name__ == '__main__':\n    list(in_order(say, [('row',)], 1, say, ('start',), [], Path('x')))\n"
+    )
+    environment = {**os.environ, "HF_TOKEN": "no-form-at-all-0815"}
+    done = subprocess.run([sys.executable, "said.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == done.stderr == "start ***\nrow ***\n"
 
 
 def test_nothing_that_is_printed_or_written_holds_one(monkeypatch, tmp_path):

@@ -95,8 +95,7 @@ def _public(stage: dict[str, Any]) -> dict[str, Any]:
     told["files"] = [file | {"path": _name(file["path"])} for file in stage.get("files") or []]
     told["expected"] = {name: {**entry, "path": ""} for name, entry in stage["expected"].items()}
     told["jobs"] = [{key: value for key, value in job.items() if key not in ("host", "nodes")} for job in stage["jobs"]]
-    if "folder" in told:
-        told["folder"] = _name(told["folder"])
+    told |= {key: _name(told[key]) for key in ("folder", "module") if key in told}
     return told
 
 
