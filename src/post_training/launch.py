@@ -34,7 +34,7 @@ from post_training.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.slurm import srun
 from post_training.slurm.placement import cores
 from post_training.task import Task
-from post_training.training import failures, offline
+from post_training.training import failures, offline, timeline
 from post_training.training.finish import finish_if_complete
 from post_training.training.lock import LOCKED, Lock, LockedError, is_own_file, owned
 from post_training.training.reshard import how_to_resume, make_universal
@@ -181,6 +181,7 @@ def _run_ranks(
     forget_stopped(task.directory)
     ended = Ended()
     if task.stage == "train":
+        timeline.note_start(task.directory, task.started, topology.world_size)
         reshard(task, view, topology.world_size)
     if REQUEST.wanted:
         write_stopped(task.directory, REQUEST.wanted, None)

@@ -2,9 +2,11 @@ import json
 from types import SimpleNamespace
 
 import torch
+from trl import SFTConfig
 
 from post_training.training import callbacks
 from post_training.training.meter import Meter
+from post_training.training.peak import PeakMemory
 
 
 def state(step: int, **more) -> SimpleNamespace:
@@ -58,23 +60,25 @@ def test_a_switched_off_count_is_not_logged_but_known():
 
 def test_metrics_have_one_line_a_step_and_no_summary(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    callback = callbacks.MetricsCallback(path, Meter(), steps_per_epoch=4)
+    callback = callbacks.MetricsCallback(path, Meter(), PeakMemory(SFTConfig), steps_per_epoch=4)
     callback.on_log(None, state(1), None, logs={"loss": 2.0, "learning_rate": 0.1, "num_tokens": 7, "epoch": 0.1})
     callback.on_log(None, state(1), None, logs={"train_runtime": 3.0})
     other = state(1)
     other.is_world_process_zero = False
     callback.on_log(None, other, None, logs={"loss": 2.0})
     (line,) = [json.loads(text) for text in path.read_text().splitlines()]
-    assert line.pop("seconds") >= 0
+    assert line.pop("seconds") >= 0 and line.pop("peak_memory_bytes") >= 0
     assert line == {"step": 1, "epoch": 0.25, "loss": 2.0, "learning_rate": 0.1}
 
 
 def test_lines_after_the_resumed_step_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    callbacks.cut_metrics(path, 3)
+    assert callbacks.cut_metrics(path, 0, 0.0) == {"lost_steps": 0, "lost_seconds": 0.0, "last_seen": None}
     assert not path.exists()
-    path.write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
-    callbacks.cut_metrics(path, 3)
+    path.write_text("".join(f'{{"step": {step}, "seconds": {step / 2}}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
+    written = path.stat().st_mtime
+    lost = callbacks.cut_metrics(path, 3, 1.6)
+    assert lost == {"lost_steps": 2, "lost_seconds": 0.9, "last_seen": round(written, 3)}
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -97,3 +101,14 @@ def test_a_folder_is_replaced_whole(tmp_path):
     callbacks.replace_folder(new, target)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
     assert (target / "file").read_text() == "new"
+
+
+def test_peak_memory_of_an_interval_and_of_the_whole():
+    peak = PeakMemory(SFTConfig)
+    before = peak.since_last()
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    assert peak.since_last() >= before + (60 << 20)
+    del block
+    most = peak.bytes
+    peak.since_last()
+    assert peak.since_last() < most - (50 << 20) and peak.bytes == most

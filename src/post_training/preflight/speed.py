@@ -39,6 +39,8 @@ def predict(subject: Subject) -> dict[str, Any]:
         "tokens_per_second": round(rate * ranks, 1) if rate else None,
         "rate_from": source,
         "step_seconds": training / subject.steps if training is not None else None,
+        "flops_per_token": round(flops_per_token(subject)),
+        "device_peak_flops": subject.device.peak_flops,
         "hours": round(hours, 4) if hours is not None else None,
         "gpu_hours": round(hours * ranks, 4) if hours is not None and subject.topology.device == "GPU" else None,
     }

@@ -61,6 +61,8 @@ class Segment:
     """Optimizer steps that were safe when it began."""
     gpus: int = 0
     """Of the whole allocation."""
+    submitted: str = ""
+    """When the job went into the queue; empty for one that Slurm has started again."""
 
     @property
     def token(self) -> str:
@@ -79,12 +81,15 @@ def this_segment(directory: Path) -> Segment:
     nodes = found.get("SLURM_JOB_NODELIST", socket.gethostname())
     restart = int(found.get("SLURM_RESTART_COUNT") or 0)
     gpus = int(found.get("SLURM_GPUS_ON_NODE") or 0) * int(found.get("SLURM_JOB_NUM_NODES") or 1)
-    return Segment(found["SLURM_JOB_ID"], restart, nodes, socket.gethostname(), now(), safe_steps(directory), gpus)
+    script = folder_of(directory) / "job.sh"  # written right before it is submitted
+    submitted = now(script.stat().st_mtime) if restart == 0 and script.is_file() else ""
+    steps, host = safe_steps(directory), socket.gethostname()
+    return Segment(found["SLURM_JOB_ID"], restart, nodes, host, now(), steps, gpus, submitted)
 
 
-def now() -> str:
-    """Local time with its zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def now(seconds: float | None = None) -> str:
+    """Local time with its zone; of `seconds` since the epoch where they are given."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 def safe_steps(directory: Path) -> int:

@@ -19,9 +19,11 @@ from post_training.errors import UserError
 from post_training.model import lora
 from post_training.model.files import cast_weights, make_readable, polish
 from post_training.progress import duration
+from post_training.training import timeline
 from post_training.training.failures import no_room
 from post_training.training.finish import read_metrics
 from post_training.training.meter import Meter, restore_unlogged
+from post_training.training.peak import PeakMemory
 from post_training.training.resume import flush, mark_complete, rotate
 
 
@@ -36,9 +38,9 @@ def barrier() -> None:
 class MetricsCallback(TrainerCallback):
     """`logs/metrics.jsonl`: one JSON line a logged step, also over several attempts."""
 
-    def __init__(self, path: Path, meter: Meter, steps_per_epoch: float) -> None:
+    def __init__(self, path: Path, meter: Meter, peak: PeakMemory, steps_per_epoch: float) -> None:
         # Transformers counts all epochs, which lie one after the other, as one.
-        self.path, self.meter, self.steps_per_epoch = path, meter, steps_per_epoch
+        self.path, self.meter, self.peak, self.steps_per_epoch = path, meter, peak, steps_per_epoch
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Append the line of this step; the summary at the end has no loss and is left out."""
@@ -49,17 +51,51 @@ class MetricsCallback(TrainerCallback):
         others = {key: value for key, value in logs.items() if key not in ("num_tokens", "epoch")}
         epoch = round(state.global_step / self.steps_per_epoch, 4)
         line = {"step": state.global_step, "epoch": epoch, **others, "seconds": round(self.meter.seconds, 3)}
+        line["peak_memory_bytes"] = self.peak.since_last()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`: the steps that a resumed run is about to take again."""
-    if path.is_file():
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+def cut_metrics(path: Path, step: int, seconds: float) -> dict[str, Any]:
+    """Drop the lines after `step`, where `seconds` had been trained: the steps that a resumed run is about to take again.
+
+    Returns what the timeline tells of them: `lost_steps`, `lost_seconds`, and when the last line was written, `last_seen`.
+    """
+    if not path.is_file():
+        return {"lost_steps": 0, "lost_seconds": 0.0, "last_seen": None}
+    seen, lines = path.stat().st_mtime, read_metrics(path)
+    kept = [line for line in lines if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+    last = lines[-1] if len(lines) > len(kept) else {"step": step, "seconds": seconds}
+    lost = {"lost_steps": last["step"] - step, "lost_seconds": round(max(0.0, last["seconds"] - seconds), 3)}
+    return {**lost, "last_seen": round(seen, 3)}
+
+
+class TimelineCallback(TrainerCallback):
+    """Notes on rank 0 when this start was ready and when it had taken its first step; see timeline.py."""
+
+    def __init__(self, directory: Path, lost: dict[str, Any]) -> None:
+        """`lost` is what `cut_metrics` has returned."""
+        self.directory, self.lost = directory, lost
+        self._began: float | None = None
+        self._stepped = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The model is loaded, and what comes now are steps."""
+        timeline.note(self.directory, "train_begin", step=state.global_step, **self.lost)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The first rows are there."""
+        self._began = self._began or time.time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Kernels are compiled and buffers allocated."""
+        if not self._stepped:
+            self._stepped = True
+            began = round(self._began or time.time(), 3)
+            timeline.note(self.directory, "first_step", step=state.global_step, began=began)
 
 
 class ProgressCallback(TrainerCallback):
@@ -130,9 +166,11 @@ class CheckpointCallback(TrainerCallback):
             unlogged: of the marker that the run is resumed from; see meter.py.
         """
         self.trainer, self.directory, self.limit, self.facts, self.unlogged = trainer, directory, limit, facts, unlogged
+        self._began = 0.0
         save = trainer._save_checkpoint
 
         def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+            self._began = time.time()
             with needs_room(self._path(trainer.state)):
                 save(*args, **kwargs)
 
@@ -159,18 +197,26 @@ class CheckpointCallback(TrainerCallback):
                 mark_complete(checkpoint, state.global_step, **facts)
                 rotate(self.directory, self.limit)
         barrier()
+        if state.is_world_process_zero:
+            note_save(self.directory.parent, state.global_step, self._began)
+
+
+def note_save(directory: Path, step: int, began: float) -> None:
+    """A line of the timeline: the steps have stood still since `began`."""
+    timeline.note(directory, "save", step=step, seconds=round(time.time() - began, 3))
 
 
 class InferenceCheckpointCallback(TrainerCallback):
     """Every `every` steps a model that inference can load, `step-<n>`, whole or not there; with LoRA its adapters."""
 
-    def __init__(self, trainer: Any, folder: Path, every: int, dtype: str) -> None:
-        self.trainer, self.folder, self.every, self.dtype = trainer, folder, every, dtype
+    def __init__(self, trainer: Any, directory: Path, folder: Path, every: int, dtype: str) -> None:
+        self.trainer, self.directory, self.folder, self.every, self.dtype = trainer, directory, folder, every, dtype
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every rank takes part: under ZeRO-3 each holds a share of the weights."""
         if state.global_step % self.every:
             return
+        began = time.time()
         unfinished = self.folder / f".step-{state.global_step}"
         final = self.folder / f"step-{state.global_step}"
         with needs_room(final):
@@ -187,6 +233,7 @@ class InferenceCheckpointCallback(TrainerCallback):
                 polish(unfinished)
                 flush(unfinished)
                 replace_folder(unfinished, final)
+                note_save(self.directory, state.global_step, began)
 
 
 def replace_folder(new: Path, target: Path) -> None:

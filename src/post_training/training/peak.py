@@ -24,24 +24,40 @@ class PeakMemory:
             importlib.import_module(trainer)
 
         self.on_gpu = torch.cuda.is_available()
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self.device_name = torch.cuda.get_device_name()
-            return
-        self.device_name = "CPU"
-        with contextlib.suppress(OSError):  # then the imports' own peak counts, which matters for tiny models alone
-            _RESET.write_text("5")
+        self.device_name = torch.cuda.get_device_name() if self.on_gpu else "CPU"
+        self._most = 0
+        self._begin_again()
         self.before = _status().get("VmRSS", 0)
 
     @property
     def bytes(self) -> int | None:
         """The peak so far; None where the system does not tell."""
+        peak = self._peak()
+        return None if peak is None else max(self._most, peak)
+
+    def since_last(self) -> int | None:
+        """The peak since this was last asked; None where the system does not tell."""
+        peak = self._peak()
+        self._most = max(self._most, peak or 0)
+        self._begin_again()
+        return peak
+
+    def _peak(self) -> int | None:
         if self.on_gpu:
             import torch
 
             return int(torch.cuda.max_memory_allocated())
         peak = _status().get("VmHWM")
         return None if peak is None else max(0, peak - self.before)
+
+    def _begin_again(self) -> None:
+        if self.on_gpu:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return
+        with contextlib.suppress(OSError):  # then the imports' own peak counts, which matters for tiny models alone
+            _RESET.write_text("5")
 
     def facts(self, earlier: dict[str, Any]) -> dict[str, Any]:
         """`peak_memory_bytes` and `device_name` for a checkpoint's marker; `earlier` is that of the attempt before."""

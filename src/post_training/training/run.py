@@ -81,7 +81,8 @@ def _train(
 
     # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from post_training.training import callbacks
+    from post_training.training import callbacks, timeline
+    from post_training.training.energy import Energy
     from post_training.training.watch import SpikeRule, StepWatch
 
     directory, checkpointing, first = task.directory, view["checkpointing"], trainer.args.process_index == 0
@@ -89,9 +90,11 @@ def _train(
     meter = Meter(view["logging"]["include_num_input_tokens_seen"])
     meter.restore(told)
     meter.attach(trainer)
+    energy = Energy(trainer.args.device)
     metrics = directory / "logs" / "metrics.jsonl"
+    lost: dict[str, Any] = {}
     if first:
-        callbacks.cut_metrics(metrics, start.step if start else 0)
+        lost = callbacks.cut_metrics(metrics, start.step if start else 0, meter.seconds)
     every = checkpointing["inference_checkpoint_steps"]
     every = every if every is not None and every > 0 else None
     samples = SamplesLog(directory / "logs" / "samples.jsonl") if first else None
@@ -100,12 +103,15 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     steps_per_epoch = task.input_manifest("data")["rows_out"] / view["training"]["effective_batch_size"]
-    trainer.add_callback(callbacks.MetricsCallback(metrics, meter, steps_per_epoch))
+    trainer.add_callback(callbacks.MetricsCallback(metrics, meter, peak, steps_per_epoch))
     trainer.add_callback(callbacks.ProgressCallback(task.config["method"], meter))
+    if first:
+        trainer.add_callback(callbacks.TimelineCallback(directory, lost))
     if every is not None:
         elsewhere = checkpointing["inference_checkpoint_path"]
         folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
-        trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, folder, every, view["model"]["dtype"]))
+        dtype = view["model"]["dtype"]
+        trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, directory, folder, every, dtype))
     limit, sizes = checkpointing["save_total_limit"], lora.parameter_counts(trainer.model)
     if first:
         print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, trainer.args)}", flush=True)
@@ -117,6 +123,7 @@ def _train(
             **sizes,
             **meter.totals(),
             **peak.facts(told),
+            **energy.facts(trainer.accelerator.gather, trainer.args.device, told),
             "losses": list(spikes.losses),
             "unlogged": unlogged(trainer),
         }
@@ -130,6 +137,8 @@ def _train(
         step = trainer.state.global_step
     callbacks.barrier()
     stopped = watch.stopped if step < trainer.args.max_steps else None
+    if first:
+        timeline.note(directory, "end", step=step, why=stopped.name if stopped else "done")
     if stopped and first:
         write_stopped(directory, stopped, step)
     _leave_group()
