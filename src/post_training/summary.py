@@ -67,6 +67,10 @@ def _print_run(plan: Plan, console: Any) -> None:
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
+    page = plan.base / plan.report.directory / "report.html" if plan.report is not None else None
+    if page is not None:
+        made = str(page) if page.is_file() else "`snakemake report` makes it"
+        console.print(f"page with curves, data, answers and costs: {made}", markup=False, soft_wrap=True)
     model = plan.base / plan.run_name / "model"
     if (model / "manifest.json").is_file():
         console.print(f"model: {model}", markup=False, soft_wrap=True)

@@ -92,6 +92,8 @@ class Project:
                 path = graph.base / stage.manifest
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({"stage": stage.kind, "fingerprint": stage.fingerprint}))
+                if stage.kind in ("report", "compare"):
+                    path.with_name("report.html").touch()
 
     def jobs(self, *targets: str, snakefile: str = "Snakefile", **command_line) -> dict[str, list[str]]:
         """Rule -> wildcards of the jobs that Snakemake would run."""

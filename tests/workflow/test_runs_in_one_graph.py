@@ -1,18 +1,10 @@
 """Runs of one configuration in one graph: what they share, what is planned, what is said, and how fast."""
 
-import json
-import shutil
-import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
-from tiny import make_here
 
-from post_training.config import load_file, resolve_runs
+from post_training.config import resolve_runs
 from post_training.errors import ConfigError, UserError
 from post_training.plan import make_graph
 
@@ -119,48 +111,3 @@ def test_a_thousand_runs_are_planned_in_seconds(swept):
     seconds = time.process_time() - started
     assert len(graph.plans) == 1000 and len(graph.stages["train"]) == 1001
     assert seconds < 10, seconds
-
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.slow
-def test_a_sweep_of_the_demo_for_real(tmp_path, monkeypatch):
-    """Three betas and two seeds, each a DPO of its own; data, SFT and the reference once; Snakemake compares them."""
-    for name in ("Snakefile", "workflow", "profiles", "envs", "config"):
-        (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    config = load_file("config/config.yaml") | {"method": "dpo", "run_name": "tiny", "sweep": SWEEP}
-    config["model"]["from_scratch"]["config"] |= {"num_hidden_layers": 1, "hidden_size": 32}
-    config["dpo"]["model"] = {"lora": {"r": 4}}  # whose start the seed decides
-    config["training"] |= {"max_steps": 3}
-    config["dpo"]["training"] |= {"max_steps": 4}
-    config |= {"logging": {"logging_steps": 1, "report_to": ["none"]}, "accelerate": {"use_cpu": True}}
-    config["evaluation"] |= {"max_samples": 4, "max_new_tokens": 2}
-    config["data"]["num_proc"] = 1
-    (tmp_path / "my.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    graph = make_graph(resolve_runs(config))
-    for plan in graph.plans.values():
-        make_here(plan, plan.report)
-    base = tmp_path / "outputs"
-    assert len(list(base.glob("sft-*/manifest.json"))) == len(list(base.glob("data/reference/*/manifest.json"))) == 1
-    assert len(list(base.glob("dpo-*/manifest.json"))) == 6
-
-    command = [str(Path(sys.executable).with_name("snakemake")), "all", "report", "-c2", "--configfile", "my.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in done.stderr
-    assert "rule compare_runs:" in done.stderr and "rule train:" not in done.stderr
-    assert "comparison: outputs/comparisons/" in done.stderr
-    summary = json.loads((base / "tiny-comparison" / "summary.json").read_text())
-    assert (summary["keys"], summary["seeds"]) == (["dpo.beta", "dpo.training.seed"], ["dpo.training.seed"])
-    assert [group["values"] for group in summary["groups"]] == [{"dpo.beta": beta} for beta in (0.05, 0.1, 0.3)]
-    for group in summary["groups"]:
-        losses = [
-            row["measures"]["training loss, last tenth"] for row in summary["runs"] if row["name"] in group["runs"]
-        ]
-        assert len(losses) == 2 and losses[0] != losses[1]
-        assert group["spread"]["training loss, last tenth"]["std"] == pytest.approx(statistics.stdev(losses))
-    page = (base / "tiny-comparison" / "report.html").read_text()
-    assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
-    assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()

@@ -89,7 +89,12 @@ rule report_page:
     input:
         WORKFLOW.inputs("report"),
     output:
-        "<outputs>/reports/{stage}/manifest.json",
+        manifest="<outputs>/reports/{stage}/manifest.json",
+        page=report(
+            "<outputs>/reports/{stage}/report.html",
+            category="Runs",
+            labels={"run": "{stage}"},
+        ),
     log:
         "<outputs>/logs/report/{stage}.log",
     wildcard_constraints:
@@ -107,7 +112,7 @@ rule report_page:
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
-            --output {output:q} \
+            --output {output.manifest:q} \
             2>&1 | tee {log:q}
         """
 
@@ -117,7 +122,12 @@ rule compare_runs:
     input:
         WORKFLOW.inputs("compare"),
     output:
-        "<outputs>/comparisons/{stage}/manifest.json",
+        manifest="<outputs>/comparisons/{stage}/manifest.json",
+        page=report(
+            "<outputs>/comparisons/{stage}/report.html",
+            category="Comparisons",
+            labels={"runs": "{stage}"},
+        ),
     log:
         "<outputs>/logs/compare/{stage}.log",
     wildcard_constraints:
@@ -131,6 +141,6 @@ rule compare_runs:
         r"""
         python -m post_training compare \
             --spec {params.spec:q} \
-            --output {output:q} \
+            --output {output.manifest:q} \
             2>&1 | tee {log:q}
         """

@@ -247,15 +247,20 @@ class _Look:
             if not prompt
         ]
         return [
-            Sequence(name, text, [self._token(*pair) for pair in zip(ids.tolist(), trained.tolist(), strict=True)])
+            Sequence(name, text, tokens_of(self.tokenizer, ids, trained))
             for text, (name, ids, trained) in zip(texts, self.shape.sequences(columns), strict=True)
         ]
 
-    def _token(self, number: int, trained: bool) -> Token:
-        text = self.tokenizer.decode([number], skip_special_tokens=False)
+
+def tokens_of(tokenizer: Any, ids: Any, trained: Any) -> list[Token]:
+    """Each token of a sequence with its text: ids int [n], trained bool [n], tokenizer of the library `tokenizers`."""
+    found = []
+    for number, mark in zip(ids.tolist(), trained.tolist(), strict=True):
+        text = tokenizer.decode([number], skip_special_tokens=False)
         # A part of a character has no text of its own.
-        name = self.tokenizer.id_to_token(number) if not text or "\ufffd" in text else text
-        return Token(number, str(name), trained)
+        name = tokenizer.id_to_token(number) if not text or "\ufffd" in text else text
+        found.append(Token(number, str(name), mark))
+    return found
 
 
 def _plain(record: Any) -> Any:

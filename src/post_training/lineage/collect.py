@@ -1,7 +1,6 @@
 """A stage and everything that it was made from, as plain values."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def key_of(directory: Path) -> str:
 def gpu_hours(told: dict[str, Any], jobs: list[dict[str, Any]]) -> float:
     """Hours that GPUs were held for a stage: of its Slurm starts, else of the training itself."""
     if any("gpus" in job for job in jobs):
-        return round(sum(job.get("gpus", 0) * _seconds(job) for job in jobs) / 3600, 4)
+        return round(sum(job.get("gpus", 0) * record.seconds(job) for job in jobs) / 3600, 4)
     return round(told.get("gpus", 0) * (told.get("training_seconds") or 0) / 3600, 4)
 
 
@@ -176,10 +175,3 @@ def _can_be_followed(told: dict[str, Any]) -> bool:
     named = [("fingerprint", told), ("stage", told)] + [("path", file) for file in told.get("files", [])]
     named += [(key, entry) for entry in told.get("inputs", {}).values() for key in ("path", "fingerprint")]
     return all(isinstance(entry.get(key), str) for key, entry in named)
-
-
-def _seconds(job: dict[str, Any]) -> float:
-    try:
-        return (datetime.fromisoformat(job["end"]) - datetime.fromisoformat(job["start"])).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return 0.0

@@ -52,8 +52,8 @@ def _tree(
         label.append(" (above)", style="dim")
         return Tree(label)
     seen.add(key)
-    label.append(f"\n{' · '.join(_facts(stage))}", style="dim")
-    for source in _sources(stage):
+    label.append(f"\n{' · '.join(facts(stage))}", style="dim")
+    for source in sources(stage):
         label.append(f"\n{source}", style="cyan")
     for problem in problems.get(key, []):
         label.append(f"\n{problem['file']}: {problem['problem']}", style="bold red")
@@ -63,14 +63,15 @@ def _tree(
     return tree
 
 
-def _facts(stage: dict[str, Any]) -> list[str]:
-    facts = [f"{(stage.get('fingerprint') or '')[:12]}"]
-    facts += [f"{stage[key]:,.6g} {noun}" if isinstance(stage[key], float) else f"{stage[key]:,} {noun}"
+def facts(stage: dict[str, Any]) -> list[str]:
+    """What the tree says of a stage, each a few words."""
+    found = [f"{(stage.get('fingerprint') or '')[:12]}"]
+    found += [f"{stage[key]:,.6g} {noun}" if isinstance(stage[key], float) else f"{stage[key]:,} {noun}"
               for key, noun in _FACTS if stage.get(key) is not None]  # fmt: skip
     if stage["directory"] is None:
-        facts.append("not on this machine")
+        found.append("not on this machine")
     files = stage.get("files") or []
-    facts.append(f"{len(files)} files, {size(sum(file.get('bytes', 0) for file in files))}")
+    found.append(f"{len(files)} files, {size(sum(file.get('bytes', 0) for file in files))}")
     if git := stage.get("git"):
         changed = (
             f" with changes ({git['diff'].get('path')})"
@@ -79,21 +80,21 @@ def _facts(stage: dict[str, Any]) -> list[str]:
             if git.get("dirty")
             else ""
         )
-        facts.append(f"commit {(git.get('commit') or '')[:12]}{changed}")
+        found.append(f"commit {(git.get('commit') or '')[:12]}{changed}")
     elif stage.get("code_sha256"):
-        facts.append(f"code {stage['code_sha256'][:12]}")
+        found.append(f"code {stage['code_sha256'][:12]}")
     if stage.get("finished"):
-        facts.append(f"{stage['finished'][:16]}, {stage.get('seconds', 0):,.1f} s")
+        found.append(f"{stage['finished'][:16]}, {stage.get('seconds', 0):,.1f} s")
     if stage["jobs"]:
-        facts.append(f"Slurm {', '.join(dict.fromkeys(str(job['job_id']) for job in stage['jobs']))}")
+        found.append(f"Slurm {', '.join(dict.fromkeys(str(job['job_id']) for job in stage['jobs']))}")
     elif stage.get("slurm_job_id"):
-        facts.append(f"Slurm {stage['slurm_job_id']}")
+        found.append(f"Slurm {stage['slurm_job_id']}")
     if stage["gpu_hours"]:
-        facts.append(f"{stage['gpu_hours']:,.2f} GPU-hours")
-    return facts
+        found.append(f"{stage['gpu_hours']:,.2f} GPU-hours")
+    return found
 
 
-def _sources(stage: dict[str, Any]) -> list[str]:
+def sources(stage: dict[str, Any]) -> list[str]:
     """What came from outside: a revision of a repository, or files of the user's."""
     if stage.get("repository"):
         return [f"{stage['repository']}@{stage.get('revision_sha')}"]

@@ -47,7 +47,7 @@ def end(task: Task, facts: dict[str, Any], lines: list[dict[str, Any]], checkpoi
 def measured(facts: dict[str, Any], lines: list[dict[str, Any]], checkpoint: Path) -> dict[str, Any]:
     """The keys of a prediction as they came to be; one that was not measured is left out."""
     ranks, seconds, tokens = facts.get("world_size") or 1, facts.get("seconds"), facts.get("tokens")
-    steps = lines[-1]["step"] if lines else None
+    steps = int(checkpoint.name.rpartition("-")[2])  # the last log may be some steps back
     rates = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     settled = rates[int(len(rates) * _SETTLED) + (len(rates) > 1) :] or rates
     rate = statistics.median(settled) if settled else tokens / seconds if tokens and seconds else None

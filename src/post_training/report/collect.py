@@ -1,104 +1,115 @@
-"""Manifests and metrics files -> the numbers of the page."""
+"""Manifests and what lies beside them -> the numbers of a run's page, which are also its `summary.json`."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from post_training import manifest
+from post_training import lineage, manifest
+from post_training.lineage.show import facts, sources
+from post_training.preflight import FILE
+from post_training.report import data
+from post_training.report.curves import curves, final, marks
+from post_training.report.elapsed import elapsed
+from post_training.report.reading import read_json, read_json_lines
+from post_training.slurm import record
 from post_training.task import Task
 
-# Shown of each training stage, in this order: metric in metrics.jsonl -> title.
-CURVES = {
-    "loss": "loss",
-    "eval_loss": "held-out loss",
-    "rewards/accuracies": "reward accuracy",
-    "rewards/margins": "reward margin",
-    "grad_norm": "gradient norm",
-    "learning_rate": "learning rate",
-    "tokens_per_second": "tokens a second",
-}
+# Prompts of each dataset whose answers are shown.
+_SAMPLES = 5
 
 
 def collect(task: Task) -> dict[str, Any]:
     """Everything on the page, as plain values.
 
-    Returns `stages` (one a method: facts, curves), `data` (one row a dataset of a mix), `evaluations`
-    (dataset -> model -> results) and `samples` (dataset -> prompts with each model's answer).
+    Returns
+
+    - `name`: the report's own; `models`: `base` and each trained stage in the order of training;
+    - `stages`: a dict a training with `name`, `facts`, `curves`, `final`, `marks`, `elapsed`, `data`, `packing`, `preflight`, `config`;
+    - `evaluations`: dataset -> model -> results; `lm_eval`: task -> model -> metric -> value;
+    - `samples`: dataset -> prompts, each with every model's answer;
+    - `lineage`: `root`, and `stages` by key, each with `inputs` (name -> key), `facts` and `sources` in words;
+    - `costs`: a line a stage; `totals`: their sums.
     """
-    methods = [name.removeprefix("train_") for name in task.inputs if name.startswith("train_")]
+    names = [name.removeprefix("train_") for name in task.inputs if name.startswith("train_")]
     # The order of training, not of the alphabet: a stage comes after the one whose export it starts from.
-    methods.sort(key=lambda method: _depth(task, method))
-    models = ["base", *methods]
+    names.sort(key=lambda name: _depth(task, name))
+    models = ["base", *names]
+    traced = _lineage(task, names[-1])
+    costs = _costs(traced["stages"])
     return {
-        "stages": [_stage(task, method) for method in methods],
-        "data": [row for method in methods for row in _data_rows(task, method)],
-        "evaluations": _evaluations(task, models),
+        "name": task.directory.name,
+        "models": models,
+        "stages": [_stage(task, name) for name in names],
+        "evaluations": _by_dataset(task, "evaluate", models),
+        "lm_eval": _by_dataset(task, "lm_eval", models),
         "samples": _samples(task, models),
+        "lineage": {
+            "root": traced["root"],
+            "stages": {
+                key: {
+                    "stage": stage["stage"],
+                    "inputs": stage["inputs"],
+                    "facts": facts(stage),
+                    "sources": sources(stage),
+                }
+                for key, stage in traced["stages"].items()
+            },
+        },
+        "costs": costs,
+        "totals": _totals(costs),
     }
 
 
-def _depth(task: Task, method: str) -> int:
-    start = task.input_manifest(f"train_{method}")["inputs"]["model"]
-    parents = [m.removeprefix("export_") for m in task.inputs if m.startswith("export_")]
+def _depth(task: Task, name: str) -> int:
+    start = task.input_manifest(f"train_{name}")["inputs"]["model"]
+    parents = [parent.removeprefix("export_") for parent in task.inputs if parent.startswith("export_")]
     fingerprints = {parent: task.spec["inputs"][f"export_{parent}"] for parent in parents}
-    parent = next((name for name, value in fingerprints.items() if value == start["fingerprint"]), None)
+    parent = next((found for found, value in fingerprints.items() if value == start["fingerprint"]), None)
     return 0 if parent is None else 1 + _depth(task, parent)
 
 
-def _stage(task: Task, method: str) -> dict[str, Any]:
-    path = task.inputs[f"train_{method}"]
-    trained = manifest.read(path)
-    rows = read_json_lines(path.parent / "logs" / "metrics.jsonl")
-    curves = {}
-    for metric, title in CURVES.items():
-        points = [(row["step"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
-        if points:
-            curves[metric] = {"title": title, "steps": [p[0] for p in points], "values": [p[1] for p in points]}
-    facts = {
-        "run directory": str(path.parent),
+def _stage(task: Task, name: str) -> dict[str, Any]:
+    path = task.inputs[f"train_{name}"]
+    trained, directory = manifest.read(path), path.parent
+    mixed = data.mix_of(trained)
+    told = {
+        "method": trained["config"].get("method"),
+        "run directory": str(directory),
         "steps": trained.get("steps"),
         "tokens": trained.get("tokens"),
         "trained tokens": trained.get("trained_tokens"),
-        "seconds": trained.get("seconds"),
+        "parameters": trained.get("parameters"),
+        "trainable parameters": trained.get("trainable_parameters"),
         "devices": trained.get("world_size"),
+        "device": trained.get("device_name"),
+        "loss, first": trained.get("loss_first"),
+        "loss, last": trained.get("loss_last"),
         "commit": (trained.get("git") or {}).get("commit"),
         "finished": trained.get("finished"),
     }
     return {
-        "method": method,
-        "facts": {k: v for k, v in facts.items() if v is not None},
-        "curves": curves,
+        "name": name,
+        "facts": {key: value for key, value in told.items() if value is not None},
+        "curves": curves(directory),
+        "final": final(directory),
+        "marks": marks(directory),
+        "elapsed": elapsed(directory),
+        "data": data.datasets(mixed),
+        "packing": data.packing(mixed),
+        "preflight": read_json(directory / FILE),
         "config": trained["config"],
     }
 
 
-def _data_rows(task: Task, method: str) -> list[dict[str, Any]]:
-    mixed = manifest.read(Path(task.input_manifest(f"train_{method}")["inputs"]["data"]["path"]))
-    rows = []
-    for entry in mixed["table"]:
-        tokenized = manifest.read(Path(mixed["inputs"][entry["name"]]["path"]))
-        filtered = manifest.read(Path(tokenized["inputs"]["rows"]["path"]))
-        transformed, removed = filtered, {}
-        if filtered["stage"] == "filter":
-            transformed, removed = manifest.read(Path(filtered["inputs"]["rows"]["path"])), filtered["dropped"]
-        dropped: dict[str, int] = {}
-        for counts in (transformed["dropped"], removed, tokenized["dropped"], entry.get("dropped", {})):
-            for reason, count in counts.items():
-                dropped[reason] = dropped.get(reason, 0) + (count["rows"] if isinstance(count, dict) else count)
-        rows.append({"stage": method, **entry, "rows_in": transformed["rows_in"], "dropped": dropped})
-    return rows
-
-
-def _evaluations(task: Task, models: list[str]) -> dict[str, dict[str, Any]]:
+def _by_dataset(task: Task, kind: str, models: list[str]) -> dict[str, dict[str, Any]]:
+    """Dataset or task -> model -> results, of the inputs `<kind>_<model>`."""
     found: dict[str, dict[str, Any]] = {}
     for model in models:
-        if f"evaluate_{model}" in task.inputs:
-            for dataset, results in task.input_manifest(f"evaluate_{model}")["results"].items():
-                found.setdefault(dataset, {})[model] = results
+        if f"{kind}_{model}" in task.inputs:
+            for name, results in task.input_manifest(f"{kind}_{model}")["results"].items():
+                found.setdefault(name, {})[model] = results
     return found
 
 
-def _samples(task: Task, models: list[str], at_most: int = 5) -> dict[str, list[dict[str, Any]]]:
+def _samples(task: Task, models: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The first rows of each dataset with every model's answer to the same prompt."""
     found: dict[str, list[dict[str, Any]]] = {}
     for model in models:
@@ -109,7 +120,7 @@ def _samples(task: Task, models: list[str], at_most: int = 5) -> dict[str, list[
             dataset = sample["dataset"]
             index = per_dataset.get(dataset, 0)
             per_dataset[dataset] = index + 1
-            if index < at_most:
+            if index < _SAMPLES:
                 shown = found.setdefault(dataset, [])
                 if index == len(shown):
                     shown.append({"sample": sample, "models": {}})
@@ -117,8 +128,40 @@ def _samples(task: Task, models: list[str], at_most: int = 5) -> dict[str, list[
     return found
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file that the workflow itself wrote; none when it is absent."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+def _lineage(task: Task, last: str) -> dict[str, Any]:
+    """Everything that the last model, and its evaluations, were made from."""
+    name = f"export_{last}" if f"export_{last}" in task.inputs else f"train_{last}"
+    found = lineage.collect(task.inputs[name])
+    for other in task.inputs.values():
+        for key, stage in lineage.collect(other)["stages"].items():
+            found["stages"].setdefault(key, stage)
+    return found
+
+
+def _costs(stages: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line a stage: `stage`, `name`, `seconds`, `queue_seconds`, `gpu_hours`, `energy_joules`."""
+    found = []
+    for key, stage in stages.items():
+        jobs = stage["jobs"]
+        found.append(
+            {
+                "stage": stage["stage"],
+                "name": key,
+                "seconds": sum(map(record.seconds, jobs)) if jobs else stage.get("seconds", 0.0),
+                "queue_seconds": record.queue_seconds(jobs),
+                "starts": max(1, len(jobs)),
+                "gpu_hours": stage["gpu_hours"],
+                "energy_joules": stage.get("energy_joules"),
+            }
+        )
+    return found
+
+
+def _totals(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    energies = [cost["energy_joules"] for cost in costs if cost["energy_joules"] is not None]
+    return {
+        "seconds": round(sum(cost["seconds"] for cost in costs), 1),
+        "queue_seconds": round(sum(cost["queue_seconds"] for cost in costs), 1),
+        "gpu_hours": round(sum(cost["gpu_hours"] for cost in costs), 4),
+        "energy_joules": sum(energies) if energies else None,
+    }

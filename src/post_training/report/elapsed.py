@@ -21,8 +21,8 @@ PARTS = {
 class Start:
     """One start of a run; what is not known counts as 0."""
 
-    step: int = 0
-    """It went on from here."""
+    step: int | None = None
+    """It went on from here; None when it ended before."""
     end_step: int | None = None
     why: str = "killed"
     """`done`, the signal at which it saved and stopped, or `killed`."""
@@ -85,7 +85,7 @@ def _start(
     """A start by its events and the next `train_begin`, and when it ended; `left` is when the one before did."""
     began = group[0]["time"]
     ready = told.get("train_begin", {}).get("time")
-    start = Start(step=told.get("train_begin", {}).get("step", 0), job_id=told.get("start", {}).get("job_id"))
+    start = Start(step=told.get("train_begin", {}).get("step"), job_id=told.get("start", {}).get("job_id"))
     start.devices = told.get("start", {}).get("devices", 1)
     queued_from = told.get("start", {}).get("submitted") or (left if start.job_id else None)
     start.queue_seconds = max(0.0, began - queued_from) if queued_from else 0.0

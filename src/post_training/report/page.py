@@ -1,71 +1,122 @@
-"""The numbers -> `report.html`: no server, no request leaves the page."""
+"""The numbers -> `report.html`: no server, and no request leaves the page.
 
+Text on it comes from data and from models, so all of it is escaped, and the page's own policy (CSP) lets only its two scripts
+run, by their hashes: what got through all the same could neither run nor call anybody.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
 from post_training.fingerprint import write_atomically
+from post_training.inspection.terminal import plain, visible
+from post_training.lineage.show import size
+from post_training.progress import duration
+from post_training.report import charts, data
 from post_training.report.collect import collect
+from post_training.report.elapsed import PARTS
+from post_training.summary import MEASURES
 from post_training.task import Task
 
-_COLOURS = ("#3266ad", "#c2571a", "#3a8f5d", "#8d4fa8")
+# What a prediction and a measurement tell alike -> what it is called.
+_FORETOLD = {
+    "steps": "steps",
+    "tokens": "tokens",
+    "tokens_per_second": "tokens a second",
+    "step_seconds": "seconds a step",
+    "hours": "hours",
+    "gpu_hours": "GPU-hours",
+    "peak_memory_bytes": "peak memory of a device",
+    "checkpoint_bytes": "one checkpoint",
+    "checkpoints_bytes": "all checkpoints",
+}
 
 
 def run(task: Task) -> None:
-    """Write `report.html` beside the manifest."""
+    """Write `report.html`, and its numbers as `summary.json`, beside the manifest."""
     numbers = collect(task)
-    page = task.directory / "report.html"
-    write_atomically(page, render(numbers))
-    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
-    task.finish()
+    rows: dict[str, Any] = {}
+    shown = {"rows": rows, "parts": PARTS, "foretold": _FORETOLD, "measures": MEASURES}
+    for stage in numbers["stages"]:
+        rows[stage["name"]] = data.shown_rows(data.mix_of(task.input_manifest(f"train_{stage['name']}")))
+    write(task, "page.html.jinja", numbers, charts=charts.of_run(numbers), **shown)
 
 
-def render(numbers: dict[str, Any]) -> str:
-    """The page's text."""
+def write(task: Task, template: str, numbers: dict[str, Any], **more: Any) -> None:
+    """Write the page and its numbers, and finish the stage."""
+    page, summary = task.directory / "report.html", task.directory / "summary.json"
+    write_atomically(page, render(template, **numbers, **more))
+    write_atomically(summary, json.dumps(numbers, indent=1, default=str) + "\n")
+    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)", flush=True)
+    task.finish(files=[{"path": path.name} for path in (page, summary)])
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a page: a template of this folder with `values`, among them `charts` as charts.js reads them."""
+    scripts = {"plotly": get_plotlyjs(), "drawing": own_file("charts.js")}
+    made = _environment().get_template(template)
+    return made.render(
+        **values,
+        scripts=scripts,
+        hashes=[_hash(text) for text in scripts.values()],
+        style=own_file("style.css"),
+        written=time.strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+@functools.cache
+def own_file(name: str) -> str:
+    """A file of this folder."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """As the policy names a script that may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = _number
-    charts = {
-        stage["method"]: _chart(stage["curves"], _COLOURS[index % len(_COLOURS)])
-        for index, stage in enumerate(numbers["stages"])
-        if stage["curves"]
-    }
-    return environment.get_template("page.html.jinja").render(**numbers, charts=charts, plotly=get_plotlyjs())
+    environment.filters |= {
+        "number": number, "size": size, "duration": duration, "visible": visible, "said": said, "measured": measured,
+    }  # fmt: skip
+    return environment
 
 
-def _chart(curves: dict[str, dict[str, Any]], colour: str) -> str:
-    """One panel a curve, a common axis of steps, as an HTML fragment."""
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    titles = [curve["title"] for curve in curves.values()]
-    figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles, vertical_spacing=0.35 / rows)
-    for index, curve in enumerate(curves.values()):
-        line = go.Scatter(
-            x=curve["steps"], y=curve["values"], mode="lines", line={"color": colour, "width": 2}, showlegend=False
-        )
-        figure.add_trace(line, row=index // columns + 1, col=index % columns + 1)
-    figure.update_layout(
-        height=240 * rows,
-        margin={"l": 40, "r": 10, "t": 30, "b": 30},
-        template="plotly_white",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#888"},
-        hovermode="x unified",
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,.2)")
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.2)")
-    return str(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-    )
-
-
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return value if isinstance(value, str) else json.dumps(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def said(value: Any) -> str:
+    """What was said: a text, a message, or messages, of which all but plain answers name who spoke."""
+    if isinstance(value, list):
+        return "\n".join(map(said, value))
+    if isinstance(value, dict):
+        content = value.get("content")
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        if value.get("tool_calls"):
+            text += json.dumps(value["tool_calls"], ensure_ascii=False)
+        return plain(text if value.get("role") == "assistant" else f"{value.get('role')}: {text}")
+    return plain(str(value))
+
+
+def measured(value: Any, key: str) -> str:
+    """A value of a prediction or measurement."""
+    if value is None:
+        return "–"
+    return size(value) if key.endswith("_bytes") else number(value)

@@ -19,6 +19,7 @@ import re
 import socket
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,27 @@ def lines(folder: Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(text))
     return found
+
+
+def seconds(line: dict[str, Any]) -> float:
+    """How long a segment was, by its line."""
+    return _between(line.get("start"), line.get("end"))
+
+
+def queue_seconds(segments: list[dict[str, Any]]) -> float:
+    """How long a stage's job waited for all of its starts: from its submission, or the end of the start before."""
+    ends = [None, *(line.get("end") for line in segments)]
+    return sum(
+        max(0.0, _between(line.get("submitted") or end, line.get("start")))
+        for line, end in zip(segments, ends, strict=False)
+    )
+
+
+def _between(first: str | None, last: str | None) -> float:
+    try:
+        return (datetime.fromisoformat(last or "") - datetime.fromisoformat(first or "")).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def last_of(folder: Path, job_id: str) -> dict[str, Any] | None:

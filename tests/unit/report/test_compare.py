@@ -1,12 +1,16 @@
 """Numbers and page of a comparison of runs."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 from post_training.config import resolve_runs
-from post_training.report.compare import compare, render
+from post_training.report.charts import of_runs
+from post_training.report.compare import compare
+from post_training.report.curves import AXES
+from post_training.report.page import render
 
 KEYS = ["dpo.beta", "dpo.training.seed", "dpo.loss_type"]
 RUNS = [
@@ -23,7 +27,11 @@ def measure(number: int) -> dict[str, float]:
 @pytest.fixture
 def numbers():
     return compare(
-        RUNS, {name: {"measures": measure(n), "page": f"../{name}.html"} for n, (name, _) in enumerate(RUNS)}
+        RUNS,
+        {
+            name: {"measures": measure(n), "page": f"../{name}.html", "totals": {"gpu_hours": 1.0}}
+            for n, (name, _) in enumerate(RUNS)
+        },
     )
 
 
@@ -39,23 +47,31 @@ def test_replicas_are_one_group_with_its_spread(numbers):
 
 
 def test_a_measure_that_a_run_lacks_is_left_out():
-    results = {"a": {"measures": {"x": 1.0}, "page": ""}, "b": {"measures": {"y": 2.0}, "page": ""}}
+    results = {
+        "a": {"measures": {"x": 1.0}, "page": "", "totals": {"gpu_hours": 0}},
+        "b": {"measures": {"y": 2.0}, "page": "", "totals": {"gpu_hours": 0}},
+    }
     numbers = compare([["a", {"k": 1}], ["b", {"k": 2}]], results)
     assert numbers["groups"][0]["spread"] == {"x": {"n": 1, "mean": 1.0, "min": 1.0, "max": 1.0}, "y": None}
 
 
+def page_of(numbers, curves):
+    return render("compare.html.jinja", **numbers, charts=of_runs(numbers["runs"], curves), lines=len(numbers["runs"]))
+
+
 def test_the_page_is_whole_and_escaped(numbers):
-    curve = {"loss": {"title": "loss", "steps": [1, 2], "values": [2.0, 1.0]}}
-    page = render(numbers, {name: curve for name, _ in RUNS})
-    body = page[page.index("<body>") :]
-    assert "Spread over seeds" in body and "&lt;sigmoid&gt;" in body and "<sigmoid>" not in body
+    curve = {"loss": {"title": "loss", "values": [2.0, 1.0], **{axis: [1, 2] for axis in AXES}}}
+    page = page_of(numbers, {name: curve for name, _ in RUNS})
+    body = page[page.index("<body>") : page.index("<script")]
+    assert "Spread over seeds" in body and "&lt;sigmoid&gt;" in body and "<sigmoid>" not in page
     assert len(re.findall(r'<a href="\.\./b', body)) == len(RUNS)
-    assert not re.findall(r'(?:src|href)="https?:', body)
+    (chart,) = json.loads(re.search(r'id="charts">(.*?)</script>', page)[1]).values()
+    assert [line["colour"] for line in chart["lines"]] == [0, 0, 0, 1, 1, 1]
 
 
 def test_without_seeds_there_is_no_spread():
-    results = {name: {"measures": {"x": 1.0}, "page": ""} for name in "ab"}
-    assert "Spread over seeds" not in render(compare([["a", {"k": 1}], ["b", {"k": 2}]], results), {"a": {}, "b": {}})
+    results = {name: {"measures": {"x": 1.0}, "page": "", "totals": {"gpu_hours": 0}} for name in "ab"}
+    assert "Spread over seeds" not in page_of(compare([["a", {"k": 1}], ["b", {"k": 2}]], results), {"a": {}, "b": {}})
 
 
 def test_values_are_those_that_a_run_had():

@@ -1,0 +1,97 @@
+"use strict";
+// Draws every <div data-chart="name"> from <script id="charts" type="application/json">; report/charts.py tells the form.
+(() => {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const palette = () => dark.matches
+    ? ["#6aa8ec", "#f0924f", "#5fbf8a", "#c08be6", "#dab65c", "#6cc4d3", "#ef8fae", "#a3b1c2"]
+    : ["#2f6fb2", "#c4581b", "#2f8a57", "#8a4fb0", "#a87a1d", "#2b8796", "#b9446a", "#67758a"];
+  const names = { step: "step", tokens: "tokens", seconds: "seconds of training" };
+  let axis = "step";
+
+  const colour = (number) => palette()[number % palette().length];
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function layout(more) {
+    const grid = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, exponentformat: "power" };
+    return {
+      margin: { l: 46, r: 12, t: 8, b: 34 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: css("--soft"), size: 11, family: "system-ui, sans-serif" }, showlegend: false,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hoverlabel: { font: { size: 12 } },
+      ...more, xaxis: { ...grid, ...more.xaxis }, yaxis: { ...grid, ...more.yaxis },
+    };
+  }
+
+  function upright(x, text) {
+    return {
+      shape: { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1, dash: "dot" } },
+      note: { x, yref: "paper", y: 1, yanchor: "top", xanchor: "left", text, showarrow: false, font: { size: 10, color: css("--bad") } },
+    };
+  }
+
+  const kinds = {
+    lines(chart) {
+      const traces = chart.lines.map((line) => ({
+        type: "scatter", mode: line.values.length > 1 ? "lines" : "markers", x: line[axis], y: line.values, name: line.name,
+        line: { color: colour(line.colour), width: chart.lines.length > 1 ? 1.5 : 2 }, marker: { color: colour(line.colour) },
+      }));
+      const marks = (chart.marks || []).map((mark) => upright(mark[axis], mark.why));
+      return [traces, layout({
+        xaxis: { title: { text: names[axis], standoff: 6 } }, hovermode: chart.lines.length > 8 ? "closest" : "x unified",
+        showlegend: chart.lines.length > 1 && chart.lines.length <= 20,
+        shapes: marks.map((mark) => mark.shape), annotations: marks.map((mark) => mark.note),
+      })];
+    },
+    steps(chart) {
+      const traces = chart.lines.map((line) => ({
+        type: "scatter", mode: "lines", name: line.name, x: line.edges, y: [...line.values, 0], fill: "tozeroy",
+        line: { shape: "hv", color: colour(line.colour), width: 1.5 }, fillcolor: colour(line.colour) + "22",
+      }));
+      const limit = chart.limit ? upright(Math.log10(chart.limit), "max_seq_length") : null;
+      if (limit) limit.shape.x0 = limit.shape.x1 = chart.limit;
+      return [traces, layout({
+        xaxis: { type: "log", title: { text: chart.x, standoff: 6 } }, yaxis: { tickformat: ".0%", rangemode: "tozero" },
+        showlegend: chart.lines.length > 1, hovermode: "x",
+        shapes: limit ? [limit.shape] : [], annotations: limit ? [{ ...limit.note, xanchor: "right" }] : [],
+      })];
+    },
+    stack(chart) {
+      const traces = chart.parts.map((part, place) => ({
+        type: "bar", orientation: "h", name: part.name, y: chart.rows, x: part.values, marker: { color: colour(place) },
+        hovertemplate: "%{y}, %{fullData.name}: %{x:,.1f} s<extra></extra>",
+      }));
+      return [traces, layout({
+        barmode: "stack", height: 70 + 26 * chart.rows.length, showlegend: chart.parts.length > 1,
+        margin: { l: 46, r: 12, t: chart.parts.length > 1 ? 34 : 8, b: 34 },
+        xaxis: { title: { text: "seconds", standoff: 6 } }, yaxis: { autorange: "reversed", type: "category" },
+      })];
+    },
+  };
+
+  function draw(place) {
+    const chart = charts[place.dataset.chart];
+    const [traces, drawn] = kinds[chart.kind](chart);
+    if (!drawn.height) drawn.height = place.classList.contains("tall") ? 380 : 210;
+    Plotly.react(place.lastElementChild, traces, drawn, { displaylogo: false, responsive: true, displayModeBar: false });
+  }
+
+  // One after the other, so that the page can be read and scrolled from the first moment on.
+  function drawAll(which) {
+    const places = [...document.querySelectorAll("[data-chart]")].filter((place) => which(charts[place.dataset.chart]));
+    document.documentElement.dataset.drawn = "no";
+    const next = () => {
+      const place = places.shift();
+      if (!place) { document.documentElement.dataset.drawn = "yes"; return; }
+      draw(place);
+      setTimeout(next, 0);
+    };
+    next();
+  }
+
+  document.querySelectorAll("input[name=axis]").forEach((input) => input.addEventListener("change", () => {
+    axis = input.value;
+    drawAll((chart) => chart.kind === "lines");
+  }));
+  dark.addEventListener("change", () => drawAll(() => true));
+  drawAll(() => true);
+})();

@@ -1,0 +1,195 @@
+"""The pages of a sweep of the demo, shrunk: three betas and two seeds, trained for real, and opened in a browser.
+
+Data, SFT and the reference are made once. Two rows try to run a script on the page.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tiny import make_here
+
+from post_training.config import load_file, resolve_runs
+from post_training.plan import make_graph
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SWEEP = {"dpo.beta": [0.05, 0.1, 0.3], "dpo.training.seed": [0, 1]}
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.slow
+
+
+def inject(path: Path) -> None:
+    """Put the script into what the user says in the first row of each file."""
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0])
+    if "prompt" in row:
+        row["prompt"] = HOSTILE
+    else:
+        row["messages"][0]["content"] = HOSTILE
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+
+
+def project(folder: Path) -> dict:
+    """The demo as a directory of its own, and its configuration at toy size."""
+    for name in ("Snakefile", "workflow", "profiles", "envs", "config"):
+        (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, folder / name)
+    config = load_file(folder / "config/config.yaml") | {"method": "dpo", "run_name": "tiny", "sweep": SWEEP}
+    config["model"]["from_scratch"]["config"] |= {"num_hidden_layers": 1, "hidden_size": 32}
+    config["dpo"]["model"] = {"lora": {"r": 4}}  # whose start the seed decides
+    config["training"] |= {"max_steps": 3}
+    config["dpo"]["training"] |= {"max_steps": 4}
+    config |= {"logging": {"logging_steps": 1, "report_to": ["none"]}, "accelerate": {"use_cpu": True}}
+    config["evaluation"] |= {"max_samples": 4, "max_new_tokens": 2}
+    config["data"]["num_proc"] = 1
+    for entry in config["evaluation"]["datasets"]:
+        inject(folder / entry["path"])
+    return config
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Folder of the project, its graph, and what Snakemake said when it made the pages."""
+    folder = tmp_path_factory.mktemp("demo")
+    config = project(folder)
+    (folder / "my.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        graph = make_graph(resolve_runs(config))
+        for plan in graph.plans.values():
+            make_here(plan, plan.report)
+        snakemake = str(Path(sys.executable).with_name("snakemake"))
+        command = [snakemake, "all", "report", "-c2", "--configfile", "my.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        # Snakemake's own report, with our pages in it.
+        command = [snakemake, "report", "--configfile", "my.yaml", "--report", "snakemake.zip"]
+        reported = subprocess.run(command, capture_output=True, text=True)
+        assert reported.returncode == 0, reported.stderr[-4000:]
+    return folder, graph, done.stderr
+
+
+def test_common_stages_are_made_once(swept):
+    folder, _, said = swept
+    base = folder / "outputs"
+    assert len(list(base.glob("sft-*/manifest.json"))) == len(list(base.glob("data/reference/*/manifest.json"))) == 1
+    assert len(list(base.glob("dpo-*/manifest.json"))) == 6
+    assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in said
+    assert "rule compare_runs:" in said and "rule train:" not in said
+    assert "comparison: outputs/comparisons/" in said
+    assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()
+
+
+def test_the_comparison_shows_the_spread_over_seeds(swept):
+    folder, _, _ = swept
+    compared = folder / "outputs" / "tiny-comparison"
+    summary = json.loads((compared / "summary.json").read_text())
+    assert (summary["keys"], summary["seeds"]) == (["dpo.beta", "dpo.training.seed"], ["dpo.training.seed"])
+    assert [group["values"] for group in summary["groups"]] == [{"dpo.beta": beta} for beta in (0.05, 0.1, 0.3)]
+    for group in summary["groups"]:
+        rows = [row for row in summary["runs"] if row["name"] in group["runs"]]
+        losses = [row["measures"]["training loss, last tenth"] for row in rows]
+        assert len(losses) == 2 and losses[0] != losses[1]
+        assert group["spread"]["training loss, last tenth"]["std"] == pytest.approx(statistics.stdev(losses))
+    page = (compared / "report.html").read_text()
+    assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
+    for row in summary["runs"]:
+        assert (compared / row["page"]).resolve().is_file()
+
+
+def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
+    folder, graph, _ = swept
+    plan = graph.first
+    told = json.loads((folder / "outputs" / plan.report.directory / "summary.json").read_text())
+    assert told["models"] == ["base", "sft", "dpo"]
+    for stage in told["stages"]:
+        trained = json.loads((folder / "outputs" / plan.trained[stage["name"]].manifest).read_text())
+        assert stage["facts"]["steps"] == trained["steps"] == stage["curves"]["loss"]["step"][-1]
+        assert stage["facts"]["tokens"] == trained["tokens"] == stage["curves"]["loss"]["tokens"][-1]
+        assert {"loss", "grad_norm", "learning_rate", "tokens_per_second", "peak_memory_bytes"} <= set(stage["curves"])
+        (start,) = stage["elapsed"]["starts"]
+        assert (start["step"], start["end_step"], start["why"]) == (0, trained["steps"], "done")
+        assert stage["elapsed"]["saving_seconds"] > 0 and stage["elapsed"]["first_step_seconds"] > 0
+        for dataset in stage["data"]:
+            assert sum(dataset["lengths"]["counts"]) == dataset["rows_in"] - sum(dataset["dropped"].values())
+    assert set(told["stages"][1]["curves"]) >= {"rewards/margins", "rewards/accuracies", "rewards/chosen"}
+    assert told["lineage"]["root"] in told["lineage"]["stages"]
+    assert {cost["stage"] for cost in told["costs"]} >= {"download", "tokenize", "mix", "train", "export", "evaluate"}
+    assert told["totals"]["gpu_hours"] == 0 and told["totals"]["seconds"] > 0
+    for found in told["evaluations"].values():
+        assert set(found) == {"base", "sft", "dpo"}
+
+
+def test_snakemake_has_the_pages_in_its_own_report(swept):
+    folder, graph, _ = swept
+    unpacked = folder / "unpacked"
+    shutil.unpack_archive(folder / "snakemake.zip", unpacked)
+    assert len([path for path in unpacked.rglob("report.html") if "Spread over seeds" in path.read_text()]) == 1
+    pages = [path.read_text() for path in unpacked.rglob("report.html")]
+    assert sum("What preflight foretold" in page for page in pages) == len(graph.plans)
+
+
+@contextmanager
+def opened(path: Path, **options):
+    """A page in Chromium; raises for what it says on its console, and for any request."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(**options).new_page()
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.resolve().as_uri())
+        page.wait_for_selector("html[data-drawn=yes]")
+        yield page
+        assert said == [] and asked == [path.resolve().as_uri()]
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("which", ["run", "comparison"])
+@pytest.mark.parametrize(
+    "options",
+    [{"viewport": {"width": 1280, "height": 900}}, {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}],
+    ids=["desktop", "phone"],
+)
+def test_a_browser_shows_the_whole_page_and_asks_nobody(swept, which, options):
+    folder, graph, _ = swept
+    stage = graph.first.report if which == "run" else graph.comparison
+    with opened(folder / "outputs" / stage.directory / "report.html", **options) as page:
+        assert "owned" not in page.title()
+        charts = page.locator("[data-chart]").count()
+        assert page.locator("[data-chart] svg.main-svg").count() >= charts > 2
+        # Nothing sticks out: a phone scrolls down, not sideways.
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        loss = "[data-chart='loss']" if which == "comparison" else "[data-chart='curve dpo loss']"
+        titles = []
+        for axis in ("step", "tokens", "seconds"):
+            page.check(f"input[value={axis}]")
+            page.wait_for_selector("html[data-drawn=yes]")
+            titles.append(page.locator(f"{loss} .xtitle").text_content())
+        assert titles == ["step", "tokens", "seconds of training"]
+        if which == "run":
+            assert HOSTILE in page.locator("#samples ~ .card").first.inner_text()
+            assert page.locator(".t.on").count() > 10
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_policy_stops_a_script_that_got_in(swept, tmp_path):
+    """What escaping should have stopped, put into a page by hand."""
+    folder, graph, _ = swept
+    page = (folder / "outputs" / graph.first.report.directory / "report.html").read_text()
+    bad = "<script>document.title='owned'</script><img src='https://example.org/x' onerror=\"document.title='owned'\">"
+    (tmp_path / "bad.html").write_text(page.replace("<h1>", f"{bad}<h1>", 1))
+    with pytest.raises(AssertionError), opened(tmp_path / "bad.html") as shown:
+        title = shown.title()
+    assert title != "owned"
