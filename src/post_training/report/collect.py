@@ -23,7 +23,7 @@ def collect(task: Task) -> dict[str, Any]:
 
     - `name`: the report's own; `models`: `base` and each trained stage in the order of training;
     - `stages`: a dict a training with `name`, `facts`, `curves`, `final`, `marks`, `elapsed`, `data`, `packing`, `preflight`, `config`;
-    - `evaluations`: dataset -> model -> results; `lm_eval`: task -> model -> metric -> value;
+    - `evaluations`: dataset -> model -> results; `lm_eval`: task -> model -> metric -> `value`, `stderr`;
     - `samples`: dataset -> prompts, each with every model's answer;
     - `lineage`: `root`, and `stages` by key, each with `inputs` (name -> key), `facts` and `sources` in words;
     - `costs`: a line a stage; `totals`: their sums.

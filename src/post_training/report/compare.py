@@ -85,9 +85,8 @@ def _result(report: Path, here: Path) -> dict[str, Any]:
             key, title = MEASURES[found["kind"]]
             measures[f"{dataset}: {title}"] = found[key]
     for task, models in numbers["lm_eval"].items():
-        for metric, value in models.get(last["name"], {}).items():
-            if isinstance(value, int | float) and not metric.endswith("_stderr"):
-                measures[f"{task}: {metric}"] = value
+        for metric, told in models.get(last["name"], {}).items():
+            measures[f"{task}: {metric}"] = told["value"]
     curves = {metric: curve for metric, curve in last["curves"].items() if metric in _METRICS}
     page = os.path.relpath(report.parent / "report.html", here)
     return {"measures": measures, "page": page, "curves": curves, "totals": numbers["totals"]}
