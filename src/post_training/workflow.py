@@ -3,7 +3,9 @@
 Kept out of the `.smk` files so that it can be typed and tested.
 """
 
+import gc
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -41,10 +43,14 @@ class WorkflowPlan:
         self.workflow = workflow
         for file in workflow.config_settings.configfiles or ():
             config = beside(config, Path(os.path.relpath(file)).parent)
+        gc.disable()
         try:
             self.graph: Graph = make_graph(resolve_runs(config, _own_command_line(workflow, config)))
         except UserError as error:
             raise SystemExit(str(error)) from None
+        finally:
+            gc.enable()
+        gc.freeze()  # the plan of thousands of runs stays: looking through it for garbage again and again takes seconds
         self._announced: set[str] = set()
         if self._is_main():
             _use_our_slurm_executor(self.slurm_job)
@@ -53,7 +59,6 @@ class WorkflowPlan:
             if not getattr(workflow.output_settings, "dryrun", False):
                 release_stale_lock()
                 self._discard_debug_runs()
-                self._write_task_files()
                 point_links(self.graph)
 
     @property
@@ -102,7 +107,7 @@ class WorkflowPlan:
                 paths = [path for path in paths if Path(path).exists()]
             return [ancient(path) for path in paths]
 
-        return function
+        return _signed(function)
 
     def _preflight(self, plan: Plan) -> Stage:
         """The preflight that covers a run, of where the GPU rules of this invocation run."""
@@ -122,7 +127,7 @@ class WorkflowPlan:
                 [] if whole else [ancient(path) for path in self.manifests(self._preflight(self.graph.plan_of(stage)))]
             )
 
-        return function
+        return _signed(function)
 
     def push_inputs(self, wildcards: Any) -> list[Any]:
         """Input function of `push`: without a token nothing is begun that would end there."""
@@ -155,7 +160,7 @@ class WorkflowPlan:
 
     def spec(self, kind: str, wildcard: str = "stage") -> Callable[[Any], str]:
         """What the job is told to make; Snakemake tracks it, and it is stable for a path."""
-        return lambda wildcards: self._stage(kind, wildcard, wildcards).spec
+        return _signed(lambda wildcards: self._stage(kind, wildcard, wildcards).spec)
 
     def runtime(self, kind: str, wildcard: str = "stage") -> Callable[[Any, Any], str]:
         """How the job is to run. The argument `resources` makes Snakemake leave it untracked."""
@@ -170,10 +175,10 @@ class WorkflowPlan:
             return canonical({**stage.runtime, **where} if kind in placement.RANKED else stage.runtime)
 
         # Snakemake decides by the parameter's name, which the closure above keeps.
-        return function
+        return _signed(function)
 
-    def resources(self, kind: str, wildcard: str = "stage") -> dict[str, Callable[[Any], Any]]:
-        """Resources of a rule's jobs under Slurm, by name; on this machine they have none."""
+    def resources(self, kind: str, wildcard: str = "stage") -> dict[str, Callable[[Any], Any] | None]:
+        """Resources of a rule's jobs under Slurm, by name; on this machine they have none. None: no run gives it."""
 
         def function(name: str) -> Callable[[Any], Any]:
             def value(wildcards: Any) -> Any:
@@ -181,9 +186,14 @@ class WorkflowPlan:
                     return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
                 return placement.resources(self._view_of(self._stage(kind, wildcard, wildcards)), kind)[name]
 
-            return value
+            return _signed(value)
 
-        return {name: function(name) for name in placement.resources(self.graph.first.pipeline.last, kind)}
+        views = [view for plan in self.graph.plans.values() for view in plan.pipeline.views.values()]
+        given: dict[str, bool] = {}
+        for view in views:
+            for name, value in placement.resources(view, kind).items():
+                given[name] = given.get(name, False) or value is not None
+        return {name: function(name) if some else None for name, some in given.items()}
 
     def slurm_job(self, job: Any) -> StageJob | None:
         """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""
@@ -222,20 +232,23 @@ class WorkflowPlan:
 
     def told_by_file(self, kind: str) -> Callable[[Any], str]:
         """What a job about all runs is told: a file, since thousands of runs do not fit into a command line."""
-        return lambda wildcards: f"@{self._task_file(self._stage(kind, 'stage', wildcards))}"
 
-    def _task_file(self, stage: Stage) -> Path:
-        return self.graph.base / stage.directory / "task.json"
+        def function(wildcards: Any) -> str:
+            stage = self._stage(kind, "stage", wildcards)
+            path = self.graph.base / stage.directory / "task.json"
+            # Asked of a job when the whole plan stands: one with a mistake writes nothing.
+            if not (self.workflow.dryrun or (self.graph.base / stage.manifest).exists()):
+                write_atomically(path, canonical(self._told(stage)))
+            return f"@{path}"
 
-    def _write_task_files(self) -> None:
-        """The comparison's spec and inputs, and the preflights' runtime."""
-        base, comparison = self.graph.base, self.graph.comparison
-        if comparison is not None and not (base / comparison.manifest).exists():
-            paths = self.manifests(*(comparison.inputs[name] for name in sorted(comparison.inputs)))
-            write_atomically(self._task_file(comparison), canonical({**json.loads(comparison.spec), "paths": paths}))
-        for stage in {id(stage): stage for stage in map(self._preflight, self.graph.plans.values())}.values():
-            if not (base / stage.manifest).exists():
-                write_atomically(self._task_file(stage), canonical(stage.runtime))
+        return _signed(function)
+
+    def _told(self, stage: Stage) -> dict[str, Any]:
+        """The preflight's runtime, or the comparison's spec with the paths of its inputs."""
+        if stage.kind == "preflight":
+            return stage.runtime
+        paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs)))
+        return {**json.loads(stage.spec), "paths": paths}
 
     def finish_run(self) -> None:
         """At the end of a successful run: what was reached, and where it is."""
@@ -280,6 +293,12 @@ class WorkflowPlan:
             (self.graph.base / stage.manifest).unlink(missing_ok=True)
         for stage in references:
             shutil.rmtree(self.graph.base / stage.directory / "shards", ignore_errors=True)
+
+
+def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Its signature, which Snakemake looks up several times a job, worked out once."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def _stages(inputs: Any) -> Any:
