@@ -88,7 +88,7 @@ def test_resources_follow_the_configuration_and_local_runs_have_none(project):
     assert found["train", "dpo"].nodes == 3
     mix = next(resources for (rule, _), resources in found.items() if rule == "mix")
     assert (mix.slurm_partition, mix.cpus_per_task, mix.get("gres")) == ("cpu", 3, None)
-    for kind in set(placement.ON_GPU) - {"preflight_probe"}:  # which is optional
+    for kind in set(placement.ON_GPU) - {"preflight_probe", "lm_eval"}:  # which are optional
         assert f"{kind} " in handler.told and "sbatch --job-name=" in handler.told
     assert ": 2 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=sft-" in handler.told
     assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told
