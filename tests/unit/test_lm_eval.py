@@ -199,7 +199,7 @@ def test_a_name_that_is_no_task(tasks, tmp_path, without_its_own_tasks):
     )
 
 
-def test_tasks_that_are_refused(tasks, tmp_path):
+def test_tasks_that_are_refused(tasks, tmp_path, monkeypatch):
     def own(name, text):
         path = tmp_path / name
         path.mkdir()
@@ -213,6 +213,8 @@ def test_tasks_that_are_refused(tasks, tmp_path):
     with pytest.raises(UserError, match="sums: runs code that the model writes"):
         download(tmp_path / "b" / "manifest.json", unsafe, "sums")
     gone = own("gone", SUMS.replace("FOLDER", str(tmp_path / "nowhere")))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")  # what the stage sets would stay for other tests
     with pytest.raises(
         UserError,
         match=r"lm_eval.tasks: sums: cannot be loaded \(FileNotFoundError: .*; rows of the Hub: where there is internet",

@@ -41,6 +41,8 @@ rule download_tasks:
     wildcard_constraints:
         stage=WORKFLOW.names("download_tasks"),
     localrule: True
+    # First of all: a name that is no task ends the run before anything is trained.
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
     params:
