@@ -40,9 +40,9 @@ rule download_tasks:
         "<outputs>/logs/download_tasks/{stage}.log",
     wildcard_constraints:
         stage=WORKFLOW.names("download_tasks"),
-    localrule: True
     # First of all: a name that is no task ends the run before anything is trained.
     priority: 1
+    localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
