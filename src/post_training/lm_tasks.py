@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name, and their rows in the cache of `datasets`, before anything is trained.
+"""Tasks of lm-evaluation-harness by name, and their rows in the cache of `datasets`, before a model is asked.
 
 The rule `download_tasks` runs where snakemake does, since compute nodes may have no network.
 """

@@ -40,7 +40,7 @@ rule download_tasks:
         "<outputs>/logs/download_tasks/{stage}.log",
     wildcard_constraints:
         stage=WORKFLOW.names("download_tasks"),
-    # First of all: a name that is no task ends the run before anything is trained.
+    # First of all, so that a name that is no task is known early.
     priority: 1
     localrule: True
     conda:
