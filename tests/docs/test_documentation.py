@@ -23,6 +23,7 @@ NOT_RUN = {
     "installs the environment that the tests already run in": 3,
     "installs the environment for GPUs": 1,
     "the suite runs these tests": 2,
+    "of finished runs": 1,
     "minutes; the tests of faults run the same harness": 1,
 }
 
