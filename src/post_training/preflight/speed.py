@@ -40,7 +40,8 @@ def predict(subject: Subject) -> dict[str, Any]:
         "rate_from": source,
         "step_seconds": training / subject.steps if training is not None else None,
         "flops_per_token": round(flops_per_token(subject)),
-        "device_peak_flops": subject.device.peak_flops,
+        # A CPU's is measured beside whatever else it does, and utilisation by it would say nothing.
+        "device_peak_flops": subject.device.peak_flops if subject.topology.device == "GPU" else None,
         "hours": round(hours, 4) if hours is not None else None,
         "gpu_hours": round(hours * ranks, 4) if hours is not None and subject.topology.device == "GPU" else None,
     }
