@@ -41,6 +41,7 @@ def write_own(project: Path) -> None:
     sums = [{"a": n % 10, "b": n // 10, "sum": str(n % 10 + n // 10)} for n in range(100)]
     pairs = [row | {"chosen": row["sum"], "rejected": str(int(row["sum"]) + 1)} for row in sums[:16]]
     files = {"sums": sums[:48], "sums-more": sums[40:80], "held": sums[80:90], "asked": sums[90:94], "pairs": pairs}
+    files["benchmark"] = sums[94:98]
     for name, rows in files.items():
         (my / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copy(Path(__file__).with_name("own_input.yaml"), project / "my.yaml")

@@ -272,7 +272,9 @@ def test_two_equal_runs_differ_in_the_code_alone(finished, rebuilt):
         row["what"].startswith("evaluation: ") and row["b"] is None for row in found["results"]
     )  # left out there
     assert {row["what"] for row in found["versions"]} == {"code", "changes in the code"}
-    assert {row["what"].split(".", 1)[1] for row in found["keys"]} == {
+    measured = [row for row in found["keys"] if row["what"].startswith("dpo.evaluation.datasets")]
+    assert measured and all(row["b"] in (None, []) for row in measured)  # as SFT's only, which kept their rows out
+    assert {row["what"].split(".", 1)[1] for row in found["keys"] if row not in measured} == {
         "data.chat_template",
         "data.transform_modules[0]",
     }
@@ -287,6 +289,7 @@ def test_two_equal_runs_differ_in_the_code_alone(finished, rebuilt):
         (lambda my: (my / "sums-new.jsonl").write_text("{}\n"), "sums-new.jsonl is not among the recorded ones"),
         (lambda my: (my / "held.jsonl").write_text("{}\n"), "my/held.jsonl: held.jsonl has other content than recorded"),
         (lambda my: (my / "asked.jsonl").write_text("{}\n"), "my/asked.jsonl: asked.jsonl has other content than recorded"),
+        (lambda my: (my / "benchmark.jsonl").write_text("{}\n"), "my/benchmark.jsonl: benchmark.jsonl has other content"),
     ],
 )  # fmt: skip
 def test_local_data_that_are_not_what_was_recorded(rebuilt, tmp_path, monkeypatch, damage, expected):

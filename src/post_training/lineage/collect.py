@@ -25,7 +25,8 @@ def collect(path: Path | str) -> dict[str, Any]:
     - `root`: key of the stage that was asked for;
     - `stages`: key -> stage, inputs before what is made from them. A key is the stage's directory below the output
       base, `data/mixed/sft-1a2b3c4d` or `sft-llama-1a2b3c4d/model`, or for a stage outside of it its own name;
-    - `gpu_hours`: of all stages, failed and interrupted starts included.
+    - `gpu_hours`: of all stages. Under Slurm failed and interrupted starts are included; elsewhere they are GPUs times
+      `training_seconds` of each training, without what was trained in vain.
 
     A stage is its manifest (`stage`, `fingerprint`, `config`, `files` with `sha256`, `versions`, `git`, `seconds`,
     `rows_out`, ...) with

@@ -1,8 +1,8 @@
 """What an exported model says of itself, in its own folder: `provenance.json`, and the `config.yaml` that makes it again.
 
 provenance.json   the lineage; names no person, no machine and no place on it
-config.yaml       the run's own, with commits for revisions; local data by the path that was configured, and their
-                  hashes as `recorded_files`
+config.yaml       the run's own, with commits for revisions and without what only measures; local data by the path that
+                  was configured, and their hashes as `recorded_files`
 provenance/       the user's templates and transform modules, as they were used; `config.yaml` names them there
 """
 
@@ -16,16 +16,15 @@ from omegaconf import OmegaConf
 
 from post_training import code, manifest
 from post_training.config.load import load_file
-from post_training.config.schema import SHARED
 from post_training.fingerprint import file_sha256, write_atomically
 from post_training.lineage.collect import PROVENANCE, collect, key_of
-from post_training.lineage.rebuild import keep_code, recorded_files, sections
+from post_training.lineage.rebuild import keep_code, leave_out_evaluation, pin_revisions, recorded_files, sections
 from post_training.task import Task
 
 CONFIG = "config.yaml"
 _PRIVATE = ("host", "user", "directory")
 # Where and how fast; and what a rebuild must not do again.
-_NOT_REBUILT = ("slurm", "paths", "debug", "publish")
+_NOT_REBUILT = ("paths", "debug", "publish")
 
 
 def write_provenance(task: Task, folder: Path, files: list[manifest.File]) -> dict[str, Any]:
@@ -66,27 +65,16 @@ def write_config(task: Task, folder: Path) -> None:
     path = task.inputs["train"].parent / CONFIG
     tree = {key: value for key, value in load_file(path).items() if key not in _NOT_REBUILT}
     lineage = collect(task.inputs["train"])
-    commits = _commits(lineage["stages"].values())
     found = sections(tree, lineage)
     tree["recorded_files"] = recorded_files(found, lineage["stages"])
     keep_code(found, lineage["stages"], folder)
-    for section in (section for section in tree.values() if isinstance(section, dict)):
-        for key in _NOT_REBUILT:
-            if key in SHARED:
-                section.pop(key, None)
-        for entry in section.get("data", {}).get("datasets", []):
-            entry["revision"] = commits.get((str(entry["path"]), entry["revision"]), entry["revision"])
-        if model := section.get("model"):
-            model["revision"] = commits.get((model["name_or_path"], model["revision"] or "main"), model["revision"])
-        if "checkpointing" in section:  # a rebuild does not write over what the run has saved elsewhere
-            section["checkpointing"]["inference_checkpoint_path"] = None
+    pin_revisions(found, lineage["stages"])
+    leave_out_evaluation(found)
+    for section, _ in found:
+        section.pop("slurm", None)
+        # A rebuild does not write over what the run has saved elsewhere.
+        section["checkpointing"]["inference_checkpoint_path"] = None
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
-
-
-def _commits(stages: Any) -> dict[tuple[str, str | None], str]:
-    """(repository, revision as configured) -> commit."""
-    hubs = [(stage["config"]["hub"], stage["revision_sha"]) for stage in stages if stage.get("revision_sha")]
-    return {(hub.get("path") or hub.get("name_or_path"), hub["revision"]): sha for hub, sha in hubs}
 
 
 def _public(stage: dict[str, Any]) -> dict[str, Any]:

@@ -48,10 +48,9 @@ def recorded_files(found: Sections, stages: Stages) -> Recorded:
                 parts[EVAL + name] = recorded_as(*((held, entry["split"]) if is_path else (entry["path"], held)))
             for part, path in parts.items():
                 chain = _chain(stages, mixed.get(part))
-                if chain and "sha256" in chain[-1].get("config", {}):
-                    recorded[path] = _outside(chain[-1])
-                if against := section["data"]["hygiene"]["decontaminate_against"]:
-                    recorded |= {recorded_as(against): _outside(stage) for stage in chain if stage["stage"] == "filter"}
+                recorded |= _local(path, chain)
+                for stage in (stage for stage in chain if stage["stage"] == "filter"):
+                    recorded |= _looked_for(section, stage, stages)
         recorded |= _model(section["model"]["name_or_path"], section["model"], stages[training["inputs"]["model"]])
         if (other := section.get("ref_model_name_or_path")) is not None:
             inputs = training["inputs"]
@@ -67,6 +66,21 @@ def _chain(stages: Stages, key: str | None) -> list[Tree]:
         found.append(stages[key])
         key = stages[key]["inputs"].get("rows") or stages[key]["inputs"].get("raw")
     return found
+
+
+def _local(path: str, chain: list[Tree]) -> Recorded:
+    """The files that a dataset was read from, where they are local."""
+    return {path: _outside(chain[-1])} if chain and "sha256" in chain[-1].get("config", {}) else {}
+
+
+def _looked_for(section: Tree, filtered: Tree, stages: Stages) -> Recorded:
+    """The local files whose rows a filter has kept out of the training's."""
+    against = section["data"]["hygiene"]["decontaminate_against"]
+    recorded = {recorded_as(against): _outside(filtered)} if against else {}
+    for entry in section["evaluation"]["datasets"]:
+        chain = _chain(stages, filtered["inputs"].get(f"evaluation:{dataset_name(entry, 'evaluation.datasets')}"))
+        recorded |= _local(recorded_as(entry["path"], entry["split"]), chain)
+    return recorded
 
 
 def _outside(stage: Tree) -> list[list[str]]:
@@ -111,6 +125,27 @@ def keep_code(found: Sections, stages: Stages, folder: Path) -> None:
         if speed["config_path"] is not None and Path(speed["config_path"]).is_file():
             speed["config"] = overlaid(load_file(speed["config_path"]), speed["config"])
             speed["config_path"] = None
+
+
+def pin_revisions(found: Sections, stages: Stages) -> None:
+    """Let the sections name datasets and models of the Hub by the commits that were fetched."""
+    fetched = [stage for stage in stages.values() if stage.get("revision_sha")]
+    hubs = [(stage["config"]["hub"], stage["revision_sha"]) for stage in fetched]
+    commits = {(hub.get("path") or hub.get("name_or_path"), hub["revision"]): sha for hub, sha in hubs}
+    for section, _ in found:
+        for entry in [*section["data"]["datasets"], *section["evaluation"]["datasets"]]:
+            entry["revision"] = commits.get((str(entry["path"]), entry["revision"]), entry["revision"])
+        model = section["model"]
+        model["revision"] = commits.get((model["name_or_path"], model["revision"] or "main"), model["revision"])
+
+
+def leave_out_evaluation(found: Sections) -> None:
+    """Take out of the sections what a model is only measured with: a rebuild needs none of it, nor has its files."""
+    for section, _ in found:
+        evaluation = section["evaluation"] | {"prompts": None, "lm_eval": {}}
+        if not section["data"]["hygiene"]["decontaminate"]:
+            evaluation["datasets"] = []
+        section["evaluation"] = evaluation
 
 
 def _place(places: dict[str, str], path: str, name: str) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import TEMPLATE, conversation, make_here
 
-from post_training.config import resolve
+from post_training.config import read_config, resolve
 from post_training.errors import ConfigError
-from post_training.lineage import collect
-from post_training.lineage.rebuild import keep_code, recorded_files, sections
+from post_training.fingerprint import write_atomically
+from post_training.lineage.provenance import write_config
+from post_training.lineage.rebuild import leave_out_evaluation, pin_revisions
+from post_training.make import task_of
 from post_training.plan import make_plan
 
 
@@ -34,6 +36,11 @@ def config(tmp_path, monkeypatch, model_manifest) -> dict:
     rows = {split: Dataset.from_list([{"messages": conversation(n)}]) for split, n in (("train", 11), ("test", 12))}
     DatasetDict(rows).save_to_disk("saved")
     Path("one.jinja").write_text(TEMPLATE)
+    write(Path("asked.jsonl"), 21)
+    write(Path("against.jsonl"), 22)
+    Path("prompts.jsonl").write_text('{"prompt": "1 and 2?"}\n')
+    Path("tasks").mkdir()
+    Path("tasks/own.yaml").write_text("task: own\n")
     Path("zero.yaml").write_text("zero_optimization: {stage: 2, overlap_comm: true}\n")
     return {
         "method": "sft",
@@ -41,6 +48,7 @@ def config(tmp_path, monkeypatch, model_manifest) -> dict:
         "training": {"max_steps": 1, "effective_batch_size": 1},
         "data": {
             "chat_template": "one.jinja",
+            "hygiene": {"decontaminate": True, "decontaminate_against": ["against.jsonl"]},
             "datasets": [
                 {"name": "list", "path": ["x/train.jsonl", "y/train.jsonl"]},
                 {"name": "folder", "path": "folder"},
@@ -49,36 +57,38 @@ def config(tmp_path, monkeypatch, model_manifest) -> dict:
         },
         "deepspeed": {"config_path": "zero.yaml", "config": {"zero_optimization": {"overlap_comm": False}}},
         "sft": {"max_seq_length": 64},
+        "evaluation": {
+            "datasets": [{"name": "asked", "path": "asked.jsonl"}],
+            "prompts": "prompts.jsonl",
+            "lm_eval": {"tasks": ["own"], "include_path": "tasks"},
+        },
     }
 
 
 @pytest.fixture
 def exported(config) -> dict:
-    """The configuration that an export would write, without its training."""
+    """The configuration that an export would write, after a training that has done nothing."""
     plan = make_plan(resolve(config))
     train = plan.trained["sft"]
     make_here(plan, *train.inputs.values())
-    stages = {}
-    for stage in train.inputs.values():
-        stages |= collect(plan.base / stage.manifest)["stages"]
-    inputs = {name: stage.directory for name, stage in train.inputs.items()}
-    lineage = {"root": "train", "stages": stages | {"train": {"stage": "train", "inputs": inputs}}}
-    tree = json.loads(json.dumps(plan.pipeline.frozen("sft")))
-    found = sections(tree, lineage)
-    tree["recorded_files"] = recorded_files(found, lineage["stages"])
-    keep_code(found, lineage["stages"], Path("model"))
-    return tree
+    task_of(plan, train).finish(files=[])
+    write_atomically(plan.base / train.directory / "config.yaml", json.dumps(plan.pipeline.frozen("sft")))
+    write_config(task_of(plan, plan.exported["sft"]), Path("model"))
+    return read_config(Path("model/config.yaml"))
 
 
 def test_what_an_export_says_is_what_a_plan_asks_for(exported, config):
     recorded = exported["recorded_files"]
-    assert list(recorded) == ["folder", "own-model", "saved", "saved (test)", "x/train.jsonl, y/train.jsonl"]
+    data = ["folder", "saved", "saved (test)", "x/train.jsonl, y/train.jsonl"]
+    assert list(recorded) == sorted([*data, "own-model", "against.jsonl", "asked.jsonl"])
     assert [name for name, _ in recorded["x/train.jsonl, y/train.jsonl"]] == ["train.jsonl", "train.jsonl"]
     assert "model.safetensors" in dict(recorded["own-model"])
     make_plan(resolve(config | {"recorded_files": recorded}))
     for path, expected in (
         ("y/train.jsonl", "sft.data.datasets[0].path: x/train.jsonl, y/train.jsonl: train.jsonl has other content"),
         ("folder/part-1.jsonl", "sft.data.datasets[1].path: folder: part-1.jsonl has other content"),
+        ("against.jsonl", "hygiene.decontaminate_against: against.jsonl: against.jsonl has other content"),
+        ("asked.jsonl", "evaluation.datasets[0].path: asked.jsonl: asked.jsonl has other content"),
         ("own-model/config.json", "model.name_or_path: own-model: config.json has other content"),
     ):
         whole = Path(path).read_bytes()
@@ -102,7 +112,36 @@ def test_a_path_that_is_replaced_is_not_looked_at(exported, config):
 
 def test_code_comes_along_as_it_was_used(exported):
     section = exported["sft"]
-    assert section["data"]["chat_template"] == "provenance/one.jinja"
+    assert section["data"]["chat_template"].endswith("provenance/one.jinja")
     assert Path("model/provenance/one.jinja").read_text() == TEMPLATE
     assert section["deepspeed"]["config_path"] is None
     assert section["deepspeed"]["config"] == {"zero_optimization": {"stage": 2, "overlap_comm": False}}
+
+
+def test_nothing_is_needed_that_only_measures(exported):
+    Path("prompts.jsonl").unlink()
+    shutil.rmtree("tasks")
+    plan = make_plan(resolve(exported))
+    assert not plan.lm_evaluated
+    (stage,) = [stage for stage in plan.stages["transform"].values() if stage.label == "asked"]
+    assert all(stage in filtered.inputs.values() for filtered in plan.stages["filter"].values()), (
+        "what decides rows stays"
+    )
+    exported["sft"]["data"]["hygiene"]["decontaminate"] = False
+    leave_out_evaluation([(exported["sft"], {})])
+    assert exported["sft"]["evaluation"]["datasets"] == []
+
+
+def test_revisions_are_commits():
+    """Of an evaluation's datasets, too: they have decided which rows were trained on."""
+    entries = [
+        {"path": f"org/{name}", "revision": revision} for name, revision in (("a", None), ("b", "v1"), ("c", None))
+    ]
+    hubs = [{"path": "org/a", "revision": None}, {"path": "org/b", "revision": "v1"}]
+    hubs.append({"name_or_path": "org/model", "revision": "main"})
+    stages = {str(n): {"config": {"hub": hub}, "revision_sha": f"{n}" * 40} for n, hub in enumerate(hubs)}
+    section = {"data": {"datasets": entries[:1]}, "evaluation": {"datasets": entries[1:]}}
+    section["model"] = {"name_or_path": "org/model", "revision": None}
+    pin_revisions([(section, {})], stages)
+    found = [entry["revision"] for entry in (*entries, section["model"])]
+    assert found == ["0" * 40, "1" * 40, None, "2" * 40]
