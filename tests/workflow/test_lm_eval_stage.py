@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from test_staleness import changed
@@ -43,6 +44,21 @@ def test_every_model_is_measured_and_cards_and_report_know(benchmarked):
     assert sorted(name.partition("-")[0] for name in jobs["lm_eval"]) == EVERY_MODEL
     benchmarked.config["evaluation"] = {"lm_eval": benchmarked.config["evaluation"]["lm_eval"]}
     assert not benchmarked.plan().evaluated and benchmarked.plan().carded, "a card of benchmarks alone"
+
+
+def test_prompts_alone_give_no_card(benchmarked):
+    benchmarked.config["evaluation"] = {"prompts": "prompts.jsonl"}
+    plan = benchmarked.plan()
+    assert list(plan.evaluated) == ["base", "sft", "dpo"] and not plan.carded
+
+
+def test_tasks_and_prompts_are_read_once_for_all_runs(benchmarked, monkeypatch):
+    read = []
+    text_of = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: read.append(path.name) or text_of(path, *a, **k))
+    benchmarked.config["sweep"] = {"dpo.beta": [0.1, 0.2, 0.3]}
+    assert len(benchmarked.graph().plans) == 3
+    assert (read.count("pick.yaml"), read.count("prompts.jsonl")) == (1, 1)
 
 
 def of_lm_eval(project, **values):

@@ -9,7 +9,7 @@ import yaml
 
 from post_training.config.load import Pipeline
 from post_training.errors import ConfigError
-from post_training.locate import files_below, folder_sha256
+from post_training.locate import files_below
 from post_training.plan.checks import require
 from post_training.plan.data import DataStages, dataset_name
 from post_training.plan.graph import Graph
@@ -33,7 +33,6 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
             inputs[f"held-out {name}"] = mixed
     prompts = view["evaluation"]["prompts"]
     if prompts is not None:
-        read_prompts(Path(prompts).expanduser())
         require(PROMPTS not in inputs, "evaluation.datasets", f"the name {PROMPTS!r} is that of evaluation.prompts")
     if inputs or prompts is not None:
         for name, model in models.items():
@@ -54,7 +53,7 @@ def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Sta
     runtime = {"batch_size": view["evaluation"]["batch_size"]}
     if view["evaluation"]["prompts"] is not None:
         prompts = Path(view["evaluation"]["prompts"]).expanduser()
-        config["prompts"], runtime["prompts"] = data.files.hashes(prompts), str(prompts)
+        config["prompts"], runtime["prompts"] = data.files.checked(prompts, read_prompts), str(prompts)
     return Stage(
         "evaluate", "evaluations", _label(pipeline, name, model), config, {"model": model, **rows}, runtime=runtime
     )
@@ -72,7 +71,7 @@ def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None
         return
     _check_lm_eval(told)
     folder = Path(told["include_path"]).expanduser() if told["include_path"] is not None else None
-    content = folder_sha256(folder, data.files.hashes) if folder else None
+    content = data.files.checked(folder, _check_tasks) if folder else None
     runtime = {
         "include_path": str(folder) if folder else None,
         "offline": view["offline"],
@@ -85,12 +84,13 @@ def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None
         config["fewshot_as_multiturn"] = told["fewshot_as_multiturn"]
         config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
     runtime = {**runtime, "batch_size": told["batch_size"]}
+    installed = importlib.util.find_spec("lm_eval") is not None
     for name, model in models.items():
         label = _label(plan.pipeline, name, model)
         stage = Stage("lm_eval", "lm_eval", label, config, {"model": model, "tasks": tasks}, runtime=runtime)
         plan.lm_evaluated[name] = plan.add(stage)
         require(
-            importlib.util.find_spec("lm_eval") is not None or (plan.base / stage.manifest).is_file(),
+            installed or (plan.base / stage.manifest).is_file(),
             f"{_LM_EVAL}.tasks",
             "needs lm_eval, which is not installed here; pip install lm-eval==0.4.13 (the extra `evaluation`), or give no tasks",
         )
@@ -103,9 +103,10 @@ def _check_lm_eval(told: dict[str, Any]) -> None:
         ("batch_size", _is_batch_size(told["batch_size"]), "1 or more, or auto"),
     ):
         require(holds, f"{_LM_EVAL}.{key}", f"found {told[key]!r}, expected {expected}")
-    if told["include_path"] is None:
-        return
-    key, folder = f"{_LM_EVAL}.include_path", Path(told["include_path"]).expanduser()
+
+
+def _check_tasks(folder: Path) -> None:
+    key = f"{_LM_EVAL}.include_path"
     require(folder.is_dir(), key, f"{folder}: no such folder (relative to {Path.cwd()})")
     files = [path for path in files_below(folder) if path.suffix == ".yaml"]
     require(bool(files), key, f"{folder}: has no task file, *.yaml")

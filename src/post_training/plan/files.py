@@ -1,16 +1,18 @@
 """What planning reads from disk, each thing once however many runs are planned. Light."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from post_training import registry
 from post_training.errors import ConfigError
 from post_training.fingerprint import FileHashes
-from post_training.locate import in_hub_cache, parse_split
+from post_training.locate import folder_sha256, in_hub_cache, parse_split
 from post_training.plan.stage import Stage
 from post_training.registry import TransformSource
+
+Check = Callable[[Path], Any]
 
 
 class Files:
@@ -23,6 +25,7 @@ class Files:
         self._missing: dict[str, str] = {}
         self._transforms: dict[tuple[str, ...], TransformSource] = {}
         self._templates: dict[str, str] = {}
+        self._checked: dict[tuple[Check, Path], str] = {}
 
     def digests(self, path: str, files: list[Path], key: str, root: Path | None = None) -> list[list[str]]:
         """`[[name, sha256], ...]` of the local files that a path means, named below `root`, else by their last part.
@@ -50,6 +53,13 @@ class Files:
         if name not in self._templates:
             self._templates[name] = registry.chat_template_text(name)
         return self._templates[name]
+
+    def checked(self, path: Path, check: Check) -> str:
+        """sha256 of a file, or of all that a folder holds, which `check` raises for if it cannot be used."""
+        if (check, path) not in self._checked:
+            check(path)
+            self._checked[check, path] = folder_sha256(path, self.hashes) if path.is_dir() else self.hashes(path)
+        return self._checked[check, path]
 
     def note_hub(self, kind: str, hub_id: str, key: str, download: Stage) -> None:
         """Note a `model` or `dataset` that only the network can give: neither downloaded yet nor in the Hub's cache."""

@@ -33,11 +33,11 @@ def check_publish(pipeline: Pipeline) -> None:
 
 
 def add_publication(plan: Plan) -> None:
-    """A card for each model that is evaluated, and the last model on the Hub where that is asked for."""
+    """A card for each model that is measured, and the last model on the Hub where that is asked for."""
     for name, exported in plan.exported.items():
         inputs = {"export": exported}
         for kind, found in (("evaluate", plan.evaluated), ("lm_eval", plan.lm_evaluated)):
-            if name in found:
+            if name in found and len(found[name].inputs) > 1:  # of answers to prompts alone a card tells nothing
                 inputs |= {f"base {kind}": found["base"], f"own {kind}": found[name]}
         if len(inputs) > 1:
             plan.carded[name] = plan.add(Stage("card", "cards", plan.trained[name].label, config={}, inputs=inputs))
