@@ -4,6 +4,7 @@ The rule `download_tasks` runs where snakemake does, since compute nodes may hav
 """
 
 import difflib
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,34 @@ def _check(tasks: dict[str, Any], folder: str | None) -> None:
             )
         given = dict(task.dump_config()) if hasattr(task, "dump_config") else {}
         kwargs = given.get("dataset_kwargs") or {}
-        for path in _texts([given.get("dataset_path"), kwargs.get("data_files"), kwargs.get("data_dir")]):
-            outside = folder is None or not Path(path).resolve().is_relative_to(Path(folder).resolve())
-            if Path(path).exists() and outside:
-                raise ConfigError(
-                    _INCLUDE_PATH,
-                    f"the task {one} reads {path}, which is not below it, so that a change would go unseen; put it there",
-                )
+        source, data_dir = (str(value or "") for value in (given.get("dataset_path"), kwargs.get("data_dir")))
+        for path in [source, *_rows(source, data_dir, _texts(kwargs.get("data_files")))]:
+            for file in _local(path):
+                if folder is None or not file.resolve().is_relative_to(Path(folder).resolve()):
+                    raise ConfigError(
+                        _INCLUDE_PATH,
+                        f"the task {one} reads {path}, which is not below it, so that a change would go unseen; put it there",
+                    )
+
+
+def _rows(source: str, data_dir: str, data_files: list[str]) -> list[str]:
+    """Where `datasets` looks for a task's rows: relative files are below data_dir, which is below a folder or repository."""
+    fixed = ("/", "~", "file://")
+    if "/" in source and not os.path.exists(os.path.expanduser(source)):
+        return [path for path in (data_dir, *data_files) if path.startswith(fixed)]
+    base = os.path.join(source, data_dir) if os.path.isdir(os.path.expanduser(source)) else data_dir
+    return [
+        base,
+        *(path if path.startswith(fixed) or "://" in path else os.path.join(base, path) for path in data_files),
+    ]
+
+
+def _local(path: str) -> list[Path]:
+    """The files and folders of this machine that a text means, wildcards and `~` too; none for an address."""
+    expanded = os.path.expanduser(path.removeprefix("file://"))
+    if "://" in expanded:
+        return []
+    return [Path(expanded)] if os.path.exists(expanded) else [*map(Path, glob.glob(expanded, recursive=True))]
 
 
 def _texts(value: Any) -> list[str]:

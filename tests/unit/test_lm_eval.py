@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import TEMPLATE, conversation, task
@@ -209,6 +210,9 @@ def test_tasks_that_are_refused(tasks, tmp_path, monkeypatch):
     elsewhere = own("elsewhere", SUMS.replace("FOLDER", str(tasks)))
     with pytest.raises(UserError, match=r"the task sums reads .*rows\.jsonl, which is not below it"):
         download(tmp_path / "a" / "manifest.json", elsewhere, "sums")
+    wild = own("wild", SUMS.replace("FOLDER/rows", f"{tasks}/r*s"))
+    with pytest.raises(UserError, match=r"the task sums reads .*r\*s\.jsonl, which is not below it"):
+        download(tmp_path / "w" / "manifest.json", wild, "sums")
     unsafe = own("unsafe", SUMS.replace("FOLDER", str(tasks)) + "unsafe_code: true\n")
     with pytest.raises(UserError, match="sums: runs code that the model writes"):
         download(tmp_path / "b" / "manifest.json", unsafe, "sums")
@@ -220,6 +224,40 @@ def test_tasks_that_are_refused(tasks, tmp_path, monkeypatch):
         match=r"lm_eval.tasks: sums: cannot be loaded \(FileNotFoundError: .*; rows of the Hub: where there is internet",
     ):
         download(tmp_path / "c" / "manifest.json", gone, "sums", offline=True)
+
+
+@pytest.mark.parametrize(
+    "given,refused",
+    [
+        ({"data_files": {"test": ["~/out*.jsonl"]}}, True),
+        ({"data_files": "file://HOME/outside.jsonl"}, True),
+        ({"data_dir": "~"}, True),
+        ({"data_dir": "HOME/tasks", "data_files": "../outside.jsonl"}, True),
+        ({"data_files": "out*.jsonl"}, True),
+        ({"data_dir": "HOME/tasks", "data_files": "*.jsonl"}, False),
+        ({"data_files": "https://site.org/out*.jsonl"}, False),
+        ({"data_files": "hf://datasets/org/name/outside.jsonl"}, False),
+    ],
+)
+def test_every_way_to_name_rows_outside_of_the_folder(given, refused, tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    for path in ("outside.jsonl", "tasks/rows.jsonl"):
+        (tmp_path / path).touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    given = json.loads(json.dumps(given).replace("HOME", str(tmp_path)))
+
+    def check(source):
+        asked = SimpleNamespace(dump_config=lambda: {"dataset_path": source, "dataset_kwargs": given})
+        lm_tasks._check({"own": asked}, str(tmp_path / "tasks"))
+
+    if refused:
+        with pytest.raises(UserError, match=r"the task own reads .*, which is not below it"):
+            check("json")
+    else:
+        check("json")
+    if given == {"data_files": "out*.jsonl"}:
+        check("org/name")  # whose files they are
 
 
 def test_a_metric_of_the_hub_is_code(tasks, tmp_path, monkeypatch):
