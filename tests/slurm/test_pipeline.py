@@ -13,6 +13,7 @@ from pipelines import ROOT, Project, configuration, slurm, until
 
 from post_training.config import resolve_runs
 from post_training.plan import make_graph
+from post_training.report.elapsed import elapsed
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,10 @@ def test_sft_to_dpo_on_two_nodes_with_zero_3_interrupted(make, warned, built_ext
         manifest = json.loads((disturbed.run_of(method) / "manifest.json").read_text())
         assert manifest["world_size"] == 4
         assert disturbed.model(method) == alone.model(method)
+    starts = elapsed(disturbed.run_of("sft"))["starts"]
+    assert [start["job_id"] for start in starts] == [line["job_id"] for line in disturbed.segments("sft")]
+    assert (starts[0]["why"], starts[-1]["why"]) == ("SIGUSR1", "done")
+    assert {start["devices"] for start in starts} == {4} and all(start["queue_seconds"] >= 0 for start in starts)
     nodes = {line["nodes"] for line in alone.segments("sft")}
     assert all("node[" in name for name in nodes)
     for project in (disturbed, alone):

@@ -15,6 +15,8 @@ from tiny import export_task, launcher_command, losses_of, metrics_of, train_tas
 
 from post_training import export, launch
 from post_training.model.shards import gather
+from post_training.report.curves import marks
+from post_training.report.elapsed import elapsed
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +65,11 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manif
     assert weights(task.directory) == weights(straight)
     assert [line["step"] for line in metrics_of(task.directory)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(task.directory) == losses_of(straight)
+    killed, last = elapsed(task.directory)["starts"]
+    assert (killed["why"], last["why"]) == ("killed", "done")
+    assert last["step"] >= wait_for - 1 and last["end_step"] == 6
+    assert killed["lost_steps"] >= 0 and killed["start_up_seconds"] > 0 < last["start_up_seconds"]
+    assert [mark["step"] for mark in marks(task.directory)] == [last["step"]]
 
 
 def test_a_configuration_error_in_a_rank_is_one_line(tmp_path, model_manifest, sft_rows, template):

@@ -11,6 +11,7 @@ import pytest
 from tiny import launcher_command, losses_of, metrics_of, train_task, wait_for_ranks, wait_for_step
 
 from post_training import launch
+from post_training.report.elapsed import elapsed
 from post_training.training.resume import newest_complete
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,9 @@ def test_a_signal_to_one_rank_stops_all_at_a_saved_step(tmp_path, two_ranks, str
     assert f"{task.directory}: stopped by SIGUSR1 after step {told['step']}; start again to go on" in output
     assert not task.output.exists()
     finish(task, straight)
+    first, second = elapsed(task.directory)["starts"]
+    assert (first["why"], first["end_step"], second["step"]) == ("SIGUSR1", told["step"], told["step"])
+    assert first["devices"] == 2 and first["saving_seconds"] > 0 == second["lost_steps"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, launch.STOPPED), (signal.SIGINT, launch.INTERRUPTED)])
