@@ -43,6 +43,7 @@ def status(options: Namespace) -> int:
     """Print the table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from post_training.config import read_config, resolve_runs
 
@@ -58,7 +59,7 @@ def status(options: Namespace) -> int:
     for line in lines:
         left = duration(line.seconds_left) if line.seconds_left is not None else ""
         state = f"[{colours[line.state]}]{line.state}[/]" if line.state in colours else line.state
-        table.add_row(line.kind, line.name, state, line.progress, line.job_id, left)
+        table.add_row(line.kind, line.name, state, Text(line.progress), line.job_id, left)
     # Without a terminal there is no width to fit.
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     counts = {

@@ -1,10 +1,11 @@
 """What finished pipelines reached, on the terminal: measures, two answers before and after, places. Light."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest, preflight
+from post_training import json_lines, manifest, preflight
 from post_training.plan import Graph, Plan
 
 # Kind of a result -> its first measure, and what it is called.
@@ -15,6 +16,7 @@ MEASURES = {
 }
 _ANSWERS = 2
 _LONGEST = 160
+_LOOKED_AT = 20
 _RUNS = 40
 
 
@@ -62,7 +64,7 @@ def _print_run(plan: Plan, console: Any) -> None:
     _print_table("held-out rows", ["dataset", "measure", *results], measures(results), console)
     _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
     folders = {name: (plan.base / plan.evaluated[name].manifest).parent for name in results}
-    for line in before_and_after({name: read_samples(folder / "samples.jsonl") for name, folder in folders.items()}):
+    for line in before_and_after({name: first_samples(folder / "samples.jsonl") for name, folder in folders.items()}):
         console.print(line, markup=False)
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
@@ -150,11 +152,15 @@ def before_and_after(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """`samples.jsonl` of one evaluation; empty where there is none."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def first_samples(path: Path) -> list[dict[str, Any]]:
+    """The first lines of each dataset in `samples.jsonl` of one evaluation; none where there is none."""
+    found: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    for sample in json_lines.read(path):
+        counts[sample["dataset"]] += 1
+        if counts[sample["dataset"]] <= _LOOKED_AT:
+            found.append(sample)
+    return found
 
 
 def _short(text: str) -> str:

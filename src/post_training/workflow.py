@@ -235,7 +235,7 @@ class WorkflowPlan:
 
         def function(wildcards: Any) -> str:
             stage = self._stage(kind, "stage", wildcards)
-            path = self.graph.base / stage.directory / "task.json"
+            path = self.graph.base / stage.directory / ".task.json"  # hidden: no product of the stage
             # Asked of a job when the whole plan stands: one with a mistake writes nothing.
             if not (self.workflow.dryrun or (self.graph.base / stage.manifest).exists()):
                 write_atomically(path, canonical(self._told(stage)))

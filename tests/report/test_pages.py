@@ -4,6 +4,7 @@ Data, SFT and the reference are made once. Two rows try to run a script on the p
 """
 
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -55,16 +56,18 @@ def project(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Folder of the project, its graph, and what Snakemake said when it made the pages."""
+    """Folder of the project, its graph, and what Snakemake said before it all and when it made the pages."""
     folder = tmp_path_factory.mktemp("demo")
     config = project(folder)
     (folder / "my.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         graph = make_graph(resolve_runs(config))
+        snakemake = str(Path(sys.executable).with_name("snakemake"))
+        command = [snakemake, "all", "report", "-n", "--configfile", "my.yaml"]
+        planned = subprocess.run(command, capture_output=True, text=True, check=True)
         for plan in graph.plans.values():
             make_here(plan, plan.report)
-        snakemake = str(Path(sys.executable).with_name("snakemake"))
         command = [snakemake, "all", "report", "-c2", "--configfile", "my.yaml"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -72,12 +75,16 @@ def swept(tmp_path_factory):
         command = [snakemake, "report", "--configfile", "my.yaml", "--report", "snakemake.zip"]
         reported = subprocess.run(command, capture_output=True, text=True)
         assert reported.returncode == 0, reported.stderr[-4000:]
-    return folder, graph, done.stderr
+    return folder, graph, planned.stdout + planned.stderr, done.stderr
 
 
 def test_common_stages_are_made_once(swept):
-    folder, _, said = swept
+    folder, _, planned, said = swept
     base = folder / "outputs"
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned, re.M))
+    assert {rule: jobs[rule] for rule in ("reference", "train", "export", "report_page", "compare_runs")} == {
+        "reference": "1", "train": "7", "export": "7", "report_page": "6", "compare_runs": "1",
+    }  # fmt: skip
     assert len(list(base.glob("sft-*/manifest.json"))) == len(list(base.glob("data/reference/*/manifest.json"))) == 1
     assert len(list(base.glob("dpo-*/manifest.json"))) == 6
     assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in said
@@ -87,7 +94,7 @@ def test_common_stages_are_made_once(swept):
 
 
 def test_the_comparison_shows_the_spread_over_seeds(swept):
-    folder, _, _ = swept
+    folder, *_ = swept
     compared = folder / "outputs" / "tiny-comparison"
     summary = json.loads((compared / "summary.json").read_text())
     assert (summary["keys"], summary["seeds"]) == (["dpo.beta", "dpo.training.seed"], ["dpo.training.seed"])
@@ -104,7 +111,7 @@ def test_the_comparison_shows_the_spread_over_seeds(swept):
 
 
 def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
-    folder, graph, _ = swept
+    folder, graph, *_ = swept
     plan = graph.first
     told = json.loads((folder / "outputs" / plan.report.directory / "summary.json").read_text())
     assert told["models"] == ["base", "sft", "dpo"]
@@ -127,7 +134,7 @@ def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
 
 
 def test_snakemake_has_the_pages_in_its_own_report(swept):
-    folder, graph, _ = swept
+    folder, graph, *_ = swept
     unpacked = folder / "unpacked"
     shutil.unpack_archive(folder / "snakemake.zip", unpacked)
     assert len([path for path in unpacked.rglob("report.html") if "Spread over seeds" in path.read_text()]) == 1
@@ -163,7 +170,7 @@ def opened(path: Path, **options):
     ids=["desktop", "phone"],
 )
 def test_a_browser_shows_the_whole_page_and_asks_nobody(swept, which, options):
-    folder, graph, _ = swept
+    folder, graph, *_ = swept
     stage = graph.first.report if which == "run" else graph.comparison
     with opened(folder / "outputs" / stage.directory / "report.html", **options) as page:
         assert "owned" not in page.title()
@@ -186,7 +193,7 @@ def test_a_browser_shows_the_whole_page_and_asks_nobody(swept, which, options):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_the_policy_stops_a_script_that_got_in(swept, tmp_path):
     """What escaping should have stopped, put into a page by hand."""
-    folder, graph, _ = swept
+    folder, graph, *_ = swept
     page = (folder / "outputs" / graph.first.report.directory / "report.html").read_text()
     bad = "<script>document.title='owned'</script><img src='https://example.org/x' onerror=\"document.title='owned'\">"
     (tmp_path / "bad.html").write_text(page.replace("<h1>", f"{bad}<h1>", 1))

@@ -65,11 +65,12 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manif
     assert weights(task.directory) == weights(straight)
     assert [line["step"] for line in metrics_of(task.directory)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(task.directory) == losses_of(straight)
-    killed, last = elapsed(task.directory)["starts"]
+    starts = elapsed(task.directory)["starts"]
+    killed, last = starts
     assert (killed["why"], last["why"]) == ("killed", "done")
     assert last["step"] >= wait_for - 1 and last["end_step"] == 6
     assert killed["lost_steps"] >= 0 and killed["start_up_seconds"] > 0 < last["start_up_seconds"]
-    assert [mark["step"] for mark in marks(task.directory)] == [last["step"]]
+    assert [mark["step"] for mark in marks(metrics_of(task.directory), starts)] == [last["step"]]
 
 
 def test_a_configuration_error_in_a_rank_is_one_line(tmp_path, model_manifest, sft_rows, template):

@@ -96,6 +96,12 @@ def test_the_command(training, capsys, monkeypatch):
     from post_training.__main__ import main
 
     project, _ = training
+    graph = project.graph()
+    stage = next(iter(graph.stages["transform"].values()))
+    log = project.path / graph.base / "logs" / "transform" / f"{stage.wildcard.rpartition('/')[2]}.log"
+    (project.path / graph.base / stage.manifest).unlink()
+    log.parent.mkdir(parents=True)
+    log.write_text("reading [/scratch/a.jsonl]\n")
     monkeypatch.chdir(project.path)
     config = next(path for path in project.path.rglob("*.yaml") if path.name == "config.yaml")
     assert main(["status", "--config", str(config), "--json"]) == 0
@@ -103,4 +109,4 @@ def test_the_command(training, capsys, monkeypatch):
     assert {"kind", "name", "state", "progress", "job_id", "seconds_left"} == set(told[0])
     assert main(["status", "--config", str(config)]) == 0
     printed = capsys.readouterr().out
-    assert "step 4 of" in printed and "done" in printed
+    assert "step 4 of" in printed and "done" in printed and "reading [/scratch/a.jsonl]" in printed

@@ -23,10 +23,10 @@ VERSIONS = {
     "evaluate": 1,
     "download_tasks": 1,
     "lm_eval": 1,
-    "report": 1,
+    "report": 2,
     "card": 1,
     "push": 1,
-    "compare": 1,
+    "compare": 2,
 }
 
 

@@ -62,8 +62,9 @@ def run(task: Task) -> None:
             "predicted": predicted(subject),
             "work": speed.work(subject) | speed.batch_of(subject.view),
         }
-    allowed_by_any = {name for subject in subjects for name in subject.view["preflight"]["only_warn"]}
-    found = together(found) + only_warn(_general_checks(task, subjects, on_slurm), allowed_by_any)
+    # What is about all runs only warns where each of them lets it.
+    by_all = set.intersection(*(set(subject.view["preflight"]["only_warn"]) for subject in subjects))
+    found = together(found) + only_warn(_general_checks(task, subjects, on_slurm), by_all)
 
     verdict = next((v for v in (FAILURE, WARNING) if any(check.verdict == v for check in found)), OK)
     facts = {

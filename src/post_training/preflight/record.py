@@ -38,7 +38,7 @@ def end(task: Task, facts: dict[str, Any], lines: list[dict[str, Any]], checkpoi
         lines: of `logs/metrics.jsonl`.
         checkpoint: the last one's folder.
     """
-    told = _read(task.directory / FILE)
+    told = of_run(task.directory)
     if told is None:
         return
     write(task.directory, {**told, "measured": told.get("work", {}) | measured(facts, lines, checkpoint)})
@@ -72,6 +72,11 @@ def measured(facts: dict[str, Any], lines: list[dict[str, Any]], checkpoint: Pat
 def write(directory: Path, told: dict[str, Any]) -> None:
     """`preflight.json` of a run or a probe."""
     write_atomically(directory / FILE, json.dumps(told, indent=1) + "\n")
+
+
+def of_run(directory: Path) -> dict[str, Any] | None:
+    """`preflight.json` of a run; None where it had no preflight."""
+    return _read(directory / FILE)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,8 @@
   const names = { step: "step", tokens: "tokens", seconds: "seconds of training" };
   let axis = "step";
 
+  // Where a run has not counted its tokens, its curves stay over steps.
+  const over = (chart) => (chart.lines.every((line) => line[axis]) ? axis : "step");
   const colour = (number) => palette()[number % palette().length];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -32,12 +34,12 @@
   const kinds = {
     lines(chart) {
       const traces = chart.lines.map((line) => ({
-        type: "scatter", mode: line.values.length > 1 ? "lines" : "markers", x: line[axis], y: line.values, name: line.name,
+        type: "scatter", mode: line.values.length > 1 ? "lines" : "markers", x: line[over(chart)], y: line.values, name: line.name,
         line: { color: colour(line.colour), width: chart.lines.length > 1 ? 1.5 : 2 }, marker: { color: colour(line.colour) },
       }));
-      const marks = (chart.marks || []).map((mark) => upright(mark[axis], mark.why));
+      const marks = (chart.marks || []).map((mark) => upright(mark[over(chart)], mark.why));
       return [traces, layout({
-        xaxis: { title: { text: names[axis], standoff: 6 } }, hovermode: chart.lines.length > 8 ? "closest" : "x unified",
+        xaxis: { title: { text: names[over(chart)], standoff: 6 } }, hovermode: chart.lines.length > 8 ? "closest" : "x unified",
         showlegend: chart.lines.length > 1 && chart.lines.length <= 20,
         shapes: marks.map((mark) => mark.shape), annotations: marks.map((mark) => mark.note),
       })];

@@ -7,6 +7,7 @@ A chart has a `title`, a `kind` and
 - `stack`: `rows`, names of the bars, and `parts`: `name` and `values`, seconds for each bar.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from post_training.report.elapsed import PARTS
@@ -37,11 +38,12 @@ def of_run(numbers: dict[str, Any]) -> Charts:
     return found
 
 
-def of_runs(runs: list[dict[str, Any]], curves: dict[str, dict[str, Any]]) -> Charts:
+def of_runs(runs: list[dict[str, Any]], curves: dict[str, dict[str, Any]], metrics: Iterable[str]) -> Charts:
     """A chart a metric with a line a run, in the colour of its group; `curves` are run name -> metric -> curve."""
     found: Charts = {}
-    for run in runs:
-        for metric, curve in curves[run["name"]].items():
+    for metric in metrics:
+        for run in (run for run in runs if metric in curves[run["name"]]):
+            curve = curves[run["name"]][metric]
             chart = found.setdefault(metric, {"kind": "lines", "title": curve["title"], "lines": []})
             line = {key: value for key, value in curve.items() if key != "title"}
             chart["lines"].append({"name": run["name"], "colour": run["group"], **line})

@@ -1,16 +1,18 @@
 """Manifests and what lies beside them -> the numbers of a run's page, which are also its `summary.json`."""
 
+import math
+from collections import Counter
 from typing import Any
 
-from post_training import lineage, manifest
+from post_training import json_lines, lineage, manifest
 from post_training.lineage.show import facts, sources
-from post_training.preflight import FILE
+from post_training.preflight.record import of_run as record_of
 from post_training.report import data
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import elapsed
-from post_training.report.reading import read_json, read_json_lines
 from post_training.slurm import record
 from post_training.task import Task
+from post_training.training.finish import read_metrics
 
 # Prompts of each dataset whose answers are shown.
 _SAMPLES = 5
@@ -34,28 +36,39 @@ def collect(task: Task) -> dict[str, Any]:
     models = ["base", *names]
     traced = _lineage(task, names[-1])
     costs = _costs(traced["stages"])
-    return {
-        "name": task.directory.name,
-        "models": models,
-        "stages": [_stage(task, name) for name in names],
-        "evaluations": _by_dataset(task, "evaluate", models),
-        "lm_eval": _by_dataset(task, "lm_eval", models),
-        "samples": _samples(task, models),
-        "lineage": {
-            "root": traced["root"],
-            "stages": {
-                key: {
-                    "stage": stage["stage"],
-                    "inputs": stage["inputs"],
-                    "facts": facts(stage),
-                    "sources": sources(stage),
-                }
-                for key, stage in traced["stages"].items()
+    return finite(
+        {
+            "name": task.directory.name,
+            "models": models,
+            "stages": [_stage(task, name) for name in names],
+            "evaluations": _by_dataset(task, "evaluate", models),
+            "lm_eval": _by_dataset(task, "lm_eval", models),
+            "samples": _samples(task, models),
+            "lineage": {
+                "root": traced["root"],
+                "stages": {
+                    key: {
+                        "stage": stage["stage"],
+                        "inputs": stage["inputs"],
+                        "facts": facts(stage),
+                        "sources": sources(stage),
+                    }
+                    for key, stage in traced["stages"].items()
+                },
             },
-        },
-        "costs": costs,
-        "totals": _totals(costs),
-    }
+            "costs": costs,
+            "totals": _totals(costs),
+        }
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same without numbers that are none, as of an evaluation that overflowed: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _depth(task: Task, name: str) -> int:
@@ -69,7 +82,9 @@ def _depth(task: Task, name: str) -> int:
 def _stage(task: Task, name: str) -> dict[str, Any]:
     path = task.inputs[f"train_{name}"]
     trained, directory = manifest.read(path), path.parent
-    mixed = data.mix_of(trained)
+    mixed, timed = data.mix_of(trained), elapsed(directory)
+    lines, foretold = read_metrics(directory / "logs" / "metrics.jsonl"), record_of(directory)
+    predicted = (foretold or {}).get("predicted") or {}
     told = {
         "method": trained["config"].get("method"),
         "run directory": str(directory),
@@ -88,13 +103,13 @@ def _stage(task: Task, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "facts": {key: value for key, value in told.items() if value is not None},
-        "curves": curves(directory),
-        "final": final(directory),
-        "marks": marks(directory),
-        "elapsed": elapsed(directory),
+        "curves": curves(lines, predicted, trained.get("world_size") or 1),
+        "final": final(lines),
+        "marks": marks(lines, timed.get("starts", [])),
+        "elapsed": timed,
         "data": data.datasets(mixed),
         "packing": data.packing(mixed),
-        "preflight": read_json(directory / FILE),
+        "preflight": foretold,
         "config": trained["config"],
     }
 
@@ -115,11 +130,11 @@ def _samples(task: Task, models: list[str]) -> dict[str, list[dict[str, Any]]]:
     for model in models:
         if f"evaluate_{model}" not in task.inputs:
             continue
-        per_dataset: dict[str, int] = {}
-        for sample in read_json_lines(task.inputs[f"evaluate_{model}"].parent / "samples.jsonl"):
+        seen: Counter[str] = Counter()
+        for sample in json_lines.read(task.inputs[f"evaluate_{model}"].parent / "samples.jsonl"):
             dataset = sample["dataset"]
-            index = per_dataset.get(dataset, 0)
-            per_dataset[dataset] = index + 1
+            index = seen[dataset]
+            seen[dataset] += 1
             if index < _SAMPLES:
                 shown = found.setdefault(dataset, [])
                 if index == len(shown):

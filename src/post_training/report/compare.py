@@ -10,7 +10,6 @@ from post_training.errors import UserError
 from post_training.report import charts
 from post_training.report.curves import TITLES
 from post_training.report.page import write
-from post_training.report.reading import read_json
 from post_training.summary import MEASURES
 from post_training.task import Task
 
@@ -26,9 +25,9 @@ def run(task: Task) -> None:
     """
     results = {name: _result(task.inputs[name], task.directory) for name, _ in task.config["runs"]}
     numbers = compare(task.config["runs"], results)
-    curves = {name: result["curves"] for name, result in results.items()}
-    shown = min(_LINES, len(results))
-    write(task, "compare.html.jinja", numbers, charts=charts.of_runs(numbers["runs"][:_LINES], curves), lines=shown)
+    shown = numbers["runs"][:_LINES]
+    curves = {run["name"]: _last(task.inputs[run["name"]])["curves"] for run in shown}
+    write(task, "compare.html.jinja", numbers, charts=charts.of_runs(shown, curves, _METRICS), lines=len(shown))
 
 
 def compare(runs: list[tuple[str, dict[str, Any]]], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -71,10 +70,7 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 def _result(report: Path, here: Path) -> dict[str, Any]:
     """The last stage of one run, by the numbers of its own page."""
-    path = report.parent / "summary.json"
-    numbers = read_json(path)
-    if numbers is None:
-        raise UserError(f"{path}: is missing or damaged; delete {report} to make the run's page again")
+    numbers = _numbers(report)
     last = numbers["stages"][-1]
     measures: dict[str, float] = {}
     for metric in (metric for metric in _METRICS if metric in last["final"]):
@@ -83,10 +79,25 @@ def _result(report: Path, here: Path) -> dict[str, Any]:
     for dataset, models in numbers["evaluations"].items():
         if (found := models.get(last["name"])) and found["kind"] in MEASURES:
             key, title = MEASURES[found["kind"]]
-            measures[f"{dataset}: {title}"] = found[key]
+            if found[key] is not None:
+                measures[f"{dataset}: {title}"] = found[key]
     for task, models in numbers["lm_eval"].items():
         for metric, told in models.get(last["name"], {}).items():
-            measures[f"{task}: {metric}"] = told["value"]
-    curves = {metric: curve for metric, curve in last["curves"].items() if metric in _METRICS}
+            if told["value"] is not None:
+                measures[f"{task}: {metric}"] = told["value"]
     page = os.path.relpath(report.parent / "report.html", here)
-    return {"measures": measures, "page": page, "curves": curves, "totals": numbers["totals"]}
+    return {"measures": measures, "page": page, "totals": numbers["totals"]}
+
+
+def _last(report: Path) -> dict[str, Any]:
+    """The last stage of one run."""
+    return dict(_numbers(report)["stages"][-1])
+
+
+def _numbers(report: Path) -> dict[str, Any]:
+    """`summary.json` of a run's own page."""
+    path = report.parent / "summary.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete {report} to make the run's page again") from None

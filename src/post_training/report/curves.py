@@ -1,15 +1,11 @@
 """The curves of one training, from its `logs/metrics.jsonl`."""
 
+import math
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-
-from post_training.preflight import FILE
-from post_training.report.elapsed import elapsed
-from post_training.report.reading import read_json, read_json_lines
 
 # In this order on the page: metric in metrics.jsonl -> title.
 TITLES = {
@@ -32,38 +28,39 @@ _MOST_POINTS = 1000
 Curve = dict[str, Any]
 
 
-def curves(directory: Path) -> dict[str, Curve]:
-    """Metric -> `title`, `values`, and for each of AXES as many places on it.
+def curves(lines: list[dict[str, Any]], predicted: dict[str, Any], devices: int) -> dict[str, Curve]:
+    """Metric -> `title`, `values`, and for each of AXES that the run has counted as many places on it.
 
     A curve of more than 1,000 points keeps the least and the greatest of each of 500 stretches, so that a spike stays.
+
+    Args:
+        lines: of `logs/metrics.jsonl`.
+        predicted: what preflight foretold, for the utilisation.
+        devices: that trained side by side.
     """
-    lines = read_json_lines(directory / "logs" / "metrics.jsonl")
-    told = (read_json(directory / FILE) or {}).get("predicted") or {}
-    peak = told.get("device_peak_flops")
-    # How many devices there were stands with the start; restarts on other devices are rare enough to take the last.
-    devices = next((start["devices"] for start in reversed(elapsed(directory).get("starts", []))), 1)
-    for line in lines:
-        if peak and line.get("tokens_per_second"):
-            line["mfu"] = line["tokens_per_second"] * told["flops_per_token"] / (peak * devices)
+    peak = predicted.get("device_peak_flops")
+    if peak:
+        flops = predicted["flops_per_token"] / (peak * devices)
+        lines = [
+            {**line, "mfu": line["tokens_per_second"] * flops} if line.get("tokens_per_second") else line
+            for line in lines
+        ]
     return {metric: curve for metric, title in TITLES.items() if (curve := _curve(lines, metric, title))}
 
 
-def final(directory: Path) -> dict[str, float]:
+def final(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Metric -> where it ended: the last value, of the noisy loss the mean over the last tenth of its lines."""
-    lines = read_json_lines(directory / "logs" / "metrics.jsonl")
     found = {}
     for metric in TITLES:
-        values = [line[metric] for line in lines if isinstance(line.get(metric), int | float)]
+        values = [line[metric] for line in lines if _is_number(line.get(metric))]
         if values:
             found[metric] = fmean(values[-max(1, len(values) // 10) :]) if metric == "loss" else values[-1]
     return found
 
 
-def marks(directory: Path) -> list[dict[str, Any]]:
+def marks(lines: list[dict[str, Any]], starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where a run went on after it had ended: a place on each of AXES, and how it had ended."""
-    lines = read_json_lines(directory / "logs" / "metrics.jsonl")
     found = []
-    starts = elapsed(directory).get("starts", [])
     for before, after in pairwise(starts):
         if after["step"] is None:
             continue
@@ -74,12 +71,12 @@ def marks(directory: Path) -> list[dict[str, Any]]:
 
 
 def _curve(lines: list[dict[str, Any]], metric: str, title: str) -> Curve | None:
-    own = [line for line in lines if isinstance(line.get(metric), int | float)]
+    own = [line for line in lines if _is_number(line.get(metric))]
     if not own:
         return None
     kept = _thinned(np.array([line[metric] for line in own], dtype=float))
     told = [own[place] for place in kept]
-    places = {axis: [line.get(axis) for line in told] for axis in AXES}
+    places = {axis: [line[axis] for line in told] for axis in AXES if all(axis in line for line in told)}
     return {"title": title, "values": [line[metric] for line in told], **places}
 
 
@@ -93,3 +90,8 @@ def _thinned(values: np.ndarray) -> list[int]:
         part = values[first:last]
         kept |= {int(first + np.argmin(part)), int(first + np.argmax(part))}
     return sorted(kept)
+
+
+def _is_number(value: Any) -> bool:
+    """A float16 run may log an infinite gradient norm, which JSON has no word for."""
+    return isinstance(value, int | float) and math.isfinite(value)

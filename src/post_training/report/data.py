@@ -79,10 +79,10 @@ def shown_rows(mixed: Path) -> dict[str, list[dict[str, Any]]]:
     Each has `origin`, `<dataset> row <n>`, and `sequences`, whose tokens beyond the first 600 are left out and counted as `more`.
     """
     told = manifest.read(mixed)
-    tokenizers: dict[str, Tokenizer] = {}
-    for name, entry in told["inputs"].items():
-        folder = model.folder(Path(manifest.read(Path(entry["path"]))["inputs"]["model"]["path"]))
-        tokenizers.setdefault(name, Tokenizer.from_file(str(folder / "tokenizer.json")))
+    # All of a mix have one tokenizer: planning gives each the pipeline's.
+    tokenized = manifest.read(Path(next(iter(told["inputs"].values()))["path"]))
+    folder = model.folder(Path(tokenized["inputs"]["model"]["path"]))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     wanted = [entry["name"] for entry in told["table"] if entry["rows_used"]]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
     rows = open_rows(mixed)
@@ -90,7 +90,7 @@ def shown_rows(mixed: Path) -> dict[str, list[dict[str, Any]]]:
         for origin, sequences in _documents(rows, index, told["config"]["rows"]):
             name = origin.rpartition(" row ")[0]
             if name in found and len(found[name]) < _SHOWN_DOCUMENTS:
-                found[name].append({"origin": origin, "sequences": [_shown(tokenizers[name], s) for s in sequences]})
+                found[name].append({"origin": origin, "sequences": [_shown(tokenizer, s) for s in sequences]})
         if all(len(shown) >= _SHOWN_DOCUMENTS for shown in found.values()):
             break
     return {name: shown for name, shown in found.items() if shown}

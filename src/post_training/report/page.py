@@ -17,7 +17,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from post_training.fingerprint import write_atomically
-from post_training.inspection.terminal import plain, visible
+from post_training.inspection.terminal import as_json, plain, visible
 from post_training.lineage.show import size
 from post_training.progress import duration
 from post_training.report import charts, data
@@ -44,7 +44,7 @@ def run(task: Task) -> None:
     """Write `report.html`, and its numbers as `summary.json`, beside the manifest."""
     numbers = collect(task)
     rows: dict[str, Any] = {}
-    shown = {"rows": rows, "parts": PARTS, "foretold": _FORETOLD, "measures": MEASURES}
+    shown = {"rows": rows, "parts": PARTS, "foretold": _FORETOLD, "measures": MEASURES, "task_metrics": task_metrics}
     for stage in numbers["stages"]:
         rows[stage["name"]] = data.shown_rows(data.mix_of(task.input_manifest(f"train_{stage['name']}")))
     write(task, "page.html.jinja", numbers, charts=charts.of_run(numbers), **shown)
@@ -54,7 +54,7 @@ def write(task: Task, template: str, numbers: dict[str, Any], **more: Any) -> No
     """Write the page and its numbers, and finish the stage."""
     page, summary = task.directory / "report.html", task.directory / "summary.json"
     write_atomically(page, render(template, **numbers, **more))
-    write_atomically(summary, json.dumps(numbers, indent=1, default=str) + "\n")
+    write_atomically(summary, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)", flush=True)
     task.finish(files=[{"path": path.name} for path in (page, summary)])
 
@@ -89,6 +89,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "number": number, "size": size, "duration": duration, "visible": visible, "said": said, "measured": measured,
+        "as_json": as_json,
     }  # fmt: skip
     return environment
 
@@ -100,6 +101,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def task_metrics(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Metrics of a task of lm_eval that any of the models has."""
+    return list(dict.fromkeys(metric for told in found.values() for metric in told))
 
 
 def said(value: Any) -> str:

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from post_training import json_lines
 from post_training.fingerprint import write_atomically
 from post_training.training.resume import newest_complete
 
@@ -157,18 +158,12 @@ def add_line(folder: Path, line: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if line["failure"]:
         write_atomically(folder / "failure_count", f"{failures(folder) + 1}\n")
-    with open(folder / "segments.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    json_lines.append(folder / "segments.jsonl", line)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """Every segment that has ended, oldest first; a line that a kill cut off is left out."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for text in (folder / "segments.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(text))
-    return found
+    return list(json_lines.read(folder / "segments.jsonl"))
 
 
 def seconds(line: dict[str, Any]) -> float:

@@ -79,23 +79,17 @@ class TimelineCallback(TrainerCallback):
     def __init__(self, directory: Path, lost: dict[str, Any]) -> None:
         """`lost` is what `cut_metrics` has returned."""
         self.directory, self.lost = directory, lost
-        self._began: float | None = None
         self._stepped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The model is loaded, and what comes now are steps."""
         timeline.note(self.directory, "train_begin", step=state.global_step, **self.lost)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The first rows are there."""
-        self._began = self._began or time.time()
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Kernels are compiled and buffers allocated."""
         if not self._stepped:
             self._stepped = True
-            began = round(self._began or time.time(), 3)
-            timeline.note(self.directory, "first_step", step=state.global_step, began=began)
+            timeline.note(self.directory, "first_step", step=state.global_step)
 
 
 class ProgressCallback(TrainerCallback):

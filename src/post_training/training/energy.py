@@ -22,7 +22,7 @@ class Energy:
         return None if now is None or self._before is None else (now - self._before) / 1000
 
     def facts(self, gather: Any, device: Any, earlier: dict[str, Any]) -> dict[str, Any]:
-        """`energy_joules` of all ranks for a checkpoint's marker, None if one of them does not know. Every rank must call it.
+        """`energy_joules` of all ranks for a checkpoint's marker, None where a part of it is not known. Every rank must call it.
 
         Args:
             gather: the accelerator's.
@@ -33,7 +33,7 @@ class Energy:
 
         own = torch.tensor([float("nan") if self.joules is None else self.joules], dtype=torch.float32, device=device)
         total = float(gather(own).sum())
-        if total != total:
+        if total != total or (earlier and earlier.get("energy_joules") is None):
             return {"energy_joules": None}
         return {"energy_joules": round(total + (earlier.get("energy_joules") or 0.0), 1)}
 

@@ -1,10 +1,9 @@
 """The manifest of a run whose last checkpoint is whole. Light: the launcher and a person's `train` call it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from post_training import batch, manifest
+from post_training import batch, json_lines, manifest
 from post_training.config import resolve
 from post_training.preflight import record
 from post_training.task import Task
@@ -63,7 +62,9 @@ def _files(task: Task, last: Checkpoint, rows: dict[str, Any]) -> list[Path]:
     directory, mix = task.directory, task.inputs["data"].parent
     elsewhere = resolve(task.runtime["pipeline"]).last["checkpointing"]["inference_checkpoint_path"]
     inference = Path(elsewhere).absolute() / directory.name if elsewhere else directory / "inference_checkpoints"
-    found = [directory / name for name in ("config.yaml", "preflight.json", "logs/metrics.jsonl")]
+    found = [
+        directory / name for name in ("config.yaml", "preflight.json", "logs/metrics.jsonl", "logs/timeline.jsonl")
+    ]
     found += [*last.path.rglob("*"), *inference.glob("step-*/**/*")]
     known = {file["path"] for file in rows.get("files", [])}
     found += [path for path in sorted(mix.glob("epoch-*.npy")) if path.name not in known]
@@ -72,12 +73,4 @@ def _files(task: Task, last: Checkpoint, rows: dict[str, Any]) -> list[Path]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of `logs/metrics.jsonl`; a last line cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return list(json_lines.read(path))

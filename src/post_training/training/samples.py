@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from post_training import json_lines
 from post_training.errors import UserError
 from post_training.fingerprint import write_atomically
 
@@ -110,12 +111,4 @@ class SamplesLog:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The lines of `logs/samples.jsonl`: `step`, `rows`, `hash`; a last one that was cut off is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return list(json_lines.read(path))

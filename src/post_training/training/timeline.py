@@ -2,7 +2,7 @@
 
     {"event": "start", "time": ..., "devices": 8, "job_id": "4711" or null, "submitted": ... or null}     by the launcher
     {"event": "train_begin", "time": ..., "step": 400, "lost_steps": 37, "lost_seconds": 61.5, "last_seen": ... or null}
-    {"event": "first_step", "time": ..., "began": ..., "step": 401}
+    {"event": "first_step", "time": ..., "step": 401}
     {"event": "save", "time": ..., "step": 500, "seconds": 2.1}
     {"event": "end", "time": ..., "step": 1000, "why": "done" or the signal's name}
 
@@ -10,12 +10,12 @@ Times are seconds since the epoch. `start` is when the allocation began, or with
 has no `end`; the next one's `train_begin` tells when it last wrote a metric, and how far it was past its last whole checkpoint.
 """
 
-import json
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from post_training import json_lines
 from post_training.slurm import record
 
 
@@ -26,9 +26,7 @@ def path_of(directory: Path) -> Path:
 
 def note(directory: Path, event: str, **facts: Any) -> None:
     """Append an event; `time` is now unless it is given."""
-    line = {"event": event, "time": round(time.time(), 3), **facts}
-    with path_of(directory).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    json_lines.append(path_of(directory), {"event": event, "time": round(time.time(), 3), **facts})
 
 
 def note_start(directory: Path, launched: float, devices: int) -> None:
@@ -42,18 +40,8 @@ def note_start(directory: Path, launched: float, devices: int) -> None:
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """All events, oldest first; a line that a kill cut off is left out."""
-    found = []
-    try:
-        text = path_of(directory).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    """All events, oldest first."""
+    return list(json_lines.read(path_of(directory)))
 
 
 def _seconds(told: str) -> float | None:

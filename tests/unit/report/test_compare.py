@@ -56,7 +56,9 @@ def test_a_measure_that_a_run_lacks_is_left_out():
 
 
 def page_of(numbers, curves):
-    return render("compare.html.jinja", **numbers, charts=of_runs(numbers["runs"], curves), lines=len(numbers["runs"]))
+    return render(
+        "compare.html.jinja", **numbers, charts=of_runs(numbers["runs"], curves, ["loss"]), lines=len(numbers["runs"])
+    )
 
 
 def test_the_page_is_whole_and_escaped(numbers):

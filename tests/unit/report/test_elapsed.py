@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from post_training.report.collect import finite
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import PARTS, elapsed
+from post_training.training.finish import read_metrics
 
 
 def run_of(folder, *events, metrics=()):
@@ -29,7 +31,7 @@ def test_an_undisturbed_start(tmp_path):
             tmp_path,
             event("start", 100.0, devices=4, job_id=None, submitted=None),
             event("train_begin", 110.0, step=0, lost_steps=0, lost_seconds=0.0, last_seen=None),
-            event("first_step", 113.0, began=110.5, step=1),
+            event("first_step", 113.0, step=1),
             event("save", 120.0, step=50, seconds=2.0),
             event("save", 150.0, step=100, seconds=3.0),
             event("end", 151.0, step=100, why="done"),
@@ -48,18 +50,18 @@ def test_a_requeued_and_a_killed_start(tmp_path):
         tmp_path,
         event("start", 1000.0, devices=8, job_id="7", submitted=400.0),
         event("train_begin", 1060.0, step=0, lost_steps=0, lost_seconds=0.0, last_seen=None),
-        event("first_step", 1070.0, began=1060.0, step=1),
+        event("first_step", 1070.0, step=1),
         event("save", 1200.0, step=40, seconds=10.0),
         event("end", 1201.0, step=40, why="SIGUSR1"),
         event("start", 1500.0, devices=8, job_id="7", submitted=None),  # Slurm started it again
         event("train_begin", 1550.0, step=40, lost_steps=0, lost_seconds=0.0, last_seen=1190.0),
-        event("first_step", 1560.0, began=1550.0, step=41),
+        event("first_step", 1560.0, step=41),
         # killed after step 60, of which the last log was at 1660
         event("start", 2000.0, devices=8, job_id="9", submitted=1990.0),
         # killed while it loaded
         event("start", 2100.0, devices=4, job_id="10", submitted=2050.0),
         event("train_begin", 2130.0, step=40, lost_steps=20, lost_seconds=100.0, last_seen=1660.0),
-        event("first_step", 2135.0, began=2130.0, step=41),
+        event("first_step", 2135.0, step=41),
         event("end", 2235.0, step=80, why="done"),
         metrics=[{"step": step, "tokens": 10 * step, "seconds": 2.0 * step, "loss": 1.0} for step in (39, 41, 80)],
     )
@@ -72,8 +74,9 @@ def test_a_requeued_and_a_killed_start(tmp_path):
     assert (third["queue_seconds"], third["start_up_seconds"], third["training_seconds"]) == (10, 0, 0)
     assert (fourth["queue_seconds"], fourth["start_up_seconds"], fourth["repeated_seconds"]) == (50, 30, 0)
     assert told["device_seconds_before_first_step"] == 8 * (60 + 50) + 4 * 30
-    assert [mark["step"] for mark in marks(run)] == [40, 40]
-    assert marks(run)[0] == {"step": 40, "tokens": 390, "seconds": 78.0, "why": "SIGUSR1"}
+    found = marks(read_metrics(run / "logs" / "metrics.jsonl"), told["starts"])
+    assert [mark["step"] for mark in found] == [40, 40]
+    assert found[0] == {"step": 40, "tokens": 390, "seconds": 78.0, "why": "SIGUSR1"}
 
 
 def test_a_run_without_a_timeline_has_nothing_to_tell(tmp_path):
@@ -88,20 +91,28 @@ def test_a_training_by_hand_begins_with_its_steps(tmp_path):
     assert len(told["starts"]) == 2
 
 
-def test_long_curves_keep_their_spikes(tmp_path):
+def test_long_curves_keep_their_spikes():
     lines = [{"step": n, "tokens": n, "seconds": n, "loss": 1.0 + (n == 70_001) * 50} for n in range(1, 100_001)]
-    run = run_of(tmp_path, metrics=lines)
-    curve = curves(run)["loss"]
+    curve = curves(lines, {}, 1)["loss"]
     assert len(curve["values"]) <= 1002 and max(curve["values"]) == 51.0
     assert curve["step"][0] == 1 and curve["step"][-1] == 100_000 and curve["step"] == sorted(curve["step"])
-    assert final(run)["loss"] == pytest.approx(1.0)
+    assert final(lines)["loss"] == pytest.approx(1.0)
 
 
-def test_utilisation_is_of_all_devices(tmp_path):
-    run = run_of(
-        tmp_path,
-        event("start", 0.0, devices=2, job_id=None, submitted=None),
-        metrics=[{"step": 1, "tokens": 10, "seconds": 1.0, "loss": 2.0, "tokens_per_second": 100.0}],
-    )
-    (run / "preflight.json").write_text('{"predicted": {"device_peak_flops": 1e6, "flops_per_token": 5000}}')
-    assert curves(run)["mfu"]["values"] == [0.25]
+def test_numbers_that_are_none_are_left_out():
+    """A float16 run logs an infinite norm where its loss was scaled too far; in JSON it would stop the page's script."""
+    norms = [1.0, float("inf"), 2.0, float("nan")]
+    lines = [{"step": n, "seconds": n, "loss": 1.0, "grad_norm": norm} for n, norm in enumerate(norms, 1)]
+    drawn = curves(lines, {}, 1)["grad_norm"]
+    assert drawn["values"] == [1.0, 2.0] and drawn["step"] == [1, 3] and "tokens" not in drawn
+    assert final(lines)["grad_norm"] == 2.0
+    assert finite({"a": [float("nan"), 1.0, {"b": float("inf")}]}) == {"a": [None, 1.0, {"b": None}]}
+
+
+def test_utilisation_is_of_all_devices():
+    lines = [
+        {"step": 1, "tokens": 10, "seconds": 1.0, "loss": 2.0, "tokens_per_second": 100.0},
+        {"step": 2, "loss": 1.0},
+    ]
+    drawn = curves(lines, {"device_peak_flops": 1e6, "flops_per_token": 5000}, 2)
+    assert drawn["mfu"]["values"] == [0.25] and drawn["loss"]["values"] == [2.0, 1.0]
