@@ -16,8 +16,8 @@ import pytest
 from omegaconf import OmegaConf
 from tiny import make_here
 
-from post_training.config import load_file, resolve_runs
-from post_training.plan import make_graph
+from post_training.config import load_file, resolve, resolve_runs
+from post_training.plan import make_graph, make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SWEEP = {"dpo.beta": [0.05, 0.1, 0.3], "dpo.training.seed": [0, 1]}
@@ -200,3 +200,34 @@ def test_the_policy_stops_a_script_that_got_in(swept, tmp_path):
     with pytest.raises(AssertionError), opened(tmp_path / "bad.html") as shown:
         title = shown.title()
     assert title != "owned"
+
+
+TASK = """
+task: asked
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: 0
+"""
+
+
+def test_lm_eval_measures_the_exported_model(swept, monkeypatch):
+    """The stage itself, on SFT's model of the demo; a task of one's own over two rows."""
+    folder, graph, _ = swept
+    monkeypatch.chdir(folder)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")  # what the stage sets would stay for other tests
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "asked.yaml").write_text(TASK)
+    (folder / "tasks" / "rows.jsonl").write_text('{"question": "1 and 2?"}\n{"question": "2 and 2?"}\n')
+    config = load_file(folder / "my.yaml") | {"method": "sft", "sweep": {}}
+    config["evaluation"]["lm_eval"] = {"tasks": ["asked"], "include_path": "tasks"}
+    plan = make_plan(resolve(config))
+    assert plan.exported["sft"].directory == graph.first.exported["sft"].directory
+    stage = plan.lm_evaluated["sft"]
+    make_here(plan, stage)
+    told = json.loads((plan.base / stage.manifest).read_text())
+    assert told["rows"] == {"asked": 2} and told["results"]["asked"]["acc"]["value"] in (0, 0.5, 1)
