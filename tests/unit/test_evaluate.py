@@ -120,8 +120,10 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
             "pairs": {"kind": "preference", "accuracy": exact / 2},
         }
         (path / "manifest.json").write_text(json.dumps({"results": results}))
-        asked = {"prompt": conversation(1)[:1], "expected": "1", "answer": answer}
-        (path / "samples.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps({"prompt": [], "chosen": []}) + "\n")
+        asked = {"dataset": "sums", "prompt": conversation(1)[:1], "expected": "1", "answer": answer}
+        (path / "samples.jsonl").write_text(
+            json.dumps(asked) + "\n" + json.dumps({"dataset": "pairs", "prompt": [], "chosen": []}) + "\n"
+        )
         return SimpleNamespace(manifest=f"{name}/manifest.json")
 
     (tmp_path / "sft-run").mkdir()
@@ -136,6 +138,7 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
         run_name="r",
         evaluated=evaluations,
         lm_evaluated=tasks,
+        report=SimpleNamespace(directory="reports/r"),
         links=lambda: {"r-sft": "sft-run", "r": "missing"},
     )
     summary.print_summary(SimpleNamespace(base=tmp_path, plans={"r": plan}, first=plan, every=lambda _: []))
@@ -150,6 +153,7 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
         "0.250 ± 0.125",
         "7.000 │",
         "r-sft -> sft-run",
+        "`snakemake report` makes it",
     ):
         assert expected in printed
     assert "dpo" not in printed.split("prompt:")[0]
