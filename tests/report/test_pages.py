@@ -216,7 +216,7 @@ doc_to_target: 0
 
 def test_lm_eval_measures_the_exported_model(swept, monkeypatch):
     """The stage itself, on SFT's model of the demo; a task of one's own over two rows."""
-    folder, graph, _ = swept
+    folder, graph, *_ = swept
     monkeypatch.chdir(folder)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")  # what the stage sets would stay for other tests
