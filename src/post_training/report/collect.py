@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from post_training import json_lines, lineage, manifest
+from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
 from post_training.preflight.record import of_run as record_of
 from post_training.report import data
@@ -148,8 +149,9 @@ def _lineage(task: Task, last: str) -> dict[str, Any]:
     name = f"export_{last}" if f"export_{last}" in task.inputs else f"train_{last}"
     found = lineage.collect(task.inputs[name])
     for other in task.inputs.values():
-        for key, stage in lineage.collect(other)["stages"].items():
-            found["stages"].setdefault(key, stage)
+        if key_of(other.resolve().parent) not in found["stages"]:  # most are what the last model was made from
+            for key, stage in lineage.collect(other)["stages"].items():
+                found["stages"].setdefault(key, stage)
     return found
 
 

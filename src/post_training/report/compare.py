@@ -23,10 +23,17 @@ def run(task: Task) -> None:
 
     The config's `runs` is a list of `[run name, {key: value}]`, and each input, by run name, that run's report.
     """
-    results = {name: _result(task.inputs[name], task.directory) for name, _ in task.config["runs"]}
+    results: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, Any]] = {}
+    for name, _ in task.config["runs"]:
+        report = task.inputs[name]
+        told = _numbers(report)
+        page = os.path.relpath(report.parent / "report.html", task.directory)
+        results[name] = {"measures": _measures(told), "page": page, "totals": told["totals"]}
+        if len(curves) < _LINES:  # those of a thousand runs would fill the memory, and no more are drawn
+            curves[name] = told["stages"][-1]["curves"]
     numbers = compare(task.config["runs"], results)
     shown = numbers["runs"][:_LINES]
-    curves = {run["name"]: _last(task.inputs[run["name"]])["curves"] for run in shown}
     write(task, "compare.html.jinja", numbers, charts=charts.of_runs(shown, curves, _METRICS), lines=len(shown))
 
 
@@ -68,9 +75,8 @@ def _spread(values: list[float]) -> dict[str, float] | None:
     return {"n": len(values), "mean": statistics.fmean(values), **deviation, "min": min(values), "max": max(values)}
 
 
-def _result(report: Path, here: Path) -> dict[str, Any]:
-    """The last stage of one run, by the numbers of its own page."""
-    numbers = _numbers(report)
+def _measures(numbers: dict[str, Any]) -> dict[str, float]:
+    """Title -> what the last stage of one run has reached, by the numbers of its own page."""
     last = numbers["stages"][-1]
     measures: dict[str, float] = {}
     for metric in (metric for metric in _METRICS if metric in last["final"]):
@@ -85,13 +91,7 @@ def _result(report: Path, here: Path) -> dict[str, Any]:
         for metric, told in models.get(last["name"], {}).items():
             if told["value"] is not None:
                 measures[f"{task}: {metric}"] = told["value"]
-    page = os.path.relpath(report.parent / "report.html", here)
-    return {"measures": measures, "page": page, "totals": numbers["totals"]}
-
-
-def _last(report: Path) -> dict[str, Any]:
-    """The last stage of one run."""
-    return dict(_numbers(report)["stages"][-1])
+    return measures
 
 
 def _numbers(report: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from post_training import manifest, model
 from post_training.data import shapes
 from post_training.data.origin import origins
 from post_training.data.view import Rows, open_rows
-from post_training.inspection.collect import Sequence, tokens_of
+from post_training.inspection.collect import tokens_of
 
 EDGES = np.unique(np.round(np.geomspace(1, 1 << 24, 385)).astype(np.int64))
 """Bounds of the histogram's bins, in tokens: sixteen to each doubling."""
@@ -106,6 +106,5 @@ def _documents(rows: Rows, index: int, shape: str) -> list[tuple[str, list[Any]]
 def _shown(tokenizer: Tokenizer, sequence: tuple[str, Any, Any]) -> dict[str, Any]:
     name, ids, trained = sequence
     tokens = tokens_of(tokenizer, ids[:_SHOWN_TOKENS], trained[:_SHOWN_TOKENS])
-    shown = Sequence(name, "", tokens)
     counts = {"total": len(ids), "trained": int(np.sum(trained)), "more": max(0, len(ids) - _SHOWN_TOKENS)}
-    return {"name": name, "tokens": shown.tokens, **counts}
+    return {"name": name, "tokens": tokens, **counts}

@@ -5,11 +5,9 @@ run, by their hashes: what got through all the same could neither run nor call a
 """
 
 import base64
-import functools
 import hashlib
 import json
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from post_training.report.elapsed import PARTS
 from post_training.summary import MEASURES
 from post_training.task import Task
 
+_HERE = Path(__file__).parent
 # What a prediction and a measurement tell alike -> what it is called.
 _FORETOLD = {
     "steps": "steps",
@@ -61,21 +60,15 @@ def write(task: Task, template: str, numbers: dict[str, Any], **more: Any) -> No
 
 def render(template: str, **values: Any) -> str:
     """The text of a page: a template of this folder with `values`, among them `charts` as charts.js reads them."""
-    scripts = {"plotly": get_plotlyjs(), "drawing": own_file("charts.js")}
+    scripts = {"plotly": get_plotlyjs(), "drawing": (_HERE / "charts.js").read_text(encoding="utf-8")}
     made = _environment().get_template(template)
     return made.render(
         **values,
         scripts=scripts,
         hashes=[_hash(text) for text in scripts.values()],
-        style=own_file("style.css"),
+        style=(_HERE / "style.css").read_text(encoding="utf-8"),
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-@functools.cache
-def own_file(name: str) -> str:
-    """A file of this folder."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
@@ -85,7 +78,7 @@ def _hash(script: str) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "number": number, "size": size, "duration": duration, "visible": visible, "said": said, "measured": measured,

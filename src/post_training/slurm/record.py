@@ -94,6 +94,14 @@ def now(seconds: float | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
+def epoch_seconds(told: str | None) -> float | None:
+    """The inverse of `now`; None for what is no such time."""
+    try:
+        return datetime.fromisoformat(told or "").timestamp()
+    except (ValueError, TypeError):
+        return None
+
+
 def safe_steps(directory: Path) -> int:
     """Steps of the newest whole checkpoint; shards of a reference; 0 for stages without either."""
     newest = newest_complete(directory / "checkpoints").chosen
@@ -181,10 +189,8 @@ def queue_seconds(segments: list[dict[str, Any]]) -> float:
 
 
 def _between(first: str | None, last: str | None) -> float:
-    try:
-        return (datetime.fromisoformat(last or "") - datetime.fromisoformat(first or "")).total_seconds()
-    except (ValueError, TypeError):
-        return 0.0
+    begun, ended = epoch_seconds(first), epoch_seconds(last)
+    return 0.0 if begun is None or ended is None else ended - begun
 
 
 def last_of(folder: Path, job_id: str) -> dict[str, Any] | None:

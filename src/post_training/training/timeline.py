@@ -11,7 +11,6 @@ has no `end`; the next one's `train_begin` tells when it last wrote a metric, an
 """
 
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,11 @@ def note_start(directory: Path, launched: float, devices: int) -> None:
     segment = record.current(record.folder_of(directory))
     if segment is None:
         return note(directory, "start", time=launched, devices=devices, job_id=None, submitted=None)
-    submitted = _seconds(segment.submitted)
-    began = _seconds(segment.start) or launched
+    submitted = record.epoch_seconds(segment.submitted)
+    began = record.epoch_seconds(segment.start) or launched
     return note(directory, "start", time=began, devices=devices, job_id=segment.job_id, submitted=submitted)
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
     """All events, oldest first."""
     return list(json_lines.read(path_of(directory)))
-
-
-def _seconds(told: str) -> float | None:
-    try:
-        return datetime.fromisoformat(told).timestamp()
-    except ValueError:
-        return None
