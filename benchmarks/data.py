@@ -29,8 +29,8 @@ LENGTH = 2048
 def ours(corpus: Path, folder: Path, processes: int, kind: str, engine: str) -> None:
     """In a process of its own: every data stage."""
     from post_training.config import resolve
-    from post_training.make import make
     from post_training.plan import make_plan
+    from post_training.plan.make import make
 
     if engine == "tokenizers":
         from importlib.metadata import PackageNotFoundError
@@ -65,7 +65,7 @@ def trl(corpus: Path, folder: Path, processes: int, kind: str) -> None:
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from post_training import registry
+    from post_training.data import registry
 
     tokenizer = AutoTokenizer.from_pretrained(folder.parent / "model")
     tokenizer.chat_template = registry.chat_template_text("chatml")
@@ -109,8 +109,8 @@ def floor(corpus: Path, folder: Path, processes: int) -> None:
 
 def render(corpus: Path, model: Path) -> None:
     """The texts of the floor."""
-    from post_training import registry
-    from post_training.data.chat_template import ChatTemplate, special_tokens
+    from post_training.data import registry
+    from post_training.data.tokens.chat_template import ChatTemplate, special_tokens
 
     template = ChatTemplate(registry.chat_template_text("chatml"), special_tokens(model))
     with corpus.open(encoding="utf-8") as lines, corpus.with_suffix(".texts").open("w", encoding="utf-8") as out:
@@ -256,7 +256,7 @@ def of_the_mix(folder: Path, theirs: Path, told: dict[str, int]) -> dict[str, An
 
 def packing() -> dict[str, Any]:
     """Best-fit packing of lengths like those of real chats."""
-    from post_training.data.packing import best_fit
+    from post_training.data.mixing.packing import best_fit
 
     found = {}
     for count in (100_000, 1_000_000):

@@ -101,7 +101,7 @@ def child(job_file: Path) -> None:
     job = json.loads(job_file.read_text())
     if job["who"] == "ours":  # as a rank does it
         from post_training.config import resolve
-        from post_training.launch import read_task
+        from post_training.launch.launcher import read_task
         from post_training.training.startup import hide_unused
 
         task = read_task(Path(job["task"]))
@@ -143,7 +143,7 @@ def child(job_file: Path) -> None:
 
 def train(folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool) -> dict[str, Any]:
     """Run a variant in a process of its own."""
-    from post_training.launch import write_task
+    from post_training.launch.launcher import write_task
 
     home = folder / re.sub(r"\W+", "-", name)
     home.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from corpus import write_corpus
 from tokenizer import build_tokenizer
 
+from post_training.commands.train import make_inputs, task_of
 from post_training.config import resolve
+from post_training.core.task import Task
 from post_training.data.view import open_rows
 from post_training.plan import make_plan
-from post_training.task import Task
-from post_training.training.by_hand import make_inputs, task_of
 
 
 def model_folder(folder: Path, **architecture: Any) -> Path:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plain_trl
 from prepared import as_arrow, model_folder, spread, training_task
 
-from post_training.batch import count_gpus
+from post_training.core.devices import count_gpus
 
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -120,7 +120,7 @@ class Turns:
 def ours(task: Any) -> Any:
     """A rank of our training, in this process."""
     from post_training.config import resolve
-    from post_training.launch import prepare_directory
+    from post_training.launch.launcher import prepare_directory
     from post_training.training.run import train_rank
 
     shutil.rmtree(task.directory, ignore_errors=True)
@@ -130,8 +130,8 @@ def ours(task: Any) -> Any:
 
 def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
     """The same run for plain_trl.py: the arguments that our configuration stands for."""
-    from post_training import batch, methods
-    from post_training.config import resolve
+    from post_training import methods
+    from post_training.config import batch, resolve
     from post_training.training.arguments import load_dtype, trainer_arguments
     from post_training.training.run import topology_from_environment
 

@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: Any) -> Path:
 @pytest.fixture(scope="session")
 def model_manifest(tmp_path_factory: Any, corpus: Path) -> Path:
     """A built model: 2 layers of 64, 300 tokens."""
-    from post_training.model import build
+    from post_training.models import build
 
     output = tmp_path_factory.mktemp("model") / "scratch" / "manifest.json"
     build.run(build_task(output, corpus))
@@ -116,7 +116,7 @@ def trained(tmp_path_factory: Any, model_manifest: Path, sft_rows: Path, templat
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: Any, trained: Path, sft_rows: Path) -> Path:
     """Manifest of that run's export."""
-    from post_training import export
+    from post_training.release import export
 
     output = trained.parent / "model" / "manifest.json"
     export.run(export_task(trained, sft_rows, output))

@@ -13,9 +13,9 @@ import pyarrow as pa
 from post_training import methods
 from post_training.config import resolve
 from post_training.config.load import Pipeline
-from post_training.fingerprint import digest
+from post_training.core.fingerprint import digest
+from post_training.core.task import Task
 from post_training.plan import Plan, Stage
-from post_training.task import Task
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -65,7 +65,8 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
     """A mix of exactly these rows in this order: tokens, index and manifest, as the stages write them."""
     import numpy as np
 
-    from post_training.data import epochs, shapes, shards
+    from post_training.data import shapes
+    from post_training.data.mixing import epochs, shards
 
     stored = [_as_stored(row) for row in rows]
     shape = shapes.of_columns(stored[0])
@@ -117,28 +118,28 @@ def _as_stored(row: dict[str, list[int]]) -> dict[str, list[int]]:
     """A training row with ids and labels in one column."""
     import numpy as np
 
-    from post_training.data import marked
+    from post_training.data import loss_mask
 
     if "labels" not in row:
         return row
-    trained = np.array(row["labels"]) != marked.IGNORED
-    column = marked.mark(np.array(row["input_ids"], dtype=np.int32), trained).tolist()
-    return {marked.COLUMN: column, **{name: row[name] for name in row.keys() - {"input_ids", "labels"}}}
+    trained = np.array(row["labels"]) != loss_mask.IGNORED
+    column = loss_mask.mark(np.array(row["input_ids"], dtype=np.int32), trained).tolist()
+    return {loss_mask.COLUMN: column, **{name: row[name] for name in row.keys() - {"input_ids", "labels"}}}
 
 
 def as_read(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a tokenised file with ids and labels as lists."""
     import numpy as np
 
-    from post_training.data import marked
+    from post_training.data import loss_mask
 
     for row in rows:
-        if marked.COLUMN in row:
-            row[marked.COLUMN] = np.array(row[marked.COLUMN], dtype=np.int32)
+        if loss_mask.COLUMN in row:
+            row[loss_mask.COLUMN] = np.array(row[loss_mask.COLUMN], dtype=np.int32)
     return [
         {
             name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in marked.unmarked(row).items()
+            for name, value in loss_mask.unmarked(row).items()
         }
         for row in rows
     ]
@@ -218,7 +219,7 @@ def reference_task(directory: Path, model: Path, rows: Path, template: Path, **c
 
 def compute_reference(reference: Task) -> Path:
     """Compute a reference in this process; returns the manifest."""
-    from post_training.training.reference import finish_if_whole
+    from post_training.methods.dpo.reference import finish_if_whole
     from post_training.training.reference_rank import reference_rank
 
     reference_rank(reference)
@@ -228,10 +229,10 @@ def compute_reference(reference: Task) -> Path:
 
 def train_here(training: Task) -> Path:
     """Train in this process, as one rank without a launcher; returns the manifest."""
-    from post_training import batch
-    from post_training.data.epochs import lay_out
-    from post_training.launch import prepare_directory
-    from post_training.training.finish import finish_if_complete
+    from post_training.config import batch
+    from post_training.data.mixing.epochs import lay_out
+    from post_training.launch.finish import finish_if_complete
+    from post_training.launch.launcher import prepare_directory
     from post_training.training.run import train_rank
 
     view = resolve(training.runtime["pipeline"]).last
@@ -246,7 +247,7 @@ def train_here(training: Task) -> Path:
 
 def make_here(plan: Plan, *stages: Stage) -> None:
     """Make stages and all that they are made from in this process, training included."""
-    from post_training.make import run_stage, task_of, upstream
+    from post_training.plan.make import run_stage, task_of, upstream
 
     for one in [other for stage in stages for other in [*upstream(stage), stage]]:
         if not (plan.base / one.manifest).is_file():
@@ -275,7 +276,7 @@ def launcher_command(task: Task) -> list[str]:
     """The command of the rule `train`."""
     runtime, inputs = json.dumps(task.runtime), [str(path) for path in task.inputs.values()]
     words = ["--spec", json.dumps(task.spec), "--runtime", runtime, "--output", str(task.output), "--inputs", *inputs]
-    return [sys.executable, "-m", "post_training", "launch", *words]
+    return [sys.executable, "-m", "post_training", "stage", "train", *words]
 
 
 def wait_for_step(run: Path, step: int, timeout_seconds: float = 120) -> None:

@@ -8,33 +8,12 @@ import importlib
 import os
 import sys
 
-from post_training.errors import UserError
-from post_training.secrets import masked_output
-from post_training.task import Task
-from post_training.training.failures import no_room
-from post_training.training.stop import REQUEST
-
-# Rule -> where its body `run(task)` stands.
-STAGES = {
-    "download": "post_training.data.download",
-    "download_model": "post_training.model.download",
-    "build_model": "post_training.model.build",
-    "transform": "post_training.data.transform",
-    "filter": "post_training.data.hygiene.stage",
-    "tokenize": "post_training.data.tokenize",
-    "mix": "post_training.data.mix",
-    "preflight": "post_training.preflight",
-    "preflight_probe": "post_training.preflight.probe",
-    "launch": "post_training.launch",
-    "export": "post_training.export",
-    "evaluate": "post_training.evaluate",
-    "download_tasks": "post_training.lm_tasks",
-    "lm_eval": "post_training.lm_eval",
-    "report": "post_training.report",
-    "compare": "post_training.report.compare",
-    "card": "post_training.card",
-    "push": "post_training.publish",
-}
+from post_training.core.errors import UserError
+from post_training.core.secrets import masked_output
+from post_training.core.stages import STAGES
+from post_training.core.task import Task
+from post_training.run_dir.failures import no_room
+from post_training.run_dir.stop import REQUEST
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,12 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m post_training", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in STAGES.items():
-        stage = commands.add_parser(name, help=f"body of the rule (see {module})")
-        stage.add_argument("--spec", required=True, help="what to make, as JSON")
-        stage.add_argument("--runtime", default="{}", help="how to run it, as JSON")
-        stage.add_argument("--inputs", nargs="*", default=[], help="manifests of the inputs, in the spec's order")
-        stage.add_argument("--output", required=True, help="the manifest to write")
+    stage = commands.add_parser("stage", help="the body of a rule")
+    stage.add_argument("kind", choices=STAGES, metavar="KIND", help=", ".join(STAGES))
+    stage.add_argument("--spec", required=True, help="what to make, as JSON")
+    stage.add_argument("--runtime", default="{}", help="how to run it, as JSON")
+    stage.add_argument("--inputs", nargs="*", default=[], help="manifests of the inputs, in the spec's order")
+    stage.add_argument("--output", required=True, help="the manifest to write")
     train = commands.add_parser("train", help="train one stage; by hand with --config, also below accelerate launch")
     train.add_argument("--config", required=True, help="the YAML of the pipeline")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
@@ -80,28 +59,28 @@ def _main(arguments: list[str] | None) -> int:
     for follow in (states, trace, compare):
         follow.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    if options.command in ("launch", "train"):
+    if options.command == "train" or (options.command == "stage" and STAGES[options.kind].place == "ranks"):
         REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
     try:
         if options.command == "train":
-            from post_training.training.by_hand import train_from_config
+            from post_training.commands.train import train_from_config
 
             return train_from_config(options.config, options.overrides)
         if options.command in dict(looks):
-            from post_training.inspection import command
+            from post_training.commands import inspect
 
-            return int(getattr(command, options.command.replace("-", "_"))(options))
+            return int(getattr(inspect, options.command.replace("-", "_"))(options))
         if options.command == "status":
-            from post_training.status import status
+            from post_training.commands.status import status
 
             return status(options)
         if options.command in ("lineage", "diff"):
-            from post_training.lineage.command import diff, lineage
+            from post_training.commands.lineage import diff, lineage
 
             return lineage(options) if options.command == "lineage" else diff(options)
-        # A rank's own imports and downloads are the launcher's business; see training/__main__.py.
+        # A rank's own imports and downloads are the launcher's business; see rank.py.
         task = Task.parse(options.spec, options.runtime, options.inputs, options.output)
-        return importlib.import_module(STAGES[options.command]).run(task) or 0
+        return importlib.import_module(STAGES[options.kind].module).run(task) or 0
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         return 1

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from post_training import registry
-from post_training.data.chat_template import ChatTemplate
+from post_training.data import registry
+from post_training.data.tokens.chat_template import ChatTemplate
 
 NAMES = registry.chat_template_names()
 GOLDEN = Path(__file__).parents[1] / "golden" / "chat_templates"

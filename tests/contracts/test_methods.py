@@ -6,14 +6,15 @@ import math
 import pytest
 from tiny import LLAMA, conversation, losses_of, train_here
 
-from post_training import batch, make, manifest, methods
-from post_training.batch import Topology
-from post_training.config import resolve
+from post_training import methods
+from post_training.commands import train
+from post_training.config import batch, resolve
+from post_training.config.batch import Topology
+from post_training.core import manifest
+from post_training.core.errors import ConfigError
 from post_training.data import shapes
 from post_training.data.rows import Rules
-from post_training.errors import ConfigError
-from post_training.plan import make_plan
-from post_training.training import by_hand
+from post_training.plan import make, make_plan
 
 
 def asked(number):
@@ -72,7 +73,7 @@ def ready(file):
     """The plan, and the task of its last training stage, with everything upstream made."""
     plan = make_plan(resolve(file))
     stage = plan.trained[plan.pipeline.stages[-1]]
-    by_hand.make_inputs(plan, stage, first=True)
+    train.make_inputs(plan, stage, first=True)
     return plan, make.task_of(plan, stage)
 
 
@@ -125,7 +126,7 @@ def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
 @pytest.mark.slow
 def test_a_chain_of_four_stages_trains_each_on_the_one_before(tmp_path, template):
     """SFT, SFT again under a name of its own, DPO, KTO."""
-    from post_training.model import folder
+    from post_training.models import folder
 
     file = configuration(tmp_path, template, "kto", kto={"init_from": "dpo"})
     for name, method in (("sft", "sft"), ("again", "sft"), ("dpo", "dpo")):
@@ -137,7 +138,7 @@ def test_a_chain_of_four_stages_trains_each_on_the_one_before(tmp_path, template
     assert list(plan.trained) == ["sft", "again", "dpo", "kto"]
     starts = []
     for name, stage in plan.trained.items():
-        by_hand.make_inputs(plan, stage, first=True)
+        train.make_inputs(plan, stage, first=True)
         task = make.task_of(plan, stage)
         train_here(task)
         told = manifest.read(task.output)

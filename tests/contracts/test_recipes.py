@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny import conversation, losses_of, make_here
 
-from post_training import batch, manifest
-from post_training.config import load_file, resolve
-from post_training.errors import ConfigError
+from post_training.config import batch, load_file, resolve
+from post_training.core import manifest
+from post_training.core.errors import ConfigError
 from post_training.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from doc_pages import REPOSITORY, blocks, pages, prose, text_of
 
-from post_training import __version__, registry
+from post_training import __version__
 from post_training.config import document, resolve_runs
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
+from post_training.data import registry
 from post_training.preflight.check import NAMES
 
 KINDS = {"", "file", "planned", "prepared", "not run"}

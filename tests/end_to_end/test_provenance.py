@@ -11,18 +11,18 @@ from own_pipeline import make_project
 from projects import git, run
 from tiny import launcher_command, losses_of, task
 
-from post_training import manifest
 from post_training.__main__ import main
 from post_training.config import read_config, resolve
-from post_training.errors import ConfigError, UserError
-from post_training.fingerprint import FileHashes, file_sha256
+from post_training.core import manifest
+from post_training.core.errors import ConfigError, UserError
+from post_training.core.fingerprint import FileHashes, file_sha256
+from post_training.core.locate import folder_sha256
+from post_training.core.stages import STAGES
 from post_training.lineage import collect, verify
 from post_training.lineage.compare import differences
-from post_training.locate import folder_sha256
-from post_training.make import task_of
 from post_training.plan import make_plan
-from post_training.plan.stage import VERSIONS
-from post_training.training.offline import sync_command
+from post_training.plan.make import task_of
+from post_training.run_dir.wandb_offline import sync_command
 
 pytestmark = pytest.mark.slow
 SECRETS = {
@@ -67,8 +67,8 @@ def test_no_file_holds_a_secret(finished):
 
 def make_the_others(base: Path) -> None:
     """Stages that this pipeline has none of, from what it has made."""
-    from post_training import lm_eval, lm_tasks
-    from post_training.model import download
+    from post_training.evaluation import lm_eval, lm_tasks
+    from post_training.models import download
     from post_training.report import compare
 
     folder = (base / "tiny" / "model").resolve()
@@ -111,7 +111,7 @@ def stages(finished) -> dict[str, dict[str, Any]]:
 
 
 def test_every_kind_of_stage_is_here(stages):
-    assert {stage["stage"] for stage in stages.values()} == set(VERSIONS) - set(ELSEWHERE)
+    assert {stage["stage"] for stage in stages.values()} == set(STAGES) - set(ELSEWHERE)
 
 
 def named(key: str, stage: dict[str, Any]) -> set[tuple[str, str]]:

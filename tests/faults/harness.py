@@ -35,7 +35,7 @@ from tiny import (
     write_mix,
 )
 
-from post_training.processes import SNAKEMAKE
+from post_training.launch.processes import SNAKEMAKE
 
 STEPS, SAVE_STEPS = 24, 3
 KILLS_PER_RUN = 5
@@ -85,7 +85,7 @@ class Harness:
         """A model with dropout, so that a lost random state shows; rows; a Snakemake of two lines."""
         from transformers import AutoTokenizer
 
-        from post_training.model import build
+        from post_training.models import build
 
         corpus = self.folder / "corpus.jsonl"
         corpus.write_text("".join(json.dumps({"messages": conversation(n)}) + "\n" for n in range(200)))

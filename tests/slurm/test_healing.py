@@ -78,7 +78,7 @@ def test_a_job_that_dies_without_a_word_is_a_failure(make, undisturbed):
     project.job_at_step(6)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         words = path.read_bytes().split(b"\0") if path.exists() else []
-        if b"post_training.slurm.segment" in words and any(str(project.path).encode() in word for word in words):
+        if b"post_training.slurm.attempt" in words and any(str(project.path).encode() in word for word in words):
             os.kill(int(path.parent.name), signal.SIGKILL)
     main.ends(0)
     assert project.whys() == ["lost: ended without a word (killed, or its node failed)", "done"]

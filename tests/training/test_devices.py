@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from tiny import launcher_command, losses_of, train_task
 
-from post_training import launch
+from post_training.launch import launcher
 
 pytestmark = pytest.mark.slow
 COMPILER = pytest.mark.skipif(
@@ -39,12 +39,12 @@ def back_to(run, step) -> None:
 )
 def test_two_ranks_then_one_then_two(task_on, tmp_path, strategy, capfd):
     task, run = task_on(2, strategy), tmp_path / "run"
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     losses, samples = losses_of(run), (run / "logs" / "samples.jsonl").read_text()
     assert len(samples.splitlines()) == 6
     for before, step, ranks in ((2, 2, 1), (1, 4, 2)):
         back_to(run, step)
-        assert launch.run(task_on(ranks, strategy)) == 0
+        assert launcher.run(task_on(ranks, strategy)) == 0
         how = "" if strategy == "ddp" else " through a universal checkpoint"
         said = f"sft: resuming from checkpoint-{step}, written by {before} rank{'s' * (before > 1)} and continued on {ranks}{how}"
         assert said in capfd.readouterr().out
@@ -57,7 +57,7 @@ def test_two_ranks_then_one_then_two(task_on, tmp_path, strategy, capfd):
 @pytest.mark.parametrize(("before", "after"), [("ddp", "zero2"), pytest.param("zero3", "ddp", marks=COMPILER)])
 def test_what_cannot_go_on_is_refused_with_the_key(task_on, tmp_path, before, after):
     task = task_on(1, before)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     back_to(tmp_path / "run", 4)
     done = subprocess.run(launcher_command(task_on(1, after)), capture_output=True, text=True)
     assert done.returncode == 1

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 from tiny import launcher_command, losses_of, train_task
 
-from post_training import launch
-from post_training.training.resume import checkpoints, newest_complete
+from post_training.launch import launcher
+from post_training.run_dir.checkpoints import checkpoints, newest_complete
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
 ):
     settings = {"checkpointing__save_steps": 2, "checkpointing__save_total_limit": None}
     roomy = train_task(tmp_path / "roomy", model_manifest, sft_rows, template, **settings)
-    assert launch.run(roomy) == 0
+    assert launcher.run(roomy) == 0
     size = sum(
         path.stat().st_size for path in (tmp_path / "roomy/checkpoints/checkpoint-6").rglob("*") if path.is_file()
     )

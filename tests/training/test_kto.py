@@ -23,7 +23,7 @@ def stock(folder, model_manifest, rows, template, **arguments):
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    from post_training.model import folder as model_folder
+    from post_training.models import folder as model_folder
     from post_training.training.run import load_model
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder(model_manifest))
@@ -74,11 +74,11 @@ def test_a_tokenizer_without_padding_token(tmp_path, model_manifest, template, j
     """As many base models have it: TRL pads with the end token."""
     from transformers import AutoTokenizer
 
-    from post_training import batch
-    from post_training.batch import Topology
+    from post_training.config import batch
+    from post_training.config.batch import Topology
     from post_training.data.view import open_rows
     from post_training.methods import kto
-    from post_training.model import folder
+    from post_training.models import folder
     from post_training.training.arguments import trainer_arguments
     from post_training.training.run import load_model
 

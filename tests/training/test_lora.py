@@ -6,9 +6,11 @@ import shutil
 import pytest
 from tiny import export_task, losses_of, train_here, train_task, view_of
 
-from post_training import export, launch, manifest
-from post_training.errors import ConfigError, UserError
-from post_training.model import folder, lora
+from post_training.core import manifest
+from post_training.core.errors import ConfigError, UserError
+from post_training.launch import launcher
+from post_training.models import folder, lora
+from post_training.release import export
 
 LORA = {"model__lora": {"r": 4, "alpha": 16}, "training__learning_rate": 1e-2}
 
@@ -167,7 +169,7 @@ def test_on_two_processes(tmp_path, run, model_manifest, sft_rows, template, sta
     if stage:
         settings["deepspeed__config"] = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, **settings)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert losses_of(task.directory) == pytest.approx(losses_of(run.parent), abs=2e-4)
     whole = adapters(task.directory)
     checkpoint = task.directory / "checkpoints" / "checkpoint-6"
@@ -175,7 +177,7 @@ def test_on_two_processes(tmp_path, run, model_manifest, sft_rows, template, sta
     assert all(path.stat().st_size < base for path in checkpoint.rglob("*") if path.is_file())
     task.output.unlink()
     shutil.rmtree(checkpoint)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert adapters(task.directory) == whole
     output = tmp_path / "run" / "model" / "manifest.json"
     export.run(export_task(task.output, sft_rows, output))

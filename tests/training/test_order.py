@@ -3,10 +3,10 @@
 import pytest
 from tiny import metrics_of, train_here, train_task, write_mix
 
-from post_training import launch
-from post_training.data.epochs import lay_out
+from post_training.data.mixing.epochs import lay_out
 from post_training.data.view import open_rows
-from post_training.training.samples import read_samples, row_digest, step_hash
+from post_training.launch import launcher
+from post_training.training.step_samples import read_samples, row_digest, step_hash
 
 BATCH, EPOCHS = 4, 1.5
 
@@ -51,5 +51,5 @@ def test_two_ranks(tmp_path, model_manifest, rows, template, expected):
         tmp_path / "run", model_manifest, rows, template, accelerate__num_processes=2,
         training__per_device_train_batch_size=1, training__trainer_args={"dataloader_num_workers": 1},
     )  # fmt: skip
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert seen(task.directory) == expected

@@ -49,7 +49,7 @@ def test_our_rows_train_like_trls_own_preparation(tmp_path, model_manifest, temp
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from post_training.model import folder
+    from post_training.models import folder
     from post_training.training.run import load_model
 
     conversations = Dataset.from_list([{"messages": conversation(number)} for number in range(0, 300, 7)])

@@ -19,7 +19,7 @@ LENGTH = 512
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory, corpus):
-    from post_training.model import build
+    from post_training.models import build
 
     output = tmp_path_factory.mktemp("wide") / "scratch" / "manifest.json"
     build.run(build_task(output, corpus, config=WIDE))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from tiny import export_task, launcher_command, losses_of, metrics_of, train_task
 
-from post_training import export, launch
-from post_training.model.shards import gather
+from post_training.launch import launcher
+from post_training.models.shards import gather
+from post_training.release import export
 from post_training.report.curves import marks
 from post_training.report.elapsed import elapsed
 
@@ -29,13 +30,13 @@ def weights(run, step=6):
 def straight(tmp_path_factory, model_manifest, sft_rows, template):
     """An uninterrupted run of one process."""
     task = train_task(tmp_path_factory.mktemp("straight") / "run", model_manifest, sft_rows, template)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     return task.directory
 
 
 def test_two_processes_train_like_one(tmp_path, straight, model_manifest, sft_rows, template, capfd):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, accelerate__num_processes=2)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert losses_of(task.directory) == pytest.approx(losses_of(straight), abs=2e-5)
     manifest, one = json.loads(task.output.read_text()), json.loads((straight / "manifest.json").read_text())
     assert (manifest["world_size"], manifest["tokens"], manifest["trained_tokens"]) == (
@@ -106,7 +107,7 @@ def test_zero_trains_the_same_and_its_checkpoint_exports(
         "accelerate__num_processes": ranks,
     }
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, **zero)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert losses_of(task.directory) == pytest.approx(losses_of(straight), abs=2e-5)
     # DeepSpeed's own way from shards to weights is the oracle for what was gathered while training.
     shards = get_fp32_state_dict_from_zero_checkpoint(str(task.directory / "checkpoints" / "checkpoint-6"))
@@ -127,7 +128,7 @@ def test_zero_trains_the_same_and_its_checkpoint_exports(
 
 def test_dpo_on_two_processes(tmp_path, model_manifest, dpo_rows, template):
     task = train_task(tmp_path / "run", model_manifest, dpo_rows, template, "dpo", accelerate__num_processes=2)
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     assert losses_of(task.directory)[0] == pytest.approx(0.693147, abs=1e-5)
 
 

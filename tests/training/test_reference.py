@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import compute_reference, losses_of, metrics_of, reference_task, train_here, train_task, view_of
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
+from post_training.methods.dpo.reference import FILE, missing_shards, read_shard, shard_path, shards, write_array
 from post_training.training import reference_rank
-from post_training.training.reference import FILE, missing_shards, read_shard, shard_path, shards, write_array
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_stored_values_are_trls_own(dpo_reference, model_manifest, dpo_rows, tem
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from post_training.data.view import open_rows
-    from post_training.model import folder
+    from post_training.models import folder
     from post_training.training.run import load_model, load_tokenizer
 
     class Stock(DPOTrainer):

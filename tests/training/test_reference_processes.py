@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from tiny import losses_of, reference_task, train_task
 
-from post_training import launch
-from post_training.training.reference import FILE, missing_shards
+from post_training.launch import launcher
+from post_training.methods.dpo.reference import FILE, missing_shards
 
 pytestmark = pytest.mark.slow
 
 
-def launcher(task) -> list[str]:
+def reference_command(task) -> list[str]:
     """The command of the rule `reference`."""
     inputs = [str(task.inputs[name]) for name in sorted(task.inputs)]
     spec = {**task.spec, "inputs": dict(sorted(task.spec["inputs"].items()))}
     words = ["--spec", json.dumps(spec), "--runtime", json.dumps(task.runtime), "--output", str(task.output)]
-    return [sys.executable, "-m", "post_training", "launch", *words, "--inputs", *inputs]
+    return [sys.executable, "-m", "post_training", "stage", "reference", *words, "--inputs", *inputs]
 
 
 def logps(task):
@@ -32,7 +32,7 @@ def logps(task):
 def test_killed_on_two_ranks_and_finished_on_one(tmp_path, model_manifest, dpo_rows, dpo_reference, template):
     """SIGKILL of the launcher, ranks and all, while shards are being written; then the same command on one rank."""
     task = reference_task(tmp_path / "stage", model_manifest, dpo_rows, template, accelerate__num_processes=2)
-    process = subprocess.Popen(launcher(task), start_new_session=True)
+    process = subprocess.Popen(reference_command(task), start_new_session=True)
     deadline = time.monotonic() + 120
     while not (done := list((task.directory / "shards").glob("*.npy"))):
         assert time.monotonic() < deadline and process.poll() is None
@@ -44,7 +44,7 @@ def test_killed_on_two_ranks_and_finished_on_one(tmp_path, model_manifest, dpo_r
     left = missing_shards(task.directory, 64)
     before = {path: path.stat().st_mtime_ns for path in done}
     again = reference_task(tmp_path / "stage", model_manifest, dpo_rows, template)
-    printed = subprocess.run(launcher(again), check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(reference_command(again), check=True, capture_output=True, text=True).stdout
     if left:
         assert f"{64 - sum(stop - start for start, stop in left)} of them done before" in printed
     assert before and logps(again) == pytest.approx(np.load(dpo_reference.parent / FILE), abs=1e-5)
@@ -65,12 +65,12 @@ def test_under_zero_3_stored_losses_are_the_online_losses(tmp_path, model_manife
     first = reference.directory / "shards" / "logps-00000000-00000008.npy"
     first.parent.mkdir(parents=True)
     np.save(first, np.load(dpo_reference.parent / FILE)[:8])
-    assert launch.run(reference) == 0
+    assert launcher.run(reference) == 0
     assert logps(reference) == pytest.approx(np.load(dpo_reference.parent / FILE), abs=1e-5)
     stored = train_task(tmp_path / "stored", model_manifest, dpo_rows, template, "dpo", reference.output, **zero)
     online = train_task(tmp_path / "online", model_manifest, dpo_rows, template, "dpo", **zero)
-    assert launch.run(stored) == 0
-    assert launch.run(online) == 0
+    assert launcher.run(stored) == 0
+    assert launcher.run(online) == 0
     assert losses_of(stored.directory) == pytest.approx(losses_of(online.directory), abs=1e-5)
     assert losses_of(stored.directory)[0] == pytest.approx(0.693147, abs=1e-4)
 
@@ -80,6 +80,6 @@ def test_a_wrong_reference_is_one_line_of_a_failed_run(tmp_path, model_manifest,
     shutil.copytree(dpo_reference.parent, wrong)
     np.save(wrong / FILE, np.load(wrong / FILE)[::-1])
     run = train_task(tmp_path / "run", model_manifest, dpo_rows, template, "dpo", wrong / "manifest.json")
-    done = subprocess.run(launcher(run), capture_output=True, text=True)
+    done = subprocess.run(reference_command(run), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{wrong / 'manifest.json'}: the policy has taken no step" in done.stderr

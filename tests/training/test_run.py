@@ -8,8 +8,8 @@ import yaml
 from tiny import losses_of, metrics_of, train_here, train_task
 
 from post_training.config import resolve
-from post_training.errors import ConfigError, UserError
-from post_training.training.resume import MARKER, newest_complete
+from post_training.core.errors import ConfigError, UserError
+from post_training.run_dir.checkpoints import MARKER, newest_complete
 
 
 def names(folder):
@@ -160,12 +160,14 @@ def test_no_tokenizer_is_read_before_the_first_step(
     tmp_path, model_manifest, sft_rows, dpo_rows, template, monkeypatch
 ):
     """Neither by SFT nor by DPO: one of real size takes a second."""
-    from post_training.model import deferred
-    from post_training.training.meter import Meter
+    from post_training.training import deferred_tokenizer
+    from post_training.training.measure import Meter
 
     read_at = []
-    become, count = deferred._become_real, Meter._count
-    monkeypatch.setattr(deferred, "_become_real", lambda tokenizer: (read_at.append("tokenizer"), become(tokenizer))[1])
+    become, count = deferred_tokenizer._become_real, Meter._count
+    monkeypatch.setattr(
+        deferred_tokenizer, "_become_real", lambda tokenizer: (read_at.append("tokenizer"), become(tokenizer))[1]
+    )
     monkeypatch.setattr(Meter, "_count", lambda *arguments: (read_at.append("batch"), count(*arguments))[1])
     for method, rows in (("sft", sft_rows), ("dpo", dpo_rows)):
         train_here(train_task(tmp_path / method, model_manifest, rows, template, method, training__max_steps=1))
@@ -179,7 +181,7 @@ def test_a_rank_imports_no_package_that_it_does_not_use(tmp_path, model_manifest
     import subprocess
     import sys
 
-    from post_training.launch import prepare_directory, write_task
+    from post_training.launch.launcher import prepare_directory, write_task
 
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, training__max_steps=1)
     prepare_directory(task, resolve(task.runtime["pipeline"]).views["sft"])
@@ -188,7 +190,7 @@ def test_a_rank_imports_no_package_that_it_does_not_use(tmp_path, model_manifest
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "post_training.training", "--task", str(write_task(task))]
+    command = [sys.executable, "-m", "post_training.rank", "--task", str(write_task(task))]
     assert subprocess.run(command, env=environment).returncode == 0
     loaded = (tmp_path / "modules").read_text().split()
     assert "trl.trainer.sft_trainer" in loaded

@@ -10,9 +10,9 @@ import time
 import pytest
 from tiny import launcher_command, losses_of, metrics_of, train_task, wait_for_ranks, wait_for_step
 
-from post_training import launch
+from post_training.launch import launcher
 from post_training.report.elapsed import elapsed
-from post_training.training.resume import newest_complete
+from post_training.run_dir.checkpoints import newest_complete
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def two_ranks(model_manifest, sft_rows, template):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, two_ranks):
     task = two_ranks(tmp_path_factory.mktemp("straight") / "run")
-    assert launch.run(task) == 0
+    assert launcher.run(task) == 0
     return task.directory
 
 
@@ -69,7 +69,7 @@ def test_a_signal_to_one_rank_stops_all_at_a_saved_step(tmp_path, two_ranks, str
         time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == launch.REQUEUE == 85, output
+    assert process.returncode == launcher.REQUEUE == 85, output
     told = stopped(task)
     assert told["signal"] == "SIGUSR1"
     assert newest_complete(task.directory / "checkpoints").chosen.step == told["step"] < 24
@@ -81,7 +81,9 @@ def test_a_signal_to_one_rank_stops_all_at_a_saved_step(tmp_path, two_ranks, str
     assert first["devices"] == 2 and first["saving_seconds"] > 0 == second["lost_steps"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, launch.STOPPED), (signal.SIGINT, launch.INTERRUPTED)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, launcher.STOPPED), (signal.SIGINT, launcher.INTERRUPTED)]
+)
 def test_a_signal_while_the_model_is_loaded_is_honoured(tmp_path, two_ranks, number, code):
     task = two_ranks(tmp_path / "run")
     process = start(task)
@@ -99,7 +101,7 @@ def test_a_second_start_is_refused_and_changes_nothing(tmp_path, two_ranks, stra
     wait_for_step(task.directory, 1)
     second = start(task)
     output, _ = second.communicate(timeout=60)
-    assert second.returncode == launch.LOCKED == 75
+    assert second.returncode == launcher.LOCKED == 75
     assert f"is being trained by process {first.pid} on " in output
     first.communicate(timeout=60)
     assert first.returncode == 0
@@ -123,8 +125,8 @@ def test_a_dead_rank_ends_the_run_within_seconds(tmp_path, two_ranks):
 
 def test_signals_have_handlers_before_anything_slow_is_imported():
     code = (
-        "import sys\nimport post_training.training.__main__\n"
-        "import signal; from post_training.training.stop import REQUEST\n"
+        "import sys\nimport post_training.rank\n"
+        "import signal; from post_training.run_dir.stop import REQUEST\n"
         "assert signal.getsignal(signal.SIGUSR1) == REQUEST._receive\n"
         "slow = {'torch', 'numpy', 'transformers', 'omegaconf', 'subprocess'} & set(sys.modules)\nassert not slow, slow"
     )

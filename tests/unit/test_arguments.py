@@ -4,8 +4,8 @@ import re
 import pytest
 from tiny import view_of
 
-from post_training.batch import Topology, batch_plan
-from post_training.errors import ConfigError
+from post_training.config.batch import Topology, batch_plan
+from post_training.core.errors import ConfigError
 from post_training.training import arguments
 
 CPU1 = Topology(1, 1, "CPU")

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_training import batch
-from post_training.batch import Topology
-from post_training.config import resolve
-from post_training.errors import ConfigError
+from post_training.config import batch, resolve
+from post_training.config.batch import Topology
+from post_training.core.errors import ConfigError
 
 
 def view(**training) -> dict:

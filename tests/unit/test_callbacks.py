@@ -5,8 +5,8 @@ import torch
 from trl import SFTConfig
 
 from post_training.training import callbacks
-from post_training.training.meter import Meter
-from post_training.training.peak import PeakMemory
+from post_training.training.measure import Meter
+from post_training.training.peak_memory import PeakMemory
 
 
 def state(step: int, **more) -> SimpleNamespace:

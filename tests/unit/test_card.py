@@ -5,8 +5,9 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import task
 
-from post_training import card
+from post_training.core import hub
 from post_training.lineage import collect, verify
+from post_training.release import card
 
 RESULTS = {"kind": "exact_match", "rows": 20, "exact_match": 0.75, "loss": 0.5, "stopped": 1.0}
 
@@ -131,5 +132,5 @@ def test_sources_with_their_revisions_and_licences():
 )
 def test_licence_of_a_source(tmp_path, text, licence):
     (tmp_path / "README.md").write_text(text)
-    assert card.licence_of(tmp_path / "README.md") == licence
-    assert card.licence_of(tmp_path / "absent.md") is None
+    assert hub.licence_of(tmp_path / "README.md") == licence
+    assert hub.licence_of(tmp_path / "absent.md") is None

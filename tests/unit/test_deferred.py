@@ -6,7 +6,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from post_training.model.deferred import DeferredTokenizer, control_tokens, defer
+from post_training.training.deferred_tokenizer import DeferredTokenizer, control_tokens, defer
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import view_of
 
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 from post_training.methods import dpo
 from post_training.methods.dpo import losses
 

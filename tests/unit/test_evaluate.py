@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 from tiny import TEMPLATE, conversation, task
 
-from post_training import evaluate, summary
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import file_sha256
 from post_training.data.view import open_rows
-from post_training.errors import UserError
-from post_training.fingerprint import file_sha256
-from post_training.model import folder
-from post_training.model.loading import load_for_inference, load_tokenizer
-from post_training.prompts import read_prompts
+from post_training.evaluation import held_out as evaluation
+from post_training.evaluation.prompts import read_prompts
+from post_training.models import folder
+from post_training.models.loading import load_for_inference, load_tokenizer
+from post_training.report import summary
 
 
 def rows_file(path, rows):
@@ -39,7 +40,7 @@ def evaluated(tmp_path, model, inputs, batch_size=4, **config):
     output = tmp_path / f"evaluation-{batch_size}" / "manifest.json"
     output.parent.mkdir()
     settings = {"max_samples": None, "max_new_tokens": 8, "chat_template": TEMPLATE} | config
-    evaluate.run(task("evaluate", settings, {"batch_size": batch_size}, {"model": model, **inputs}, output))
+    evaluation.run(task("evaluate", settings, {"batch_size": batch_size}, {"model": model, **inputs}, output))
     samples = [json.loads(line) for line in (output.parent / "samples.jsonl").read_text().splitlines()]
     return json.loads(output.read_text()), samples
 
@@ -68,7 +69,7 @@ def test_log_probabilities_are_those_of_the_answer_alone(exported, tokenizer):
     import torch
 
     model = load_for_inference(folder(exported))
-    judge = evaluate.Judge(model, load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    judge = evaluation.Judge(model, load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
     messages = conversation(12) + conversation(34)
     ids, places = judge._encode(messages)
     assert tokenizer.decode([ids[place] for place in places]) == "7<|im_end|>"
@@ -82,10 +83,10 @@ def test_log_probabilities_are_those_of_the_answer_alone(exported, tokenizer):
 
 
 def test_an_answer_that_was_cut_off_is_not_correct(exported, monkeypatch):
-    judge = evaluate.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    judge = evaluation.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
     expected = conversation(5)[1]["content"]
     for ids, correct in ((judge.tokenizer(f"{expected}<|im_end|>"), True), (judge.tokenizer(expected), False)):
-        monkeypatch.setattr(evaluate, "generate", lambda *_, found=ids["input_ids"]: [found])
+        monkeypatch.setattr(evaluation, "generate", lambda *_, found=ids["input_ids"]: [found])
         assert judge.answers([{"messages": conversation(5)}])[0]["exact_match"] == float(correct)
 
 
@@ -106,9 +107,9 @@ def test_max_samples_takes_the_first(tmp_path, exported, held_out):
 
 def test_a_conversation_is_asked_up_to_its_last_answer():
     messages = conversation(3)
-    assert evaluate.up_to_last_answer({"messages": [*messages, messages[0]]}) == {"messages": messages}
-    assert evaluate.up_to_last_answer({"messages": messages[:1]}) is None
-    assert evaluate.up_to_last_answer({"messages": messages[1:]}) is None  # nothing was asked
+    assert evaluation.up_to_last_answer({"messages": [*messages, messages[0]]}) == {"messages": messages}
+    assert evaluation.up_to_last_answer({"messages": messages[:1]}) is None
+    assert evaluation.up_to_last_answer({"messages": messages[1:]}) is None  # nothing was asked
 
 
 def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_prompts_are_answered_and_nothing_is_expected(tmp_path, exported):
     config = {"max_samples": None, "max_new_tokens": 8, "chat_template": TEMPLATE, "prompts": file_sha256(path)}
     runtime = {"batch_size": 2, "prompts": str(path)}
     made = task("evaluate", config, runtime, {"model": exported}, tmp_path / "out" / "manifest.json")
-    evaluate.run(made)
+    evaluation.run(made)
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [(s["dataset"], s.get("id"), len(s["prompt"])) for s in samples] == [
         ("prompts", "a", 1),
@@ -178,13 +179,13 @@ def test_prompts_are_answered_and_nothing_is_expected(tmp_path, exported):
     told = json.loads(made.output.read_text())
     assert (told["results"], told["rows_in"], told["rows_out"]) == ({}, 3, 2)
     assert told["dropped"]["too long for the model"] == 1
-    judge = evaluate.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 1)
+    judge = evaluation.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 1)
     _, (alone,) = judge.answers([{"messages": [*conversation(12), *conversation(5)]}])
     assert alone["answer"] == samples[1]["answer"]
     assert summary.before_and_after({"sft": samples})[1:3] == ["prompt: 3 and 4?", f"  sft: {samples[0]['answer']}"]
     path.write_text("{}")
     with pytest.raises(UserError, match="changed since the run was planned"):
-        evaluate.run(made)
+        evaluation.run(made)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import stat
 import pytest
 from tiny import TEMPLATE, export_task, train_here, train_task
 
-from post_training import export, model
-from post_training.errors import UserError
+from post_training import models
+from post_training.core.errors import UserError
+from post_training.release import export
 
 
 def read(path):
@@ -14,7 +15,7 @@ def read(path):
 
 
 def test_an_export_is_what_inference_programs_expect(exported, tokenizer):
-    folder = model.folder(exported)
+    folder = models.folder(exported)
     assert folder == exported.parent
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     assert weights == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]

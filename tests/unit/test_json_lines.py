@@ -1,4 +1,4 @@
-from post_training import json_lines
+from post_training.core import json_lines
 
 
 def test_a_torn_line_spoils_nothing_but_itself(tmp_path):

@@ -4,7 +4,7 @@ import re
 import pytest
 from tiny import pipeline_of
 
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 from post_training.methods import kto
 
 

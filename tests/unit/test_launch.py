@@ -4,18 +4,18 @@ from pathlib import Path
 import pytest
 from tiny import train_task, view_of
 
-from post_training import launch
-from post_training.batch import Topology
-from post_training.errors import UserError
-from post_training.processes import Ended
-from post_training.training.resume import mark_complete
+from post_training.config.batch import Topology
+from post_training.core.errors import UserError
+from post_training.launch import launcher
+from post_training.launch.processes import Ended
+from post_training.run_dir.checkpoints import mark_complete
 
 CPU2 = Topology(1, 2, "CPU")
 
 
 def test_libraries_of_an_offline_cpu_run(template):
     view = view_of(template, logging__report_to=["wandb"], logging__wandb_project="mine")
-    assert launch.library_environment(view, Path("out/sft-x-1"), "CPU") == {
+    assert launcher.library_environment(view, Path("out/sft-x-1"), "CPU") == {
         "TENSORBOARD_LOGGING_DIR": "out/sft-x-1/logs",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -36,20 +36,20 @@ def test_libraries_of_an_offline_cpu_run(template):
 
 def test_deepspeed_is_not_told_to_use_the_cpu(template):
     view = view_of(template, deepspeed__config={"zero_optimization": {"stage": 2}})
-    found = launch.library_environment(view, Path("out/sft-x-1"), "CPU")
+    found = launcher.library_environment(view, Path("out/sft-x-1"), "CPU")
     assert "ACCELERATE_USE_CPU" not in found
     assert found["DS_ACCELERATOR"] == "cpu"
 
 
 def test_libraries_of_an_online_gpu_run_stay_out_of_the_way(template):
-    found = launch.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
+    found = launcher.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
     assert sorted(found) == ["HF_HUB_DISABLE_TELEMETRY", "TENSORBOARD_LOGGING_DIR", "TOKENIZERS_PARALLELISM"]
 
 
 def test_environment_of_the_second_rank():
     # Snakemake sets OMP_NUM_THREADS to the rule's cores, for one process.
     base = {"PATH": "/bin", "OMP_NUM_THREADS": "8"}
-    found = launch.rank_environment(CPU2, 1, "127.0.0.1", 29511, base, libraries={"A": "b"}, cores=8)
+    found = launcher.rank_environment(CPU2, 1, "127.0.0.1", 29511, base, libraries={"A": "b"}, cores=8)
     assert found == {
         "PATH": "/bin",
         "A": "b",
@@ -65,29 +65,29 @@ def test_environment_of_the_second_rank():
 
 
 def test_ranks_count_through_the_nodes():
-    found = launch.rank_environment(Topology(2, 4, "GPU"), 5, "node0", 20001, {}, libraries={}, cores=32)
+    found = launcher.rank_environment(Topology(2, 4, "GPU"), 5, "node0", 20001, {}, libraries={}, cores=32)
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("5", "1", "8", "4")
 
 
 def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
     alone = Topology(1, 1, "GPU")
-    found = launch.rank_environment(
+    found = launcher.rank_environment(
         alone, 0, "127.0.0.1", 1, {"CUDA_VISIBLE_DEVICES": "3,5"}, libraries={}, cores=8, group=False
     )
     assert "LOCAL_RANK" not in found
     assert found["CUDA_VISIBLE_DEVICES"] == "3"
-    assert launch.rank_environment(alone, 0, "x", 1, {}, libraries={}, cores=8)["LOCAL_RANK"] == "0"
+    assert launcher.rank_environment(alone, 0, "x", 1, {}, libraries={}, cores=8)["LOCAL_RANK"] == "0"
 
 
 def test_rank_command():
-    assert launch.rank_command(Path("out/logs/task.json"), "/env/python") == [
-        "/env/python", "-u", "-m", "post_training.training", "--task", "out/logs/task.json",
+    assert launcher.rank_command(Path("out/logs/task.json"), "/env/python") == [
+        "/env/python", "-u", "-m", "post_training.rank", "--task", "out/logs/task.json",
     ]  # fmt: skip
 
 
 def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
-    found = launch.read_task(launch.write_task(task))
+    found = launcher.read_task(launcher.write_task(task))
     assert (found.config, found.runtime, found.inputs, found.output, found.spec) == (
         task.config, task.runtime, task.inputs, task.output, task.spec,
     )  # fmt: skip
@@ -103,8 +103,8 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
     logs = tmp_path / "run" / "logs"
     logs.mkdir()
     (logs / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n{"step": 6, "loss": 2.0, "epoch": 0.1}\n')
-    monkeypatch.setattr(launch, "run_together", lambda *_, **__: pytest.fail("trained again"))
-    assert launch.run(task) == 0
+    monkeypatch.setattr(launcher, "run_together", lambda *_, **__: pytest.fail("trained again"))
+    assert launcher.run(task) == 0
     manifest = json.loads(task.output.read_text())
     assert manifest["final_checkpoint"] == "checkpoints/checkpoint-6"
     assert (manifest["steps"], manifest["tokens"], manifest["trained_tokens"]) == (6, 600, 60)
@@ -116,9 +116,9 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
 
 def test_ranks_that_end_early_leave_no_manifest(tmp_path, model_manifest, sft_rows, template, monkeypatch):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
-    monkeypatch.setattr(launch, "run_together", lambda *_, **__: Ended())
+    monkeypatch.setattr(launcher, "run_together", lambda *_, **__: Ended())
     with pytest.raises(UserError, match="before their work was whole; run it again"):
-        launch.run(task)
+        launcher.run(task)
     assert not task.output.exists()
 
 
@@ -127,10 +127,10 @@ def test_only_a_debug_run_that_asks_for_it_is_wiped(tmp_path, model_manifest, sf
     kept = directory / "checkpoints" / "checkpoint-2"
     kept.mkdir(parents=True)
     plain = train_task(directory, model_manifest, sft_rows, template)
-    launch.prepare_directory(plain, view_of(template))
+    launcher.prepare_directory(plain, view_of(template))
     assert kept.is_dir()
     debug = {"debug__enabled": True, "debug__override_existing": True}
     wiped = train_task(directory, model_manifest, sft_rows, template, **debug)
-    launch.prepare_directory(wiped, view_of(template, **debug))
+    launcher.prepare_directory(wiped, view_of(template, **debug))
     assert not kept.exists()
     assert (directory / "config.yaml").is_file()

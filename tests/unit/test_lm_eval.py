@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from tiny import TEMPLATE, conversation, task
 
-from post_training import evaluate, lm_eval, lm_tasks
-from post_training.errors import UserError
-from post_training.fingerprint import FileHashes
-from post_training.locate import folder_sha256
-from post_training.model import folder
-from post_training.model.loading import load_for_inference, load_tokenizer
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import FileHashes
+from post_training.core.locate import folder_sha256
+from post_training.evaluation import held_out, lm_eval, lm_tasks
+from post_training.models import folder
+from post_training.models.loading import load_for_inference, load_tokenizer
 
 ROWS, CHOICES = 6, ("1", "4", "7")
 TASK = """
@@ -46,7 +46,7 @@ ASKED = {"num_fewshot": None, "limit": None, "seed": 1234, "log_samples": True, 
 
 @pytest.fixture(scope="module")
 def judge(exported):
-    return evaluate.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 4)
+    return held_out.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 4)
 
 
 @pytest.fixture(scope="module")

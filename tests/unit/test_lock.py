@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from post_training.training import lock
+from post_training.run_dir import lock
 
 HOLDER = """
 import sys, time

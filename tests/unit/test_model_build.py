@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tiny import build_task, task
 
-from post_training import model, registry
-from post_training.errors import ConfigError, DataError, UserError
-from post_training.fingerprint import file_sha256
-from post_training.model import build, download
-from post_training.model.files import cast_weights, stop_tokens
+from post_training import models
+from post_training.core.errors import ConfigError, DataError, UserError
+from post_training.core.fingerprint import file_sha256
+from post_training.data import registry
+from post_training.models import build, download
+from post_training.models.files import cast_weights, stop_tokens
 from post_training.plan.models import new_tokens
 
 
@@ -22,11 +23,11 @@ def digests(folder: Path) -> dict[str, str]:
 def test_equal_configuration_gives_equal_bytes_and_a_seed_other_weights(tmp_path, corpus, model_manifest):
     again = tmp_path / "again" / "manifest.json"
     build.run(build_task(again, corpus))
-    first = digests(model.folder(model_manifest))
-    assert digests(model.folder(again)) == first
+    first = digests(models.folder(model_manifest))
+    assert digests(models.folder(again)) == first
     other = tmp_path / "other" / "manifest.json"
     build.run(build_task(other, corpus, seed=1))
-    changed = {name for name, sha in digests(model.folder(other)).items() if sha != first[name]}
+    changed = {name for name, sha in digests(models.folder(other)).items() if sha != first[name]}
     assert changed == {"model.safetensors"}
 
 
@@ -35,7 +36,7 @@ def test_the_tokenizer_has_its_control_tokens_and_loses_nothing(tokenizer, model
     text = "12 naïve 世界\n\t<|im_start|>x"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer("2026", add_special_tokens=False)["input_ids"]) == 4
-    saved = json.loads((model.folder(model_manifest) / "tokenizer_config.json").read_text())
+    saved = json.loads((models.folder(model_manifest) / "tokenizer_config.json").read_text())
     assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # Transformers 4 knows no TokenizersBackend
     assert stop_tokens(tokenizer, "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}") == [
         tokenizer.eos_token_id
@@ -44,7 +45,7 @@ def test_the_tokenizer_has_its_control_tokens_and_loses_nothing(tokenizer, model
 
 
 def test_files_are_readable_by_the_group(model_manifest):
-    for path in model.folder(model_manifest).iterdir():
+    for path in models.folder(model_manifest).iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -53,10 +54,10 @@ def test_a_moved_tree_still_has_its_model(tmp_path, corpus):
     build.run(build_task(output, corpus))
     (tmp_path / "here").rename(tmp_path / "there")
     moved = tmp_path / "there" / "manifest.json"
-    assert (model.folder(moved) / "config.json").is_file()
-    (model.folder(moved) / "config.json").unlink()
+    assert (models.folder(moved) / "config.json").is_file()
+    (models.folder(moved) / "config.json").unlink()
     with pytest.raises(UserError, match="is gone; delete that manifest"):
-        model.folder(moved)
+        models.folder(moved)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,10 @@ def local_task(tmp_path: Path, folder: Path) -> download.Task:
 
 
 def test_a_local_folder_is_used_where_it_is(tmp_path, model_manifest):
-    folder = model.folder(model_manifest)
+    folder = models.folder(model_manifest)
     planned = local_task(tmp_path, folder)
     download.run(planned)
-    assert model.folder(planned.output) == folder.resolve()
+    assert models.folder(planned.output) == folder.resolve()
     told = json.loads(planned.output.read_text())
     assert {Path(entry["path"]).name for entry in told["files"]} >= {
         "config.json",
@@ -112,8 +113,8 @@ def test_a_local_folder_is_used_where_it_is(tmp_path, model_manifest):
 def test_a_folder_that_changed_since_planning_is_refused(tmp_path, corpus):
     output = tmp_path / "m" / "manifest.json"
     build.run(build_task(output, corpus))
-    planned = local_task(tmp_path, model.folder(output))
-    (model.folder(output) / "config.json").write_text("{}")
+    planned = local_task(tmp_path, models.folder(output))
+    (models.folder(output) / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json: changed since the run was planned"):
         download.run(planned)
 
@@ -124,9 +125,9 @@ def test_a_folder_that_changed_since_planning_is_refused(tmp_path, corpus):
 def test_an_unusable_folder_is_refused_with_the_remedy(tmp_path, corpus, gone, message):
     output = tmp_path / "m" / "manifest.json"
     build.run(build_task(output, corpus))
-    (model.folder(output) / gone).unlink()
+    (models.folder(output) / gone).unlink()
     with pytest.raises(UserError, match=message):
-        download.run(local_task(tmp_path, model.folder(output)))
+        download.run(local_task(tmp_path, models.folder(output)))
 
 
 def test_what_is_fetched_of_a_repository():
@@ -157,14 +158,14 @@ def test_offline_a_hub_model_comes_from_the_cache(tmp_path, model_manifest, monk
     sha = "a" * 40
     cached = tmp_path / "cache" / "snapshots" / sha
     cached.mkdir(parents=True)
-    for path in model.folder(model_manifest).iterdir():
+    for path in models.folder(model_manifest).iterdir():
         (cached / path.name).symlink_to(path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(cached))
     planned = hub_task(tmp_path)
     download.run(planned)
     told = json.loads(planned.output.read_text())
     assert (told["revision_sha"], told["folder"]) == (sha, "snapshot")
-    assert digests(model.folder(planned.output)) == digests(model.folder(model_manifest))
+    assert digests(models.folder(planned.output)) == digests(models.folder(model_manifest))
 
 
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
@@ -183,10 +184,10 @@ def test_weights_are_cast(tmp_path, corpus):
 
     output = tmp_path / "m" / "manifest.json"
     build.run(build_task(output, corpus))
-    cast_weights(model.folder(output), "bfloat16")
-    tensors = load_file(model.folder(output) / "model.safetensors")
+    cast_weights(models.folder(output), "bfloat16")
+    tensors = load_file(models.folder(output) / "model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.bfloat16"}
-    assert json.loads((model.folder(output) / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((models.folder(output) / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("name", registry.chat_template_names())
@@ -194,7 +195,7 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
     """Each shipped template works with a model from scratch: it ends an answer with one token, which stops generation."""
     from transformers import AutoTokenizer
 
-    from post_training.data.blocks import Settings, Tokenization, check_template
+    from post_training.data.tokens.blocks import Settings, Tokenization, check_template
 
     tokens = new_tokens(name)
     tokenizer = build.train_tokenizer([corpus], 300, tokens)
@@ -209,7 +210,7 @@ def test_a_new_tokenizer_has_the_tokens_of_its_template(tmp_path, corpus, name):
 
 
 def test_a_template_that_the_tokenizer_does_not_fit(tmp_path, corpus):
-    from post_training.data.blocks import Settings, Tokenization, check_template
+    from post_training.data.tokens.blocks import Settings, Tokenization, check_template
 
     build.train_tokenizer([corpus], 300, new_tokens("chatml")).save_pretrained(tmp_path)
     with pytest.raises(

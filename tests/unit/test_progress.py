@@ -2,12 +2,12 @@
 
 import pytest
 
-from post_training import progress
+from post_training.core import progress
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (35, "0:35"), (725, "12:05"), (10810, "3:00:10")])
 def test_duration(seconds, text):
-    assert progress.duration(seconds) == text
+    assert format.duration(seconds) == text
 
 
 def test_a_line_now_and_then(monkeypatch, capsys):

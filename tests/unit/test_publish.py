@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from tiny import task
 
-from post_training import publish
-from post_training.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError
+from post_training.release import publish
 
 TOKEN = "a-token-of-this-test-0815"
 COMMIT = "c" * 40

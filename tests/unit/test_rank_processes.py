@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from post_training.processes import Ended, run_together, snakemake_is_gone
-from post_training.training.lock import LockedError, take
-from post_training.training.stop import SIGNALS, StopRequest
+from post_training.launch.processes import Ended, run_together, snakemake_is_gone
+from post_training.run_dir.lock import LockedError, take
+from post_training.run_dir.stop import SIGNALS, StopRequest
 
 
 def python(text: str) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_killed_rank_is_told_by_its_signal():
 def test_a_signal_reaches_ranks_that_are_still_starting(number):
     """It is sent before Python runs in them, and neither kills a rank nor gets lost."""
     body = (
-        "import time\nfrom post_training.training.stop import REQUEST\nREQUEST.listen()\n"
+        "import time\nfrom post_training.run_dir.stop import REQUEST\nREQUEST.listen()\n"
         "deadline = time.monotonic() + 20\n"
         "while not REQUEST.wanted and time.monotonic() < deadline: time.sleep(0.01)\n"
         f"raise SystemExit(0 if REQUEST.wanted == {int(number)} else 3)"
@@ -74,7 +74,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     done = tmp_path / "done"
     rank = f"import time\nfor n in range(20): print(n, flush=True); time.sleep(0.02)\nopen({str(done)!r}, 'w').close()"
     launcher = (
-        "import os, sys\nfrom post_training.processes import run_together\nfrom post_training.training.stop import StopRequest\n"
+        "import os, sys\nfrom post_training.launch.processes import run_together\nfrom post_training.run_dir.stop import StopRequest\n"
         f"ended = run_together([[sys.executable, '-c', {rank!r}]], [dict(os.environ)], StopRequest())\n"
         "print('after', flush=True)\nsys.exit(0 if ended.first is None else 1)"
     )
@@ -87,7 +87,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
 
 def test_a_rank_dies_with_its_launcher():
     body = (
-        "import os, time\nfrom post_training.training.stop import die_with_parent\n"
+        "import os, time\nfrom post_training.run_dir.stop import die_with_parent\n"
         "die_with_parent(int(os.environ['LAUNCHER']))\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
     )
     launcher = subprocess.Popen(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from post_training.errors import UserError
-from post_training.training import resume
+from post_training.core.errors import UserError
+from post_training.run_dir import checkpoints
 
 
 def checkpoint(directory: Path, step: int, marked: bool = True) -> Path:
@@ -16,14 +16,14 @@ def checkpoint(directory: Path, step: int, marked: bool = True) -> Path:
     for rank in range(2):
         (path / f"rng_state_{rank}.pth").write_bytes(b"z")
     if marked:
-        resume.mark_complete(path, step, world_size=2, tokens=step * 10)
+        checkpoints.mark_complete(path, step, world_size=2, tokens=step * 10)
     return path
 
 
 def test_the_newest_whole_one_is_chosen_by_number_not_by_name(tmp_path):
     for step in (90, 100, 20):
         checkpoint(tmp_path, step)
-    choice = resume.newest_complete(tmp_path)
+    choice = checkpoints.newest_complete(tmp_path)
     assert choice.chosen is not None
     assert choice.chosen.step == 100
     assert choice.chosen.facts == {"world_size": 2, "tokens": 1000}
@@ -31,15 +31,15 @@ def test_the_newest_whole_one_is_chosen_by_number_not_by_name(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    assert resume.newest_complete(tmp_path / "none").describe() == "starting at step 0"
+    assert checkpoints.newest_complete(tmp_path / "none").describe() == "starting at step 0"
 
 
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda path: (path / resume.MARKER).unlink(), "no COMPLETE.json"),
-        (lambda path: (path / resume.MARKER).write_text('{"fil'), "COMPLETE.json is damaged"),
-        (lambda path: (path / resume.MARKER).write_text("{}"), "COMPLETE.json is damaged"),
+        (lambda path: (path / checkpoints.MARKER).unlink(), "no COMPLETE.json"),
+        (lambda path: (path / checkpoints.MARKER).write_text('{"fil'), "COMPLETE.json is damaged"),
+        (lambda path: (path / checkpoints.MARKER).write_text("{}"), "COMPLETE.json is damaged"),
         (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 60), "model.safetensors has 60 of 100 bytes"),
         (lambda path: (path / "global_step" / "shard.pt").unlink(), "global_step/shard.pt is missing"),
@@ -49,12 +49,12 @@ def test_a_damaged_one_is_passed_over_and_out_of_the_way(tmp_path, damage, why):
     checkpoint(tmp_path, 10)
     damaged = checkpoint(tmp_path, 20)
     damage(damaged)
-    choice = resume.newest_complete(tmp_path)
+    choice = checkpoints.newest_complete(tmp_path)
     assert choice.chosen is not None
     assert choice.chosen.step == 10
     assert choice.describe() == f"resuming from checkpoint-10; not whole and passed over: checkpoint-20 ({why})"
-    resume.discard_incomplete(choice)
-    assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-10"]
+    checkpoints.discard_incomplete(choice)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-10"]
     # What was whole once is kept under another name; what never was is gone.
     aside = [path for path in tmp_path.iterdir() if path.name.startswith("set-aside-checkpoint-20-")]
     assert len(aside) == (0 if why == "no COMPLETE.json" else 1)
@@ -63,7 +63,7 @@ def test_a_damaged_one_is_passed_over_and_out_of_the_way(tmp_path, damage, why):
 def test_what_cannot_be_read_for_a_moment_is_read_in_the_end(tmp_path, monkeypatch):
     checkpoint(tmp_path, 10)
     failing(monkeypatch, times=2)
-    assert resume.newest_complete(tmp_path).describe() == "resuming from checkpoint-10"
+    assert checkpoints.newest_complete(tmp_path).describe() == "resuming from checkpoint-10"
 
 
 def test_what_cannot_be_read_is_never_deleted(tmp_path, monkeypatch):
@@ -71,13 +71,13 @@ def test_what_cannot_be_read_is_never_deleted(tmp_path, monkeypatch):
     checkpoint(tmp_path, 10)
     with monkeypatch.context() as patch:
         failing(patch, times=100)
-        choice = resume.newest_complete(tmp_path)
+        choice = checkpoints.newest_complete(tmp_path)
         assert choice.chosen is None
         assert "checkpoint-10 (COMPLETE.json cannot be read: Input/output error)" in choice.describe()
         patch.setattr(os, "listdir", broken)
-        resume.discard_incomplete(choice)
+        checkpoints.discard_incomplete(choice)
     (aside,) = tmp_path.iterdir()
-    assert resume.why_incomplete(aside) is None
+    assert checkpoints.why_incomplete(aside) is None
 
 
 def broken(*_, **__):
@@ -88,23 +88,23 @@ def failing(monkeypatch, times):
     read, left = Path.read_text, [times]
 
     def read_text(self, **kwargs):
-        if self.name == resume.MARKER and left[0]:
+        if self.name == checkpoints.MARKER and left[0]:
             left[0] -= 1
             broken()
         return read(self, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    monkeypatch.setattr(resume.time, "sleep", lambda _: None)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
 
 
 def test_a_deletion_that_was_cut_off_is_finished_at_the_next_start(tmp_path):
     for step in (1, 2, 3):
         checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-1" / resume.MARKER).unlink()
-    choice = resume.newest_complete(tmp_path)
+    (tmp_path / "checkpoint-1" / checkpoints.MARKER).unlink()
+    choice = checkpoints.newest_complete(tmp_path)
     assert choice.describe() == "resuming from checkpoint-3"
-    resume.discard_incomplete(choice)
-    assert [path.name for path in resume.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
+    checkpoints.discard_incomplete(choice)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
 
 
 def test_a_checkpoint_without_a_ranks_file_is_not_marked(tmp_path):
@@ -112,12 +112,12 @@ def test_a_checkpoint_without_a_ranks_file_is_not_marked(tmp_path):
     path = checkpoint(tmp_path, 1, marked=False)
     (path / "rng_state_1.pth").unlink()
     with pytest.raises(UserError, match=r"has no rng_state_1.pth .* all nodes share"):
-        resume.mark_complete(path, 1, world_size=2)
-    assert resume.why_incomplete(path) == "no COMPLETE.json"
+        checkpoints.mark_complete(path, 1, world_size=2)
+    assert checkpoints.why_incomplete(path) == "no COMPLETE.json"
 
 
 def test_the_marker_lists_every_other_file(tmp_path):
-    marker = json.loads((checkpoint(tmp_path, 5) / resume.MARKER).read_text())
+    marker = json.loads((checkpoint(tmp_path, 5) / checkpoints.MARKER).read_text())
     assert marker["files"] == {
         "model.safetensors": 100, "global_step/shard.pt": 10, "rng_state_0.pth": 1, "rng_state_1.pth": 1,
     }  # fmt: skip
@@ -129,9 +129,9 @@ def test_rotation_keeps_the_newest_whole_ones_and_touches_no_others(tmp_path):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 4, marked=False)
     (tmp_path / "checkpoint-final").mkdir()
-    resume.rotate(tmp_path, 2)
+    checkpoints.rotate(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-final",
     ]  # fmt: skip
-    resume.rotate(tmp_path, None)
-    assert len(resume.checkpoints(tmp_path)) == 3
+    checkpoints.rotate(tmp_path, None)
+    assert len(checkpoints.checkpoints(tmp_path)) == 3

@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from post_training.errors import UserError
-from post_training.training.samples import (
+from post_training.core.errors import UserError
+from post_training.training.step_samples import (
     KEY,
     NumberedRows,
     Remembering,

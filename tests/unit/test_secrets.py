@@ -7,10 +7,10 @@ import sys
 import pytest
 from tiny import pipeline_of
 
-from post_training import secrets
 from post_training.config import resolve
-from post_training.errors import ConfigError, UserError
-from post_training.fingerprint import write_atomically
+from post_training.core import secrets
+from post_training.core.errors import ConfigError, UserError
+from post_training.core.fingerprint import write_atomically
 
 HF = "hf_" + "aB3" * 11 + "x"
 TOKENS = [

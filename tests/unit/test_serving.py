@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from post_training import serving
-from post_training.model.files import polish
+from post_training.models.files import polish
+from post_training.release import serving
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from post_training.unlock import release_stale_lock
+from post_training.workflow.unlock import release_stale_lock
 
 
 @pytest.fixture

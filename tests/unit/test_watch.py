@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
+from post_training.run_dir.failures import PeerError
+from post_training.run_dir.stop import StopRequest
 from post_training.training.exchange import Record
-from post_training.training.failures import PeerError
-from post_training.training.samples import KEY, Seen
-from post_training.training.stop import StopRequest
-from post_training.training.watch import SpikeRule, StepWatch, _check_numbers
+from post_training.training.step_monitor import SpikeRule, StepWatch, _check_numbers
+from post_training.training.step_samples import KEY, Seen
 
 
 class FakeTrainer:

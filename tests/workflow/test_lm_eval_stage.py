@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_staleness import changed
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
 
 TASK = "task: pick\ndataset_path: json\noutput_type: multiple_choice\n"
 EVERY_MODEL = ["base", "dpo", "sft"]

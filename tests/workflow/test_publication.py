@@ -1,6 +1,6 @@
 import pytest
 
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 
 PUBLISH = {"push_to_hub": True, "hub_model_id": "org/model"}
 

@@ -10,7 +10,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from post_training.slurm import placement
+from post_training.core.stages import STAGES
 from post_training.slurm.job import stage_command
 
 
@@ -88,7 +88,10 @@ def test_resources_follow_the_configuration_and_local_runs_have_none(project):
     assert found["train", "dpo"].nodes == 3
     mix = next(resources for (rule, _), resources in found.items() if rule == "mix")
     assert (mix.slurm_partition, mix.cpus_per_task, mix.get("gres")) == ("cpu", 3, None)
-    for kind in set(placement.ON_GPU) - {"preflight_probe", "lm_eval"}:  # which are optional
+    for kind in {name for name, kind in STAGES.items() if kind.on_gpu} - {
+        "preflight_probe",
+        "lm_eval",
+    }:  # which are optional
         assert f"{kind} " in handler.told and "sbatch --job-name=" in handler.told
     assert ": 2 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=sft-" in handler.told
     assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told

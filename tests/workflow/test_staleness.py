@@ -336,7 +336,7 @@ def test_what_a_stage_is_called_decides_nothing(chain):
 
 
 def test_a_method_blames_the_stage_by_its_name(chain):
-    from post_training.errors import ConfigError
+    from post_training.core.errors import ConfigError
 
     chain.config["maths"]["max_seq_length"] = 1
     with pytest.raises(ConfigError, match=r"maths\.max_seq_length: found 1"):

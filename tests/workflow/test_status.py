@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from post_training import status
-from post_training.slurm import record
-from post_training.slurm.record import Segment
-from post_training.training.lock import owned
+from post_training.commands import status
+from post_training.run_dir import attempts
+from post_training.run_dir.attempts import Segment
+from post_training.run_dir.lock import owned
 
 
 def lines(project):
@@ -63,11 +63,11 @@ def test_training_with_a_live_owner_runs(training):
 
 def test_what_slurm_ended(training):
     project, directory = training
-    folder = record.folder_of(directory)
+    folder = attempts.folder_of(directory)
     folder.mkdir()
     (folder / "job.sh").write_text("#!/bin/sh\n")
-    record.begin(folder, Segment("17", 0, "node0", "node0", record.now(), 0))
-    record.end_for(folder, record.current(folder), "OUT_OF_MEMORY")
+    attempts.begin(folder, Segment("17", 0, "node0", "node0", attempts.now(), 0))
+    attempts.end_for(folder, attempts.current(folder), "OUT_OF_MEMORY")
     line = of_sft(project)
     assert (line.state, line.job_id) == ("failed", "17")
     assert line.progress.endswith("failed: out of memory")
@@ -77,9 +77,9 @@ def test_slurm_is_asked_once_for_all_stages(training, monkeypatch):
     project, directory = training
     graph = project.graph()
     for folder in (directory, *(graph.base / stage.directory for stage in graph.every("exported"))):
-        record.folder_of(folder).mkdir(parents=True, exist_ok=True)
-        (record.folder_of(folder) / "job.sh").write_text("#!/bin/sh\n")
-    script = (record.folder_of(directory) / "job.sh").resolve()
+        attempts.folder_of(folder).mkdir(parents=True, exist_ok=True)
+        (attempts.folder_of(folder) / "job.sh").write_text("#!/bin/sh\n")
+    script = (attempts.folder_of(directory) / "job.sh").resolve()
     squeue = project.path / "bin" / "squeue"
     squeue.parent.mkdir()
     squeue.write_text(

@@ -1,6 +1,6 @@
 """The plan, and how a rule finds its stage in it. The only Python of the workflow."""
 
-from post_training.workflow import WorkflowPlan
+from post_training.workflow.session import WorkflowPlan
 
 WORKFLOW = WorkflowPlan(workflow, config)
 GRAPH = WORKFLOW.graph

@@ -21,7 +21,7 @@ rule download:
         runtime=WORKFLOW.runtime("download"),
     shell:
         r"""
-        python -m post_training download \
+        python -m post_training stage download \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --output {output:q} \
@@ -49,7 +49,7 @@ rule transform:
         runtime=WORKFLOW.runtime("transform"),
     shell:
         r"""
-        python -m post_training transform \
+        python -m post_training stage transform \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -78,7 +78,7 @@ rule filter:
         runtime=WORKFLOW.runtime("filter"),
     shell:
         r"""
-        python -m post_training filter \
+        python -m post_training stage filter \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -107,7 +107,7 @@ rule tokenize:
         runtime=WORKFLOW.runtime("tokenize"),
     shell:
         r"""
-        python -m post_training tokenize \
+        python -m post_training stage tokenize \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -135,7 +135,7 @@ rule mix:
         runtime=WORKFLOW.runtime("mix"),
     shell:
         r"""
-        python -m post_training mix \
+        python -m post_training stage mix \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \

@@ -23,7 +23,7 @@ rule evaluate:
         runtime=WORKFLOW.runtime("evaluate"),
     shell:
         r"""
-        python -m post_training evaluate \
+        python -m post_training stage evaluate \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -50,7 +50,7 @@ rule download_tasks:
         runtime=WORKFLOW.runtime("download_tasks"),
     shell:
         r"""
-        python -m post_training download_tasks \
+        python -m post_training stage download_tasks \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --output {output:q} \
@@ -77,7 +77,7 @@ rule lm_eval:
         runtime=WORKFLOW.runtime("lm_eval"),
     shell:
         r"""
-        python -m post_training lm_eval \
+        python -m post_training stage lm_eval \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -110,7 +110,7 @@ rule report_page:
         runtime=WORKFLOW.runtime("report"),
     shell:
         r"""
-        python -m post_training report \
+        python -m post_training stage report \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -141,7 +141,7 @@ rule compare_runs:
         spec=WORKFLOW.told_by_file("compare"),
     shell:
         r"""
-        python -m post_training compare \
+        python -m post_training stage compare \
             --spec {params.spec:q} \
             --output {output.manifest:q} \
             2>&1 | tee {log:q}

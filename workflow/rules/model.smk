@@ -20,7 +20,7 @@ rule download_model:
         runtime=WORKFLOW.runtime("download_model"),
     shell:
         r"""
-        python -m post_training download_model \
+        python -m post_training stage download_model \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --output {output:q} \
@@ -45,7 +45,7 @@ rule build_model:
         runtime=WORKFLOW.runtime("build_model"),
     shell:
         r"""
-        python -m post_training build_model \
+        python -m post_training stage build_model \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --output {output:q} \

@@ -23,7 +23,7 @@ rule preflight_checks:
         runtime=WORKFLOW.told_by_file("preflight"),
     shell:
         r"""
-        python -m post_training preflight \
+        python -m post_training stage preflight \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -52,7 +52,7 @@ rule probe:
         runtime=WORKFLOW.runtime("preflight_probe"),
     shell:
         r"""
-        python -m post_training preflight_probe \
+        python -m post_training stage preflight_probe \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \

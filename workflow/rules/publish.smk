@@ -22,7 +22,7 @@ rule card:
         runtime=WORKFLOW.runtime("card"),
     shell:
         r"""
-        python -m post_training card \
+        python -m post_training stage card \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \
@@ -49,7 +49,7 @@ rule push:
         runtime=WORKFLOW.runtime("push"),
     shell:
         r"""
-        python -m post_training push \
+        python -m post_training stage push \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \

@@ -31,7 +31,7 @@ rule train:
         runtime=WORKFLOW.runtime("train", "run"),
     shell:
         r"""
-        python -m post_training launch \
+        python -m post_training stage train \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input.stages:q} \
@@ -61,7 +61,7 @@ rule reference:
         runtime=WORKFLOW.runtime("reference"),
     shell:
         r"""
-        python -m post_training launch \
+        python -m post_training stage reference \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input.stages:q} \
@@ -90,7 +90,7 @@ rule export:
         runtime=WORKFLOW.runtime("export", "run"),
     shell:
         r"""
-        python -m post_training export \
+        python -m post_training stage export \
             --spec {params.spec:q} \
             --runtime {params.runtime:q} \
             --inputs {input:q} \

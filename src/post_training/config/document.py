@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training import methods, registry
+from post_training import methods
 from post_training.config import schema
+from post_training.data import registry
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 _INTRO = """# Configuration

@@ -15,7 +15,7 @@ from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED, DatasetConfig
 from post_training.config.trees import INDEX, Tree, apply_dotted, get, load_file, merge_into, parse_dotted, plain
 from post_training.config.views import stage_view
-from post_training.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean
 
 __all__ = ["Pipeline", "load_file", "resolve", "resolve_runs"]
 

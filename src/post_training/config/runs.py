@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from post_training.config.trees import Tree
-from post_training.errors import ConfigError, did_you_mean
-from post_training.fingerprint import is_safe_name, slug
+from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.fingerprint import is_safe_name, slug
 
 KEYS = ("runs", "sweep", "run")
 _OF_ALL_RUNS = ("run_name", "offline", "paths", "debug", "recorded_files", *KEYS)

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from post_training.config.schema import SHARED
-from post_training.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError
 
 Tree = dict[str, Any]
 INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")

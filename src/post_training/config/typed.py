@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from post_training.config.trees import Tree, get
-from post_training.errors import ConfigError, did_you_mean
-from post_training.secrets import find_in
+from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.secrets import find_in
 
 Layers = Sequence[tuple[str, Tree]]
 """Each layer's own keys, later wins, and before them what turns a key into the one that is blamed: `dpo.training.{}`."""

@@ -11,7 +11,7 @@ from post_training import methods
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
 from post_training.config.trees import Tree, copied, get, load_file
 from post_training.config.typed import Layers, refuse_secrets, resolved, section, values
-from post_training.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
 _SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(SharedSections)}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from post_training.data.marked import IGNORED
+from post_training.data.loss_mask import IGNORED
 from post_training.data.view import Row, Rows
 
 Batch = dict[str, Any]

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from post_training.card import licence_of
-from post_training.errors import DataError, did_you_mean
-from post_training.fingerprint import FileHashes, file_sha256
-from post_training.locate import DATA_SUFFIXES, data_suffix
-from post_training.task import Task
+from post_training.core.errors import DataError, did_you_mean
+from post_training.core.fingerprint import FileHashes, file_sha256
+from post_training.core.hub import licence_of
+from post_training.core.locate import DATA_SUFFIXES, data_suffix
+from post_training.core.task import Task
 
 
 def run(task: Task) -> None:
@@ -44,7 +44,7 @@ def _fetch(task: Task) -> dict[str, Any]:
     from datasets.utils.logging import disable_progress_bar
     from huggingface_hub import HfApi
 
-    from post_training.data.sources import read_blocks
+    from post_training.data.reading.sources import read_blocks
 
     disable_progress_bar()
     name, split, revision = hub["path"], hub["split"], hub["revision"]

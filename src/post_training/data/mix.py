@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from post_training.data.contradictions import contradictory
-from post_training.data.epochs import KEY_TYPE, Keys, longest_row, row_keys, save, write_epoch
-from post_training.data.select import Documents, Mask, amount, contents, copies, fit, held_out
-from post_training.data.shards import Indices, Tokenized
+from post_training.core.errors import DataError
+from post_training.core.fingerprint import file_sha256
+from post_training.core.progress import Progress
+from post_training.core.task import Task
+from post_training.data.contradictory_pairs import contradictory
+from post_training.data.mixing.epochs import KEY_TYPE, Keys, longest_row, row_keys, save, write_epoch
+from post_training.data.mixing.select import Documents, Mask, amount, contents, copies, fit, held_out
+from post_training.data.mixing.shards import Indices, Tokenized
 from post_training.data.view import epoch_path, part_file
-from post_training.errors import DataError
-from post_training.fingerprint import file_sha256
-from post_training.progress import Progress
-from post_training.task import Task
 
 EVAL = "eval:"
 """Before a dataset's name: the input that holds its `eval_split`."""

@@ -8,8 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from post_training.errors import DataError
-from post_training.secrets import mask_output
+from post_training.core.errors import DataError
+from post_training.core.secrets import mask_output
 
 
 def in_order(

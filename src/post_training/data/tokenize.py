@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from post_training import model
-from post_training.data.blocks import Settings, Tokenization, check_template
-from post_training.data.chat_template import resolve_template
-from post_training.data.engine import EngineFails, Ids, Offsets, fastokens_name, flat, hard_cases
-from post_training.data.tokenizer_file import TokenizerFile
-from post_training.data.workers import Job, Shard, Workers, byte_ranges, describe
-from post_training.errors import DataError
-from post_training.fingerprint import digest, file_sha256
-from post_training.progress import Progress
-from post_training.task import Task
+from post_training import models
+from post_training.core.errors import DataError
+from post_training.core.fingerprint import digest, file_sha256
+from post_training.core.progress import Progress
+from post_training.core.task import Task
+from post_training.data.tokens.blocks import Settings, Tokenization, check_template
+from post_training.data.tokens.chat_template import resolve_template
+from post_training.data.tokens.engine import EngineFails, Ids, Offsets, fastokens_name, flat, hard_cases
+from post_training.data.tokens.tokenizer_file import TokenizerFile
+from post_training.data.tokens.workers import Job, Shard, Workers, byte_ranges, describe
 
 # Below this, or this share of the tokenizer's own file, a tokenizer is not worth loading twice: the fast engine
 # needs a second and more for a large vocabulary.
@@ -29,7 +29,7 @@ def run(task: Task) -> None:
     """Body of the rule `tokenize`."""
     rows = task.input_manifest("rows")
     source = task.inputs["rows"].parent / "rows.jsonl"
-    folder = model.folder(task.inputs["model"])
+    folder = models.folder(task.inputs["model"])
     settings = Settings(
         resolve_template(task.config["chat_template"], folder),
         task.config["rows"],

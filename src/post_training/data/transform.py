@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training.data.apply import Application, Done
-from post_training.data.groups import apply_to_groups
+from post_training.core.errors import DataError
+from post_training.core.fingerprint import write_atomically
+from post_training.core.locate import Slice
+from post_training.core.progress import Progress
+from post_training.core.task import Task
+from post_training.data.apply_transform import Application, Done
 from post_training.data.pool import in_order
-from post_training.data.readers import BLOCK_BYTES
-from post_training.data.records import Block
-from post_training.data.sources import read_blocks, unreadable
-from post_training.errors import DataError
-from post_training.fingerprint import write_atomically
-from post_training.locate import Slice
-from post_training.progress import Progress
-from post_training.registry import PACKAGE, TransformSource
-from post_training.task import Task
+from post_training.data.reading.readers import BLOCK_BYTES
+from post_training.data.reading.records import Block
+from post_training.data.reading.sources import read_blocks, unreadable
+from post_training.data.registry import PACKAGE, TransformSource
+from post_training.data.row_groups import apply_to_groups
 
 SOURCE = "source"
 # Below this a second process costs more time than it saves.
@@ -113,7 +113,7 @@ def _results(task: Task, files: list[Path]) -> Iterator[Done]:
     if workers == 1 or sum(file.stat().st_size for file in files) < _WORTH_A_PROCESS_BYTES:
         yield from (_apply(application, base, block) for base, block in blocks)
         return
-    preload = ["post_training.data.apply", "post_training.data.shapes.messages"]
+    preload = ["post_training.data.apply_transform", "post_training.data.shapes.messages"]
     yield from in_order(_worker_block, blocks, workers, _start_worker, setting, preload, task.inputs["raw"])
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from post_training import manifest
-from post_training.data.marked import Ids, unmarked
-from post_training.errors import DataError
+from post_training.core import manifest
+from post_training.core.errors import DataError
+from post_training.data.loss_mask import Ids, unmarked
 
 Row = dict[str, Ids]
 

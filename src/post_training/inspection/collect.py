@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from post_training import manifest, model
+from post_training import models
 from post_training.config import resolve
 from post_training.config.trees import read_config
+from post_training.core import manifest
+from post_training.core.errors import UserError
 from post_training.data import shapes
-from post_training.data.chat_template import ChatTemplate, resolve_template, special_tokens
-from post_training.data.marked import unmarked
-from post_training.data.shards import Tokenized
-from post_training.data.sources import read_blocks
-from post_training.errors import UserError
-from post_training.make import make
+from post_training.data.loss_mask import unmarked
+from post_training.data.mixing.shards import Tokenized
+from post_training.data.reading.sources import read_blocks
+from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
 from post_training.plan import Plan, Stage, make_plan
+from post_training.plan.make import make
 
 
 @dataclass
@@ -140,7 +141,7 @@ class _Look:
         self.name, self.opened, self.capacity = name, opened, mixed.config["max_seq_length"]
         self.overlong = mixed.config["overlong"]
         self.raw, self.transformed, self.tokenized = (plan.base / stage.manifest for stage in stages)
-        folder = model.folder(plan.base / stages[2].inputs["model"].manifest)
+        folder = models.folder(plan.base / stages[2].inputs["model"].manifest)
         config = stages[2].config
         rows = stages[2].inputs["rows"]
         self.filtered = plan.base / rows.manifest if rows.kind == "filter" else None

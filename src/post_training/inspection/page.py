@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from post_training.fingerprint import write_atomically
+from post_training.core.fingerprint import write_atomically
 from post_training.inspection.collect import Example
 from post_training.inspection.terminal import as_json, content, plain, visible
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from post_training import manifest
-from post_training.data.shards import Tokenized
+from post_training.core import manifest
+from post_training.data.mixing.shards import Tokenized
 from post_training.inspection.collect import datasets_of
 from post_training.plan import Plan
 

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
-from post_training.errors import UserError
-from post_training.slurm import record
+from post_training.core import manifest
+from post_training.core.errors import UserError
+from post_training.core.stages import STAGES
+from post_training.run_dir import attempts
 
 PROVENANCE = "provenance.json"
 """In an exported model: what `collect` found when it was made."""
-_FOLDERS = ("models", "evaluations", "lm_eval", "preflight", "probes", "reports", "comparisons", "cards", "published")
+_FOLDERS = {kind.folder for kind in STAGES.values() if kind.folder and not kind.folder.startswith("data/")}
 Stages = dict[str, dict[str, Any]]
 
 
@@ -78,7 +79,7 @@ def key_of(directory: Path) -> str:
 def gpu_hours(told: dict[str, Any], jobs: list[dict[str, Any]]) -> float:
     """Hours that GPUs were held for a stage: of its Slurm starts, else of the training itself."""
     if any("gpus" in job for job in jobs):
-        return round(sum(job.get("gpus", 0) * record.seconds(job) for job in jobs) / 3600, 4)
+        return round(sum(job.get("gpus", 0) * attempts.seconds(job) for job in jobs) / 3600, 4)
     return round(told.get("gpus", 0) * (told.get("training_seconds") or 0) / 3600, 4)
 
 
@@ -108,7 +109,7 @@ def _add(path: Path, stages: Stages, account: Stages) -> str:
     for name, entry in told.get("inputs", {}).items():
         found = _input(directory, entry)
         inputs[name] = _add(found, stages, account) if found else _absent(entry, stages, account)
-    jobs = record.lines(record.folder_of(directory))
+    jobs = attempts.lines(attempts.folder_of(directory))
     stages[key] = {
         **told,
         "directory": str(directory),

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
 from post_training.config.load import load_file
+from post_training.core import manifest
 from post_training.lineage.collect import find_made_from
 
 # A number that says how fast, and with how much: the end of its key.

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from post_training.core.format import size
 from post_training.lineage.verify import Verification
 
 _FACTS = (
@@ -104,15 +105,6 @@ def sources(stage: dict[str, Any]) -> list[str]:
         for file in outside[:_SHOWN_FILES]
     ]
     return [*lines, *([f"and {len(outside) - _SHOWN_FILES} more files"] if len(outside) > _SHOWN_FILES else [])]
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count = count / 1000  # type: ignore[assignment]
-    return f"{count:,.1f} TB"
 
 
 def show_differences(differences: dict[str, list[dict[str, Any]]], names: tuple[str, str]) -> None:

@@ -13,10 +13,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
-from post_training.fingerprint import file_sha256
+from post_training.core import manifest
+from post_training.core.fingerprint import file_sha256
 from post_training.lineage.collect import PROVENANCE, find_made_from
-from post_training.training.lock import is_own_file
+from post_training.run_dir.lock import is_own_file
 
 CARD = "README.md"
 _EPOCHS = "epoch-*.npy"

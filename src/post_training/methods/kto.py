@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from post_training.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from trl.trainer.kto_config import KTOConfig

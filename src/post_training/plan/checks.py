@@ -1,17 +1,17 @@
 """What can be said about a configuration without its data, models and devices. Light."""
 
-from collections.abc import Collection
 from typing import Any
 
-from post_training import batch, methods
+from post_training import methods
+from post_training.config import batch
+from post_training.config.deepspeed import deepspeed_config
 from post_training.config.load import Pipeline
-from post_training.errors import ConfigError, did_you_mean
-from post_training.fingerprint import is_safe_name
-from post_training.model.lora import check_lora
+from post_training.core.devices import known_gpu
+from post_training.core.errors import ConfigError, one_of, require
+from post_training.core.fingerprint import is_safe_name
+from post_training.models.lora import check_lora
 from post_training.preflight.check import NAMES
-from post_training.preflight.devices import known_gpu
 from post_training.slurm import placement
-from post_training.zero import deepspeed_config
 
 POLICIES = ("encode_as_text", "reject", "allow")
 
@@ -118,15 +118,3 @@ def check_paths(view: dict[str, Any]) -> None:
         "debug.override_existing",
         "true needs debug.enabled=true: only debug runs are ever wiped",
     )
-
-
-def one_of(found: Any, offered: Collection[str], key: str) -> None:
-    """Raise `ConfigError(key, ...)` with what was perhaps meant, unless the value is one of those on offer."""
-    if found not in offered:
-        raise ConfigError(key, f"found {found!r}. {did_you_mean(str(found), offered)}")
-
-
-def require(holds: bool, key: str, problem: str) -> None:
-    """Raise `ConfigError(key, problem)` unless it holds."""
-    if not holds:
-        raise ConfigError(key, problem)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from post_training import batch, methods
-from post_training.errors import ConfigError
-from post_training.fingerprint import is_safe_name, slug
-from post_training.locate import data_files, parse_split
-from post_training.plan.checks import require
-from post_training.plan.files import Files, recorded_as
-from post_training.plan.hygiene import Filters
+from post_training import methods
+from post_training.config import batch
+from post_training.config.names import dataset_name, recorded_as
+from post_training.core.errors import ConfigError, require
+from post_training.core.locate import data_files, parse_split
+from post_training.plan.files import Files
+from post_training.plan.filters import Filters
 from post_training.plan.stage import Stage
 
 
@@ -139,14 +138,6 @@ class DataStages:
         if files is None and view["offline"]:
             self.files.note_hub("dataset", entry["path"], f"{key}.path", stage)
         return stage
-
-
-def dataset_name(entry: dict[str, Any], key: str) -> str:
-    """The dataset's name, given or made from its path."""
-    path = entry["path"][0] if isinstance(entry["path"], list) else entry["path"]
-    name = entry["name"] or slug(Path(path).name.split(".")[0])
-    require(is_safe_name(name), f"{key}.name", f"found {name!r}; use letters, digits, '.', '_' and '-' only")
-    return str(name)
 
 
 def _amount(entry: dict[str, Any], key: str) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 
 from post_training.config.load import Pipeline
-from post_training.errors import ConfigError
-from post_training.locate import files_below
-from post_training.plan.checks import require
-from post_training.plan.data import DataStages, dataset_name
+from post_training.config.names import dataset_name
+from post_training.core.errors import ConfigError, require
+from post_training.core.locate import files_below
+from post_training.evaluation.prompts import PROMPTS, read_prompts
+from post_training.plan.data import DataStages
 from post_training.plan.graph import Graph
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
-from post_training.prompts import PROMPTS, read_prompts
 
 _LM_EVAL = "evaluation.lm_eval"
 

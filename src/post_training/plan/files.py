@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from post_training import registry
-from post_training.errors import ConfigError
-from post_training.fingerprint import FileHashes
-from post_training.locate import folder_sha256, in_hub_cache, parse_split
+from post_training.core.errors import ConfigError
+from post_training.core.fingerprint import FileHashes
+from post_training.core.locate import folder_sha256, in_hub_cache
+from post_training.data import registry
+from post_training.data.registry import TransformSource
 from post_training.plan.stage import Stage
-from post_training.registry import TransformSource
 
 Check = Callable[[Path], Any]
 
@@ -75,12 +75,6 @@ class Files:
                 f"true, but {found} {'is' if len(self._missing) == 1 else 'are'} not on this machine; where there is internet, "
                 "type the same command with --until download download_model --config offline=false, or give local paths",
             )
-
-
-def recorded_as(path: str | list[str], split: str = "train") -> str:
-    """The key of `recorded_files` for a configured path or list of them; of a saved DatasetDict each split is one."""
-    name = parse_split(split, "split")[0]
-    return (path if isinstance(path, str) else ", ".join(path)) + (f" ({name})" if name != "train" else "")
 
 
 def _difference(wanted: list[list[str]], found: list[list[str]]) -> str:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
+from post_training.core.stages import STAGES
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
-
-_NO_RESULT = ("preflight", "preflight_probe", "report", "compare", "card", "push")
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Graph:
         """`6 runs: 41 stages, 14 of them shared (96 if each run had its own); 27 are yet to be made`."""
         users: dict[str, int] = {}
         for plan in self.plans.values():
-            for stages in (stages for kind, stages in plan.stages.items() if kind not in _NO_RESULT):
+            for stages in (stages for kind, stages in plan.stages.items() if STAGES[kind].is_result):
                 for stage in stages.values():
                     users[stage.directory] = users.get(stage.directory, 0) + 1
         shared = sum(number > 1 for number in users.values())

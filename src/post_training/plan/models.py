@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training import registry
-from post_training.errors import ConfigError
-from post_training.fingerprint import digest, slug
-from post_training.locate import TOKENIZER_FILES, data_files, model_files, model_folder
-from post_training.plan.checks import require
-from post_training.plan.files import Files, recorded_as
+from post_training.config.names import recorded_as
+from post_training.core.errors import ConfigError, require
+from post_training.core.fingerprint import digest, slug
+from post_training.core.locate import TOKENIZER_FILES, data_files, model_files, model_folder
+from post_training.data import registry
+from post_training.plan.files import Files
 from post_training.plan.stage import Stage
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from post_training import methods
 from post_training.config.load import Pipeline
-from post_training.errors import ConfigError
-from post_training.fingerprint import LONGEST_NAME
-from post_training.plan.checks import check_paths, check_view, require
-from post_training.plan.data import DataStages, dataset_name
+from post_training.config.names import dataset_name
+from post_training.core.errors import ConfigError, require
+from post_training.core.fingerprint import LONGEST_NAME
+from post_training.plan.checks import check_paths, check_view
+from post_training.plan.data import DataStages
 from post_training.plan.evaluation import add_comparison, add_evaluations
 from post_training.plan.files import Files
 from post_training.plan.graph import Graph

@@ -6,7 +6,7 @@ them but rules whose own results are still missing: a change of the batch a devi
 
 from typing import Any
 
-from post_training.fingerprint import digest
+from post_training.core.fingerprint import digest
 from post_training.plan.graph import Graph
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage

@@ -4,9 +4,8 @@ import re
 from typing import Any
 
 from post_training.config.load import Pipeline
-from post_training.errors import ConfigError
-from post_training.fingerprint import slug
-from post_training.plan.checks import require
+from post_training.core.errors import ConfigError, require
+from post_training.core.fingerprint import slug
 from post_training.plan.pipeline import Plan
 from post_training.plan.stage import Stage
 

@@ -4,30 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from post_training.fingerprint import canonical, digest
-
-# Raise a number when a change of the stage's code changes what it writes.
-VERSIONS = {
-    "download": 2,
-    "download_model": 1,
-    "build_model": 1,
-    "transform": 2,
-    "filter": 1,
-    "tokenize": 3,
-    "mix": 3,
-    "preflight": 1,
-    "preflight_probe": 1,
-    "reference": 1,
-    "train": 1,
-    "export": 2,
-    "evaluate": 1,
-    "download_tasks": 1,
-    "lm_eval": 1,
-    "report": 2,
-    "card": 1,
-    "push": 1,
-    "compare": 2,
-}
+from post_training.core.fingerprint import canonical, digest
+from post_training.core.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -53,7 +31,7 @@ class Stage:
         inputs = (
             {name: stage.fingerprint for name, stage in self.inputs.items()} if self.identity is None else self.identity
         )
-        return digest([self.kind, VERSIONS[self.kind], self.config, inputs])
+        return digest([self.kind, STAGES[self.kind].version, self.config, inputs])
 
     @cached_property
     def name(self) -> str:

@@ -31,18 +31,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
-from post_training.errors import UserError
-from post_training.fingerprint import FileHashes, write_atomically
+from post_training.core import manifest
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import FileHashes, write_atomically
+from post_training.core.task import Task
 from post_training.preflight.check import FAILURE, OK, WARNING, Check, only_warn, table, together
-from post_training.task import Task
-
-FILE = "preflight.json"
+from post_training.run_dir.predictions import FILE
 
 
 def run(task: Task) -> None:
     """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
-    from post_training.model.loading import quiet
+    from post_training.models.loading import quiet
     from post_training.preflight import speed
     from post_training.preflight.subjects import subjects_of
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from post_training import manifest
-from post_training.errors import UserError
-from post_training.fingerprint import FileHashes
-from post_training.model import folder as model_folder
+from post_training.core import manifest
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import FileHashes
+from post_training.models import folder as model_folder
 from post_training.preflight.check import Check, judged
 from post_training.preflight.subject import Subject
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from post_training.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 NAMES = (

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from post_training import manifest
-from post_training.errors import UserError
+from post_training.core import manifest
+from post_training.core.errors import UserError
 from post_training.preflight.check import Check, judged
 from post_training.preflight.subject import Subject
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
 
+from post_training.core.format import gib
 from post_training.preflight import memory, speed
 from post_training.preflight.check import Check, judged
-from post_training.preflight.memory import gib
 from post_training.preflight.subject import Subject
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

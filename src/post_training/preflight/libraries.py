@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from post_training import methods
-from post_training.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError
 from post_training.preflight.check import Check, judged, refused
 from post_training.preflight.subject import Subject
 
@@ -128,7 +128,7 @@ def _in_container(subject: Subject) -> bool:
 
 def _deepspeed(subject: Subject) -> list[Check]:
     """Whether ZeRO's stage fits what is asked beside it."""
-    from post_training.zero import deepspeed_config
+    from post_training.config.deepspeed import deepspeed_config
 
     name = "libraries.deepspeed"
     try:

@@ -21,7 +21,8 @@ keeps its input alone, and one layer at a time is computed again. The output emb
 
 from dataclasses import asdict, dataclass
 
-from post_training.preflight.devices import GIB
+from post_training.core.devices import GIB
+from post_training.core.format import gib
 from post_training.preflight.subject import Subject
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -58,11 +59,6 @@ class Memory:
         parts = {name: size for name, size in asdict(self).items() if name != "peak" and size > 0.01 * self.peak}
         listed = sorted(parts.items(), key=lambda pair: -pair[1])
         return f"{gib(self.peak)} ({', '.join(f'{name} {gib(size)}' for name, size in listed)})"
-
-
-def gib(size: float) -> str:
-    """`12.3 GiB`, `40 MiB`."""
-    return f"{size / GIB:,.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):,.0f} MiB"
 
 
 def predict(subject: Subject) -> Memory:

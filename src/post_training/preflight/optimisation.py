@@ -4,7 +4,7 @@ import math
 import warnings
 from typing import Any
 
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 from post_training.methods.dpo.losses import implausible_betas
 from post_training.preflight.check import Check, judged, refused
 from post_training.preflight.subject import Subject

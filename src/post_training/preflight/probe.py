@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from post_training import batch, methods
-from post_training.batch import Topology
-from post_training.config import resolve
-from post_training.fingerprint import write_atomically
-from post_training.preflight import record
-from post_training.task import Task
+from post_training import methods
+from post_training.config import batch, resolve
+from post_training.config.batch import Topology
+from post_training.core.fingerprint import write_atomically
+from post_training.core.task import Task
+from post_training.run_dir import predictions
 
 _RESULT = "probe.json"
 _LOOKED_AT = 4096
@@ -25,11 +25,11 @@ _LOOKED_AT = 4096
 
 def run(task: Task) -> int:
     """Start the rank, and write what it has measured. Returns its exit code."""
-    from post_training.launch import library_environment, local_start, write_task
+    from post_training.launch.launcher import library_environment, local_start, write_task
+    from post_training.launch.processes import run_together
     from post_training.preflight import predicted, speed
-    from post_training.processes import run_together
-    from post_training.training import failures
-    from post_training.training.stop import REQUEST
+    from post_training.run_dir import failures
+    from post_training.run_dir.stop import REQUEST
 
     view = resolve(task.runtime["pipeline"]).last
     topology = one_device(view)
@@ -60,7 +60,7 @@ def run(task: Task) -> int:
         "work": work,
         "measured": work | measured,
     }
-    record.write(task.directory, facts)
+    predictions.write(task.directory, facts)
     print(side_by_side(facts["predicted"], measured), flush=True)
     task.finish(probed=view["stage"], predicted=facts["predicted"], measured=facts["measured"])
     return 0
@@ -82,8 +82,8 @@ def probed_view(view: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
     """The probe as preflight would see it."""
-    from post_training.model import folder as model_folder
-    from post_training.preflight import devices
+    from post_training.core import devices
+    from post_training.models import folder as model_folder
     from post_training.preflight.shape import ModelShape
     from post_training.preflight.subject import Subject
     from post_training.preflight.subjects import holds_reference
@@ -114,8 +114,8 @@ def probe_rank(task: Task) -> None:
     """Take the steps and write what they took. Raises UserError as a training would."""
     from transformers import PrinterCallback
 
-    from post_training.training.meter import Meter
-    from post_training.training.peak import PeakMemory
+    from post_training.training.measure import Meter
+    from post_training.training.peak_memory import PeakMemory
     from post_training.training.run import arguments_of, topology_from_environment, trainer_of
 
     steps = int(task.config["steps"])
@@ -229,6 +229,6 @@ class _ZeroReference:
     def join(self, rows: Any) -> Any:
         import numpy as np
 
-        from post_training.training.reference import RowsWithReference
+        from post_training.methods.dpo.reference import RowsWithReference
 
         return RowsWithReference(rows, np.zeros((len(rows.distinct()), 2), np.float32))

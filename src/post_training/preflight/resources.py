@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from post_training.errors import UserError
+from post_training.core.devices import USABLE
+from post_training.core.errors import UserError
+from post_training.core.format import gib
 from post_training.preflight import memory, speed
 from post_training.preflight.check import Check, judged, refused
-from post_training.preflight.devices import USABLE
-from post_training.preflight.memory import gib
 from post_training.preflight.subject import Subject
 
 _PROCESS_BYTES = 700 << 20

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
 
 
 @dataclass(frozen=True)

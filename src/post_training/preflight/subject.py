@@ -5,12 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from post_training import batch, manifest
-from post_training.batch import BatchPlan, Topology
-from post_training.errors import ConfigError
-from post_training.preflight.devices import Device
+from post_training.config import batch
+from post_training.config.batch import BatchPlan, Topology
+from post_training.config.deepspeed import deepspeed_config
+from post_training.core import manifest
+from post_training.core.devices import Device
+from post_training.core.errors import ConfigError
 from post_training.preflight.shape import ModelShape
-from post_training.zero import deepspeed_config
 
 
 @dataclass

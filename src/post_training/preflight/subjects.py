@@ -2,13 +2,13 @@
 
 import functools
 
-from post_training import batch
-from post_training.config import resolve
-from post_training.model import folder as model_folder
-from post_training.preflight import devices, resources, speed
+from post_training.config import batch, resolve
+from post_training.core import devices
+from post_training.core.task import Task
+from post_training.models import folder as model_folder
+from post_training.preflight import resources, speed
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
-from post_training.task import Task
 
 
 def subjects_of(task: Task) -> list[Subject]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from post_training import registry
-from post_training.data.blocks import Settings, Tokenization, check_template
-from post_training.data.chat_template import ChatTemplate, as_passed, resolve_template, special_tokens, unmark
-from post_training.data.tokenizer_file import TokenizerFile
-from post_training.errors import DataError, UserError
+from post_training.core.errors import DataError, UserError
+from post_training.data import registry
+from post_training.data.tokens.blocks import Settings, Tokenization, check_template
+from post_training.data.tokens.chat_template import ChatTemplate, as_passed, resolve_template, special_tokens, unmark
+from post_training.data.tokens.tokenizer_file import TokenizerFile
 from post_training.preflight.check import FAILURE, Check, judged, refused
 from post_training.preflight.data import template_texts
 from post_training.preflight.subject import Subject

@@ -4,16 +4,17 @@ import math
 from collections import Counter
 from typing import Any
 
-from post_training import json_lines, lineage, manifest
+from post_training import lineage
+from post_training.core import json_lines, manifest
+from post_training.core.task import Task
+from post_training.launch.finish import read_metrics
 from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
-from post_training.preflight.record import of_run as record_of
 from post_training.report import data
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import elapsed
-from post_training.slurm import record
-from post_training.task import Task
-from post_training.training.finish import read_metrics
+from post_training.run_dir import attempts
+from post_training.run_dir.predictions import of_run as record_of
 
 # Prompts of each dataset whose answers are shown.
 _SAMPLES = 5
@@ -164,8 +165,8 @@ def _costs(stages: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "stage": stage["stage"],
                 "name": key,
-                "seconds": sum(map(record.seconds, jobs)) if jobs else stage.get("seconds", 0.0),
-                "queue_seconds": record.queue_seconds(jobs),
+                "seconds": sum(map(attempts.seconds, jobs)) if jobs else stage.get("seconds", 0.0),
+                "queue_seconds": attempts.queue_seconds(jobs),
                 "starts": max(1, len(jobs)),
                 "gpu_hours": stage["gpu_hours"],
                 "energy_joules": stage.get("energy_joules"),

@@ -6,12 +6,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
+from post_training.core.task import Task
 from post_training.report import charts
 from post_training.report.curves import TITLES
 from post_training.report.page import write
-from post_training.summary import MEASURES
-from post_training.task import Task
+from post_training.report.summary import MEASURES
 
 # Of the last stage's curves: their ends are measures, and they are drawn.
 _METRICS = ("loss", "rewards/accuracies", "rewards/margins")

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from post_training import manifest, model
+from post_training import models
+from post_training.core import manifest
 from post_training.data import shapes
-from post_training.data.origin import origins
+from post_training.data.dataset_of_row import origins
 from post_training.data.view import Rows, open_rows
 from post_training.inspection.collect import tokens_of
 
@@ -81,7 +82,7 @@ def shown_rows(mixed: Path) -> dict[str, list[dict[str, Any]]]:
     told = manifest.read(mixed)
     # All of a mix have one tokenizer: planning gives each the pipeline's.
     tokenized = manifest.read(Path(next(iter(told["inputs"].values()))["path"]))
-    folder = model.folder(Path(tokenized["inputs"]["model"]["path"]))
+    folder = models.folder(Path(tokenized["inputs"]["model"]["path"]))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     wanted = [entry["name"] for entry in told["table"] if entry["rows_used"]]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.training import timeline
+from post_training.run_dir import timeline
 
 # Part of the whole -> what it is called on the page, in the order in which they happen.
 PARTS = {

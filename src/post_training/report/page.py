@@ -14,15 +14,14 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from post_training.fingerprint import write_atomically
+from post_training.core.fingerprint import write_atomically
+from post_training.core.format import duration, number, size
+from post_training.core.task import Task
 from post_training.inspection.terminal import as_json, plain, visible
-from post_training.lineage.show import size
-from post_training.progress import duration
 from post_training.report import charts, data
 from post_training.report.collect import collect
 from post_training.report.elapsed import PARTS
-from post_training.summary import MEASURES
-from post_training.task import Task
+from post_training.report.summary import MEASURES
 
 _HERE = Path(__file__).parent
 # What a prediction and a measurement tell alike -> what it is called.
@@ -85,15 +84,6 @@ def _environment() -> jinja2.Environment:
         "as_json": as_json,
     }  # fmt: skip
     return environment
-
-
-def number(value: Any) -> str:
-    """A value as a person reads it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, str) else json.dumps(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def task_metrics(found: dict[str, dict[str, Any]]) -> list[str]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training import batch
-from post_training.config import read_config, resolve
-from post_training.errors import ConfigError, UserError
+from post_training.config import batch, read_config, resolve
+from post_training.core.errors import ConfigError, UserError
+from post_training.core.stages import STAGES
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
 
@@ -66,7 +66,7 @@ def check_jobs(jobs: list[StageJob]) -> list[str]:
 
 
 def _check_one(job: StageJob, words: list[str]) -> list[str]:
-    section = "slurm" if job.kind in placement.ON_GPU else "slurm.cpu"
+    section = "slurm" if STAGES[job.kind].on_gpu else "slurm.cpu"
     found = job.resources
     partition = found.get("slurm_partition")
     kinds = nodes(partition)
@@ -146,7 +146,7 @@ def _check_torch(job: StageJob) -> None:
     """GPUs that this environment's PyTorch could never use."""
     from importlib.metadata import PackageNotFoundError, version
 
-    if job.kind not in placement.RANKED or job.view["slurm"]["container"]["image"]:
+    if STAGES[job.kind].place != "ranks" or job.view["slurm"]["container"]["image"]:
         return
     with_gpus = batch.slurm_topology(job.view).device == "GPU"
     try:
@@ -165,7 +165,7 @@ def check_views(views: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """`check_jobs` for every rule of some stages by their names, whatever is done already. Raises ConfigError."""
     jobs = []
     for name, view in views:
-        for kind in (*placement.ON_GPU, "mix"):
+        for kind in (*(name for name, kind in STAGES.items() if kind.on_gpu), "mix"):
             output = Path(f"{name}-{kind}").absolute() / "manifest.json"
             jobs.append(StageJob(kind, view, output, [], placement.resources(view, kind)))
     return check_jobs(jobs)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from post_training.errors import UserError
+from post_training.core.errors import UserError
 
 ENDED = (
     "BOOT_FAIL",

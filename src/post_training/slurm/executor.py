@@ -26,9 +26,10 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
-from post_training.errors import UserError
-from post_training.fingerprint import write_atomically
-from post_training.slurm import check, cluster, follow, record
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import write_atomically
+from post_training.run_dir import attempts
+from post_training.slurm import check, cluster, follow
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob, script
 
@@ -103,12 +104,12 @@ class StageExecutor(PluginExecutor):
                 return SubmittedJobInfo(job, external_jobid=live, aux={"stage": stage})
             if stage.output.exists():
                 return SubmittedJobInfo(job, external_jobid="0", aux={"stage": stage})
-            if first and record.failures(stage.folder) > stage.max_failures:
-                count = record.failures(stage.folder)
+            if first and attempts.failures(stage.folder) > stage.max_failures:
+                count = attempts.failures(stage.folder)
                 self.logger.info(
                     f"{stage.name}: had ended after {count} failures; this call tries again, counting from 0"
                 )
-                record.forget_failures(stage.folder)
+                attempts.forget_failures(stage.folder)
             write_atomically(stage.script, script(stage))
             job_id = cluster.submit(stage.options, stage.script)
             self._mine[job] = (stage, job_id)
@@ -172,7 +173,7 @@ class StageExecutor(PluginExecutor):
         self._job_submission_executor.shutdown(wait=True)
         mine = [job_id for _, job_id in self._mine.values()]
         for stage, job_id in self._mine.values():
-            record.mark_cancelled(stage.folder, job_id)
+            attempts.mark_cancelled(stage.folder, job_id)
         if mine:
             self.logger.info(f"Cancelling Slurm jobs {', '.join(mine)}; what they have saved is kept")
             problem = cluster.cancel(mine)

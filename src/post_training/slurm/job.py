@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from post_training.slurm import placement, record
+from post_training.core.stages import STAGES
+from post_training.run_dir import attempts
+from post_training.slurm import placement
 from post_training.slurm.srun import container_command
 
 
@@ -33,7 +35,7 @@ class StageJob:
     @property
     def folder(self) -> Path:
         """Its `slurm/`."""
-        return record.folder_of(self.directory)
+        return attempts.folder_of(self.directory)
 
     @property
     def script(self) -> Path:
@@ -72,8 +74,7 @@ class StageJob:
 
 def stage_command(kind: str, spec: str, runtime: str, inputs: list[str], output: str) -> list[str]:
     """What the rule's shell line calls, as words."""
-    body = "launch" if kind in placement.RANKED else kind
-    words = [sys.executable, "-m", "post_training", body, "--spec", spec, "--runtime", runtime]
+    words = [sys.executable, "-m", "post_training", "stage", kind, "--spec", spec, "--runtime", runtime]
     return [*words, *(["--inputs", *inputs] if inputs else []), "--output", output]
 
 
@@ -81,9 +82,9 @@ def script(job: StageJob) -> str:
     """The text of `job.sh`."""
     slurm = job.view["slurm"]
     # Ranks get their container from the launcher, which calls srun and stays outside.
-    inside = job.kind in placement.ON_GPU and job.kind not in placement.RANKED
+    inside = STAGES[job.kind].place == "gpu"
     command = container_command(job.view, job.command) if inside else job.command
-    segment = [sys.executable, "-m", "post_training.slurm.segment", "--output", str(job.output)]
+    segment = [sys.executable, "-m", "post_training.slurm.attempt", "--output", str(job.output)]
     segment += ["--max-failures", str(job.max_failures), "--"]
     lines = ["#!/bin/bash", *(f"#SBATCH {_quoted(option)}" for option in job.options), ""]
     lines += [

@@ -10,14 +10,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from post_training.batch import slurm_topology
+from post_training.config.batch import slurm_topology
 from post_training.config.schema import SlurmConfig, SlurmCpuConfig
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
+from post_training.core.stages import STAGES
 
-RANKED = ("train", "reference")
-"""Rules that start one rank a device on every node."""
-ON_GPU = (*RANKED, "preflight_probe", "export", "evaluate", "lm_eval")
-"""Rules that `slurm.*` places; `slurm.cpu.*` places the others."""
 # Slurm warns up to a minute early, and ignores a warning longer than this.
 _SIGNAL_SECONDS = (60, 65535)
 _NAMES = "letters, digits and any of . _ - + @ : , / only"
@@ -137,9 +134,9 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
         kind: the rule.
     """
     slurm = view["slurm"]
-    if kind in ON_GPU:
+    if STAGES[kind].on_gpu:
         topology = slurm_topology(view)
-        alone = kind not in RANKED
+        alone = STAGES[kind].place != "ranks"
         gpus = min(1, slurm["gpus_per_node"]) if alone else slurm["gpus_per_node"]
         shape = {
             "nodes": 1 if alone else topology.num_nodes,
@@ -193,7 +190,7 @@ def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[s
         ("time", f"{minutes // 60:02}:{minutes % 60:02}:00"),
         ("constraint", found.get("constraint")),
         # Without `B:`, so that it reaches the ranks and not the batch script.
-        ("signal", f"USR1@{slurm['signal_time_seconds']}" if kind in RANKED else None),
+        ("signal", f"USR1@{slurm['signal_time_seconds']}" if STAGES[kind].place == "ranks" else None),
     ]
     words = [f"--{name}={value}" for name, value in named if value]
     if slurm["requeue"] is not None:

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from post_training.batch import Topology
-from post_training.errors import UserError
+from post_training.config.batch import Topology
+from post_training.core.errors import UserError
 from post_training.slurm.placement import cores
 
 # What srun would read as options of its own: counts of the whole job, where a step needs its own.

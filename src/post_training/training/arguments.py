@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from post_training import methods
-from post_training.batch import BatchPlan
-from post_training.errors import ConfigError, did_you_mean
-from post_training.zero import deepspeed_config
+from post_training.config.batch import BatchPlan
+from post_training.config.deepspeed import deepspeed_config
+from post_training.core.errors import ConfigError, did_you_mean
 
 # Arguments of TRL that a key of ours decides.
 _OURS = {

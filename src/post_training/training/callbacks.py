@@ -15,16 +15,16 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from post_training.errors import UserError
-from post_training.model import lora
-from post_training.model.files import cast_weights, make_readable, polish
-from post_training.progress import duration
-from post_training.training import timeline
-from post_training.training.failures import no_room
-from post_training.training.finish import read_metrics
-from post_training.training.meter import Meter, restore_unlogged
-from post_training.training.peak import PeakMemory
-from post_training.training.resume import flush, mark_complete, rotate
+from post_training.core.errors import UserError
+from post_training.core.format import duration
+from post_training.launch.finish import read_metrics
+from post_training.models import lora
+from post_training.models.files import cast_weights, make_readable, polish
+from post_training.run_dir import timeline
+from post_training.run_dir.checkpoints import flush, mark_complete, rotate
+from post_training.run_dir.failures import no_room
+from post_training.training.measure import Meter, restore_unlogged
+from post_training.training.peak_memory import PeakMemory
 
 
 def barrier() -> None:

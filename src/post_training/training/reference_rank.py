@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from post_training import methods
-from post_training.batch import BatchPlan
 from post_training.config import resolve
+from post_training.config.batch import BatchPlan
+from post_training.config.deepspeed import deepspeed_config
+from post_training.core.errors import UserError
+from post_training.core.progress import Progress
+from post_training.core.task import Task
 from post_training.data.view import open_rows
-from post_training.errors import UserError
-from post_training.model import folder as model_folder
-from post_training.progress import Progress
-from post_training.task import Task
-from post_training.training.reference import Logps, Shard, missing_shards, shard_path, write_array
+from post_training.methods.dpo.reference import Logps, Shard, missing_shards, shard_path, write_array
+from post_training.models import folder as model_folder
 from post_training.training.run import arguments_of, load_model, load_tokenizer, topology_from_environment
-from post_training.zero import deepspeed_config
 
 
 def reference_rank(task: Task) -> None:

@@ -6,27 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from post_training import batch, methods, registry
-from post_training.batch import BatchPlan, Topology
-from post_training.config import resolve
-from post_training.data.chat_template import resolve_template
-from post_training.data.origin import origins
+from post_training import methods
+from post_training.config import batch, resolve
+from post_training.config.batch import BatchPlan, Topology
+from post_training.config.deepspeed import strategy
+from post_training.core import devices
+from post_training.core.errors import ConfigError, UserError
+from post_training.core.task import Task
+from post_training.data import registry
+from post_training.data.dataset_of_row import origins
+from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
-from post_training.errors import ConfigError, UserError
-from post_training.model import folder as model_folder
-from post_training.model import lora
-from post_training.model.loading import quiet
-from post_training.task import Task
+from post_training.launch.reshard import Resume, has_universal, how_to_resume
+from post_training.methods.dpo.reference import StoredReference
+from post_training.models import folder as model_folder
+from post_training.models import lora
+from post_training.models.loading import quiet
+from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
+from post_training.run_dir.stop import REQUEST, write_stopped
 from post_training.training.arguments import load_dtype, trainer_arguments
-from post_training.training.meter import Meter, unlogged
-from post_training.training.peak import PeakMemory
-from post_training.training.reference import StoredReference
-from post_training.training.reshard import Resume, has_universal, how_to_resume
-from post_training.training.resume import Checkpoint, Choice, discard_incomplete, newest_complete
-from post_training.training.samples import SamplesLog
-from post_training.training.stop import REQUEST, write_stopped
+from post_training.training.measure import Meter, unlogged
+from post_training.training.peak_memory import PeakMemory
+from post_training.training.step_samples import SamplesLog
 from post_training.training.universal import repair_loading
-from post_training.zero import strategy
 
 
 def train_rank(task: Task) -> signal.Signals | None:
@@ -81,9 +83,10 @@ def _train(
 
     # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from post_training.training import callbacks, timeline
+    from post_training.run_dir import timeline
+    from post_training.training import callbacks
     from post_training.training.energy import Energy
-    from post_training.training.watch import SpikeRule, StepWatch
+    from post_training.training.step_monitor import SpikeRule, StepWatch
 
     directory, checkpointing, first = task.directory, view["checkpointing"], trainer.args.process_index == 0
     told = start.facts if start else {}
@@ -212,7 +215,7 @@ def topology_from_environment() -> Topology:
     """Ranks and nodes as the launcher, srun or `accelerate launch` has set them; one rank without them."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    return Topology(world // local, local, "GPU" if batch.count_gpus() else "CPU")
+    return Topology(world // local, local, "GPU" if devices.count_gpus() else "CPU")
 
 
 def load_model(folder: Path, view: dict[str, Any]) -> Any:
@@ -240,7 +243,7 @@ def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
     """The model's tokenizer, read when it is needed, with our chat template so that every save carries it."""
     from transformers import AutoTokenizer
 
-    from post_training.model.deferred import defer
+    from post_training.training.deferred_tokenizer import defer
 
     def load() -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])

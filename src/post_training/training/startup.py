@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 from typing import Any
 
-from post_training.zero import deepspeed_config
+from post_training.config.deepspeed import deepspeed_config
 
 
 def hide_unused(view: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from post_training.config import load_file, resolve
-from post_training.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError
 from post_training.plan import make_plan
 
 TEMPLATE = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from post_training.config import resolve, resolve_runs
 from post_training.config.runs import expand
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 
 FILE = {
     "method": "dpo",

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from post_training.config import resolve
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 
 CHAIN = {
     "method": "kto",

@@ -10,10 +10,9 @@ import pytest
 from tiny import as_read, task
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from post_training import registry
-from post_training.data import download, mix, tokenize, transform
-from post_training.fingerprint import file_sha256
-from post_training.task import Task
+from post_training.core.fingerprint import file_sha256
+from post_training.core.task import Task
+from post_training.data import download, mix, registry, tokenize, transform
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from post_training.data import packing
+from post_training.data.mixing import packing
 
 
 def best_fit(lengths, capacity):

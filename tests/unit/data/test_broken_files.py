@@ -15,12 +15,12 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from post_training import registry
-from post_training.data.apply import Application
-from post_training.data.sources import read_blocks
+from post_training.core.errors import ConfigError, DataError
+from post_training.core.locate import data_files
+from post_training.data import registry
+from post_training.data.apply_transform import Application
+from post_training.data.reading.sources import read_blocks
 from post_training.data.transform import _selected
-from post_training.errors import ConfigError, DataError
-from post_training.locate import data_files
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = {"messages": [USER, ANSWER]}

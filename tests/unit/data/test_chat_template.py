@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from post_training import registry
-from post_training.data.chat_template import ChatTemplate, resolve_template, special_tokens
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data import registry
+from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
 
 CHATML = registry.chat_template_text("chatml")
 # Sets names inside and outside of a generation block, prints special tokens, uses a loop control and a namespace.

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tiny import as_read
 from tokenizers_of import ADDED, KINDS, SPECIAL, save
 
-from post_training import registry
-from post_training.data.blocks import Settings, Tokenization, record_batch
-from post_training.data.marked import ids_of
-from post_training.data.tokenizer_file import TokenizerFile, _is_control
+from post_training.data import registry
+from post_training.data.loss_mask import ids_of
+from post_training.data.tokens.blocks import Settings, Tokenization, record_batch
+from post_training.data.tokens.tokenizer_file import TokenizerFile, _is_control
 
 CHATML, QWEN, ZEPHYR = (registry.chat_template_text(name) for name in ("chatml", "qwen3", "zephyr"))
 SPELLED = (*SPECIAL, *ADDED)

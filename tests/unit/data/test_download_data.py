@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from post_training.core.errors import DataError
+from post_training.core.fingerprint import file_sha256
 from post_training.data import download
-from post_training.errors import DataError
-from post_training.fingerprint import file_sha256
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -55,7 +55,7 @@ def fetch(folder, revision=None, split="train", offline=True, subset=None, **env
         str(output),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "post_training", "download", *words],
+        [sys.executable, "-m", "post_training", "stage", "download", *words],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", **environment},

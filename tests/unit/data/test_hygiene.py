@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import task
 
-from post_training.data.hygiene import duplicates, stage
-from post_training.data.hygiene.contamination import EvaluationTexts
-from post_training.data.hygiene.text import jaccard, shingles, words
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data.filters import duplicates, stage
+from post_training.data.filters.contamination import EvaluationTexts
+from post_training.data.filters.text import jaccard, shingles, words
 
 OFF = {
     "deduplicate": None,

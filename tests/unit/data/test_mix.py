@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import lists_of
 
+from post_training.core.errors import DataError
 from post_training.data.view import open_rows
-from post_training.errors import DataError
 
 
 def conversation(name, n, words=None):
@@ -202,7 +202,7 @@ def test_nothing_left_is_refused(stages, datasets):
 
 
 def test_several_shards_are_one_dataset(stages, datasets, monkeypatch, read):
-    from post_training.data import workers
+    from post_training.data.tokens import workers
 
     whole = stages.mix({"a": datasets["a"]})
     monkeypatch.setattr(workers, "LEAST_BYTES", 9000)

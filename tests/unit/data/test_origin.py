@@ -1,4 +1,4 @@
-from post_training.data.origin import origins
+from post_training.data.dataset_of_row import origins
 from post_training.data.view import open_rows
 
 

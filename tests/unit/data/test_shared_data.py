@@ -6,10 +6,10 @@ import json
 import pytest
 from tiny import lists_of
 
-from post_training.__main__ import STAGES
 from post_training.config import resolve
+from post_training.core.stages import STAGES
+from post_training.core.task import Task
 from post_training.plan import make_plan
-from post_training.task import Task
 
 ANNOTATORS = ["annotator1", "annotator2", "annotator3"]
 PREDICTIONS = [f"prediction {n}" for n in (1, 2, 3, 4)]
@@ -97,7 +97,7 @@ def made(shared, bpe_folder, tmp_path_factory):
         for stage in plan.stages[kind].values():
             inputs = [str(base / stage.inputs[name].manifest) for name in sorted(stage.inputs)]
             task = Task.parse(stage.spec, json.dumps(stage.runtime), inputs, str(base / stage.manifest))
-            importlib.import_module(STAGES[kind]).run(task)
+            importlib.import_module(STAGES[kind].module).run(task)
             found[kind, stage.label] = json.loads(task.output.read_text()) | {"path": task.output}
     return found
 

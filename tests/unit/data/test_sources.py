@@ -12,9 +12,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from post_training.data.records import Problem, parse
-from post_training.data.sources import read_blocks
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data.reading.records import Problem, parse
+from post_training.data.reading.sources import read_blocks
 
 ROWS = [{"a": "one", "b": "1"}, {"a": "zwei\u2028drei \u0085", "b": "2"}, {"a": "三", "b": "x\ny"}]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
@@ -82,7 +82,7 @@ def test_formats_of_columns(tmp_path):
 
 
 def test_shards_of_save_to_disk_in_order(tmp_path):
-    from post_training.locate import data_files
+    from post_training.core.locate import data_files
 
     many = [{"n": n} for n in range(2500)]
     datasets.Dataset.from_list(many).save_to_disk(tmp_path / "saved", num_shards=3)

@@ -12,14 +12,14 @@ from tiny import as_read
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers_of import many
 
-from post_training import registry
-from post_training.data import workers
-from post_training.data.blocks import Settings, Tokenization, record_batch
-from post_training.data.chat_template import CLOSE, OPEN
-from post_training.data.encode import Encoder
-from post_training.data.marked import IGNORED
-from post_training.data.tokenizer_file import TokenizerFile
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data import registry
+from post_training.data.loss_mask import IGNORED
+from post_training.data.tokens import workers
+from post_training.data.tokens.blocks import Settings, Tokenization, record_batch
+from post_training.data.tokens.chat_template import CLOSE, OPEN
+from post_training.data.tokens.encode import Encoder
+from post_training.data.tokens.tokenizer_file import TokenizerFile
 
 CHATML = registry.chat_template_text("chatml")
 END = "<|im_end|>"

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from post_training.data import readers, transform
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data import transform
+from post_training.data.reading import readers
 
 GOOD = {"question": "1+1?", "answer": "2"}
 

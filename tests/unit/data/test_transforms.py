@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from post_training import registry
+from post_training.core.errors import DataError
+from post_training.data import registry
 from post_training.data.transforms import Skip, load_transform
-from post_training.errors import DataError
 
 
 def load(name, **arguments):

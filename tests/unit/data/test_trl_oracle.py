@@ -10,9 +10,8 @@ import pytest
 from tiny import lists_of
 from tokenizers_of import KINDS, save
 
-from post_training import registry
-from post_training.data import marked
-from post_training.data.blocks import Settings, Tokenization
+from post_training.data import loss_mask, registry
+from post_training.data.tokens.blocks import Settings, Tokenization
 
 CHATML = registry.chat_template_text("chatml")
 WORDS = [
@@ -214,11 +213,11 @@ def test_every_template_with_every_kind_of_tokenizer(tmp_path_factory, conversat
     rows = rows + [{"messages": [*r["messages"][:-1], *turns, r["messages"][-1]], "tools": TOOLS} for r in rows[:5]]
     block = Tokenization(folder, Settings(template, "messages")).block(lines(rows))
     assert not block.dropped
-    for row, tokens in zip(rows, columns_of(block, marked.COLUMN), strict=True):
+    for row, tokens in zip(rows, columns_of(block, loss_mask.COLUMN), strict=True):
         expected = theirs.apply_chat_template(
             row["messages"], tools=row.get("tools"), return_assistant_tokens_mask=True, **given
         )
-        assert marked.ids_of(np.array(tokens)).tolist() == expected["input_ids"]
+        assert loss_mask.ids_of(np.array(tokens)).tolist() == expected["input_ids"]
         assert [token >= 0 for token in tokens] == [bool(bit) for bit in expected["assistant_masks"]]
     block = Tokenization(folder, Settings(template, "preference")).block(lines(pairs[:15]))
     columns = [columns_of(block, column) for column in ("prompt_ids", "chosen_ids", "rejected_ids")]

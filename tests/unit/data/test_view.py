@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import lists_of, write_mix
 
+from post_training.core.errors import DataError
 from post_training.data import collate
-from post_training.data.epochs import lay_out
+from post_training.data.mixing.epochs import lay_out
 from post_training.data.view import open_rows
-from post_training.errors import DataError
 
 
 def sft_rows(count=12, seed=0, documents=4):
@@ -165,7 +165,8 @@ def test_a_collator_of_another_kind_is_left_alone():
 
 def test_a_million_documents_open_in_a_moment(tmp_path):
     """The bound is 50 ms; the median of five, with room for a busy machine."""
-    from post_training.data import epochs, view
+    from post_training.data import view
+    from post_training.data.mixing import epochs
 
     mixed = write_mix(tmp_path, sft_rows(), packing=True)
     count = 1_000_000

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tokenizers_of import many
 
-from post_training.data import engine, tokenize, workers
-from post_training.data.engine import Fastokens, HuggingFace, hard_cases
-from post_training.data.tokenizer_file import TokenizerFile
-from post_training.errors import DataError
+from post_training.core.errors import DataError
+from post_training.data import tokenize
+from post_training.data.tokens import engine, workers
+from post_training.data.tokens.engine import Fastokens, HuggingFace, hard_cases
+from post_training.data.tokens.tokenizer_file import TokenizerFile
 
 fastokens = pytest.importorskip("fastokens")
 
@@ -149,7 +150,7 @@ def test_hard_cases_find_a_wrong_engine(bpe_folder):
 
 def test_nothing_heavy_is_imported(tmp_path):
     """A worker starts in a fraction of a second."""
-    code = "import sys, post_training.data.tokenize, post_training.data.preload; print(*sys.modules)"
+    code = "import sys, post_training.data.tokenize, post_training.data.tokens.preload; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )

@@ -9,7 +9,7 @@ import pytest
 from projects import REPOSITORY, git, run
 
 PASTED = "hf_" + "aB3" * 11 + "x"
-STATE = "import json, sys; from pathlib import Path; from post_training import code; print(json.dumps(code.state(Path(sys.argv[1]))))"
+STATE = "import json, sys; from pathlib import Path; from post_training.core import code; print(json.dumps(code.state(Path(sys.argv[1]))))"
 LIGHT = ("__init__.py", "code.py", "secrets.py", "fingerprint.py")
 
 
@@ -53,7 +53,7 @@ def test_changes_are_kept_as_a_patch_that_applies(checkout):
     git(checkout.parent, "clone", "-q", "checkout", "clone")
     clone = checkout.parent / "clone"
     git(clone, "apply", str(patch))
-    for name in ("Snakefile", "src/post_training/secrets.py", "src/new.py"):
+    for name in ("Snakefile", "src/post_training/core/secrets.py", "src/new.py"):
         assert (clone / name).read_text() == (checkout / name).read_text()
 
 

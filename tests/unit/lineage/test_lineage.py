@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from post_training.__main__ import main
-from post_training.errors import UserError
+from post_training.core.errors import UserError
 from post_training.lineage import collect, verify
 
 

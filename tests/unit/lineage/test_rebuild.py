@@ -8,12 +8,12 @@ import pytest
 from tiny import TEMPLATE, conversation, make_here
 
 from post_training.config import read_config, resolve
-from post_training.errors import ConfigError
-from post_training.fingerprint import write_atomically
-from post_training.lineage.provenance import write_config
-from post_training.lineage.rebuild import leave_out_evaluation, pin_revisions
-from post_training.make import task_of
+from post_training.core.errors import ConfigError
+from post_training.core.fingerprint import write_atomically
 from post_training.plan import make_plan
+from post_training.plan.make import task_of
+from post_training.release.provenance import write_config
+from post_training.release.rebuild import leave_out_evaluation, pin_revisions
 
 
 def write(path: Path, *numbers: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny import view_of
 
-from post_training.batch import Topology
-from post_training.preflight.devices import GIB, Device
+from post_training.config.batch import Topology
+from post_training.core.devices import GIB, Device
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
 

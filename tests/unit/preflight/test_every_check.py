@@ -8,9 +8,9 @@ import pytest
 from tiny import TEMPLATE, task
 
 from post_training import preflight
+from post_training.core.devices import GIB, Device
 from post_training.preflight import libraries
 from post_training.preflight.check import NAMES
-from post_training.preflight.devices import GIB, Device
 from post_training.slurm import check, cluster
 
 SLOW = [{"tokens_per_second": 100.0, "world_size": 8, "source": "a test", "foretold_memory_bytes": None}]

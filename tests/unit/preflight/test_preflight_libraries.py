@@ -2,8 +2,8 @@
 
 import pytest
 
+from post_training.core.devices import Device
 from post_training.preflight import libraries
-from post_training.preflight.devices import Device
 
 ZERO = {"zero_optimization": {"stage": 2}}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from post_training.batch import Topology
 from post_training.config import load_file, resolve_runs
+from post_training.config.batch import Topology
+from post_training.core.devices import GIB, Device
 from post_training.preflight import optimisation, resources
-from post_training.preflight.devices import GIB, Device
 from post_training.preflight.subject import Subject
 
 RECIPES = sorted((Path(__file__).parents[3] / "config" / "recipes").glob("*.yaml"))

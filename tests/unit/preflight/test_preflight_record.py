@@ -8,9 +8,10 @@ import pytest
 from tiny import task
 
 from post_training import preflight
-from post_training.errors import ConfigError
-from post_training.preflight import check, record, resources, speed
+from post_training.core.errors import ConfigError
+from post_training.preflight import check, resources, speed
 from post_training.preflight.check import NAMES, Check, judged, only_warn, table
+from post_training.run_dir import predictions
 
 
 def test_the_table_has_what_a_person_needs():
@@ -73,10 +74,10 @@ def test_predicted_and_measured_stand_beside_each_other(tmp_path):
     (tmp_path / "made.json").write_text(json.dumps({"checks": checks, "trainings": {"sft-x": mine}}))
     run = tmp_path / "sft-x"
     training = task("train", {}, {"preflight": str(tmp_path / "made.json")}, {}, run / "manifest.json")
-    record.begin(task("train", {}, training.runtime, {}, tmp_path / "dpo-x" / "manifest.json"), "dpo")
+    predictions.begin(task("train", {}, training.runtime, {}, tmp_path / "dpo-x" / "manifest.json"), "dpo")
     assert not (tmp_path / "dpo-x").exists()  # nothing is known of that training
     run.mkdir()
-    record.begin(training, "sft")
+    predictions.begin(training, "sft")
     told = json.loads((run / "preflight.json").read_text())
     assert (told["predicted"], told["measured"]) == ({"steps": 4}, None)
     assert [(entry["stage"], entry["value"]) for entry in told["checks"]] == [("sft", ""), ("", ""), ("sft", "x")]
@@ -86,7 +87,7 @@ def test_predicted_and_measured_stand_beside_each_other(tmp_path):
     (checkpoint / "weights").write_bytes(b"1234")
     facts = {"world_size": 2, "tokens": 400, "seconds": 36.0, "peak_memory_bytes": 7, "device_name": "H100"}
     lines = [{"step": n, "tokens_per_second": rate} for n, rate in enumerate((1.0, 50.0, 50.0, 60.0), 1)]
-    record.end(training, facts, lines, checkpoint)
+    predictions.end(training, facts, lines, checkpoint)
     assert json.loads((run / "preflight.json").read_text())["measured"] == {
         "method": "sft",
         "steps": 4,
@@ -105,8 +106,8 @@ def test_predicted_and_measured_stand_beside_each_other(tmp_path):
 
 def test_a_training_by_hand_has_none(tmp_path):
     training = task("train", {}, {}, {}, tmp_path / "manifest.json")
-    record.begin(training, "sft")
-    record.end(training, {}, [], tmp_path)
+    predictions.begin(training, "sft")
+    predictions.end(training, {}, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

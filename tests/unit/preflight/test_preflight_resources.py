@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from post_training.fingerprint import FileHashes, file_sha256
-from post_training.preflight import assets, devices, disk, memory, resources, speed
-from post_training.preflight.devices import GIB, Device
+from post_training.core import devices
+from post_training.core.devices import GIB, Device
+from post_training.core.fingerprint import FileHashes, file_sha256
+from post_training.preflight import assets, disk, memory, resources, speed
 
 CPU = Device("CPU", 16 * GIB, 50e9)
 

@@ -120,7 +120,7 @@ def test_a_finished_run_is_left_out(preflight, tmp_path):
 
 
 def test_slurms_own_word(preflight, monkeypatch):
-    from post_training.errors import ConfigError
+    from post_training.core.errors import ConfigError
     from post_training.slurm import check
 
     monkeypatch.setattr(resources, "gres", lambda partition: ["gpu:h200:8"])

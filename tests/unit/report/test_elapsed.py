@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from post_training.launch.finish import read_metrics
 from post_training.report.collect import finite
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import PARTS, elapsed
-from post_training.training.finish import read_metrics
 
 
 def run_of(folder, *events, metrics=()):

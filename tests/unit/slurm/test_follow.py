@@ -9,10 +9,11 @@ import time
 import pytest
 from tiny import view_of
 
-from post_training.slurm import fence, follow, placement, record, segment
+from post_training.run_dir import attempts, fence
+from post_training.run_dir.attempts import Segment
+from post_training.slurm import attempt, follow, placement
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob
-from post_training.slurm.record import Segment
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def make_job(template, tmp_path):
 
 def opened(job, job_id="7", restart=0, steps=0):
     job.folder.mkdir(parents=True, exist_ok=True)
-    found = Segment(job_id, restart, "node[0-1]", "node0", record.now(), steps)
-    record.begin(job.folder, found)
+    found = Segment(job_id, restart, "node[0-1]", "node0", attempts.now(), steps)
+    attempts.begin(job.folder, found)
     return found
 
 
@@ -50,23 +51,23 @@ def test_an_end_that_the_job_could_not_record(make_job, state, why, failure):
     job = make_job()
     opened(job)
     assert settle(job, state).action == "again"
-    (line,) = record.lines(job.folder)
+    (line,) = attempts.lines(job.folder)
     assert (line["why"], line["failure"], line["job_id"]) == (why, failure, "7")
-    assert record.failures(job.folder) == failure
-    assert record.current(job.folder) is None
+    assert attempts.failures(job.folder) == failure
+    assert attempts.current(job.folder) is None
 
 
 def test_failures_come_to_an_end_and_progress_takes_none_away(make_job):
     job = make_job()
     for number, action in ((1, "again"), (2, "end")):
-        record.end(job.folder, opened(job, str(number)), "failed: exit code 7", failure=True)
+        attempts.end(job.folder, opened(job, str(number)), "failed: exit code 7", failure=True)
         (job.folder / f"slurm-{number}.err").write_text("ranks report\nValueError: number broke\n")
         checkpoint = job.directory / "checkpoints" / f"checkpoint-{number}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "COMPLETE.json").write_text(json.dumps({"step": number, "files": {}}))
         verdict = settle(job, "FAILED", str(number))
         assert verdict.action == action
-        assert record.failures(job.folder) == number
+        assert attempts.failures(job.folder) == number
     assert "2 failures, slurm.max_failures is 1; not submitted again" in verdict.message
     assert "ValueError: number broke" in verdict.message
     assert "goes on from step 2" in verdict.message
@@ -79,16 +80,16 @@ def test_cancelled_is_an_end_and_no_failure(make_job, opens):
         opened(job)
     verdict = settle(job, "CANCELLED")
     assert verdict.action == "end" and "cancelled from outside" in verdict.message
-    assert [line["why"] for line in record.lines(job.folder)] == ["cancelled"]
-    assert record.failures(job.folder) == 0
+    assert [line["why"] for line in attempts.lines(job.folder)] == ["cancelled"]
+    assert attempts.failures(job.folder) == 0
 
 
 def test_a_job_that_a_call_cancelled_itself_is_no_failure_though_slurm_has_forgotten_it(make_job):
     job = make_job()
     opened(job)
-    record.mark_cancelled(job.folder, "7")
+    attempts.mark_cancelled(job.folder, "7")
     settle(job, None)
-    assert [(line["why"], line["failure"]) for line in record.lines(job.folder)] == [("cancelled", False)]
+    assert [(line["why"], line["failure"]) for line in attempts.lines(job.folder)] == [("cancelled", False)]
 
 
 def test_a_manifest_is_the_result_whatever_slurm_says(make_job):
@@ -101,32 +102,32 @@ def test_a_manifest_is_the_result_whatever_slurm_says(make_job):
 def test_success_without_the_result_is_a_failure(make_job):
     job = make_job()
     assert settle(job, "COMPLETED").action == "again"
-    assert record.lines(job.folder)[-1]["why"] == "failed: ended without its result"
+    assert attempts.lines(job.folder)[-1]["why"] == "failed: ended without its result"
 
 
 def test_a_job_that_never_began_is_a_failure(make_job):
     job = make_job()
     assert settle(job, "FAILED").action == "again"
-    assert record.lines(job.folder)[-1]["why"] == "failed before it began: FAILED"
+    assert attempts.lines(job.folder)[-1]["why"] == "failed before it began: FAILED"
 
 
 def test_wall_time_goes_on_uncounted(make_job):
     job = make_job()
-    record.end(job.folder, opened(job), record.WALL_TIME, failure=False)
+    attempts.end(job.folder, opened(job), attempts.WALL_TIME, failure=False)
     assert settle(job, "FAILED").action == "again"
-    assert record.failures(job.folder) == 0
+    assert attempts.failures(job.folder) == 0
 
 
 def test_stopped_again_and_again_without_a_step_is_a_failure(make_job):
     job = make_job()
-    record.end(job.folder, opened(job), record.STOPPED, failure=False)
+    attempts.end(job.folder, opened(job), attempts.STOPPED, failure=False)
     assert settle(job, "FAILED").action == "again"
-    assert record.failures(job.folder) == 1
+    assert attempts.failures(job.folder) == 1
 
 
 def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
     job = make_job("transform")
-    record.end(job.folder, opened(job), "failed: exit code 1", failure=True)
+    attempts.end(job.folder, opened(job), "failed: exit code 1", failure=True)
     (job.folder / "slurm-7.err").write_text("data.jsonl: row 3: no messages\n")
     verdict = settle(job, "FAILED")
     assert verdict.action == "end" and "row 3: no messages" in verdict.message
@@ -135,7 +136,7 @@ def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
 @pytest.mark.parametrize(("live", "action"), [([], "end"), ([("8", State("RUNNING"))], "again")])
 def test_an_owner_outside_of_slurm_is_named_and_one_inside_is_waited_for(make_job, monkeypatch, live, action):
     job = make_job()
-    record.end(job.folder, opened(job), record.OWNED, failure=False)
+    attempts.end(job.folder, opened(job), attempts.OWNED, failure=False)
     (job.folder / "slurm-7.err").write_text("is being trained by process 4711 on laptop\n")
     monkeypatch.setattr("post_training.slurm.cluster.live_jobs", lambda script: live)
     verdict = settle(job, "FAILED")
@@ -157,7 +158,7 @@ def test_an_owner_outside_of_slurm_is_named_and_one_inside_is_waited_for(make_jo
     ],
 )
 def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
-    assert segment.verdict(code, tmp_path / "manifest.json", progressed) == (why, failure)
+    assert attempt.verdict(code, tmp_path / "manifest.json", progressed) == (why, failure)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
 )
 def test_first_error_is_the_cause(tmp_path, text, expected):
     (tmp_path / "slurm-5.err").write_text(text)
-    assert record.first_error(tmp_path, "5") == expected
+    assert attempts.first_error(tmp_path, "5") == expected
 
 
 def test_a_token_is_held_by_one_segment(make_job):
@@ -195,7 +196,7 @@ def test_a_token_is_held_by_one_segment(make_job):
     assert fence.holds(first.token, path)
     second = opened(job, restart=1)
     assert fence.holds(second.token, path) and not fence.holds(first.token, path)
-    record.end(job.folder, second, record.DONE, failure=False)
+    attempts.end(job.folder, second, attempts.DONE, failure=False)
     assert not fence.holds(second.token, path)
 
 
@@ -203,7 +204,7 @@ def test_a_rank_ends_when_another_job_owns_its_run(make_job):
     job = make_job()
     first = opened(job)
     code = (
-        "import time\nfrom post_training.slurm import fence\nfence.POLL_SECONDS = 0.1\nfence.watch()\n"
+        "import time\nfrom post_training.run_dir import fence\nfence.POLL_SECONDS = 0.1\nfence.watch()\n"
         "print('trains', flush=True)\ntime.sleep(60)"
     )
     told = {fence.VARIABLE: f"{first.token}:{job.folder / 'segment.json'}"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import pipeline_of, view_of
 
-from post_training.errors import ConfigError
+from post_training.core.errors import ConfigError
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob, script
 
@@ -168,7 +168,7 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 command -v module >/dev/null || . /etc/profile
 module load cuda/12.4 || exit 1
 cd {tmp_path} || exit 1
-exec /env/bin/python -m post_training.slurm.segment \\
+exec /env/bin/python -m post_training.slurm.attempt \\
     --output '/with space/100%/sft-x-1234/manifest.json' \\
     --max-failures 3 \\
     -- /env/bin/python -m post_training launch \\

@@ -1,6 +1,6 @@
 """A build lock is removed exactly when nobody builds."""
 
-from post_training.slurm.scratch import remove_stale_locks
+from post_training.training.compile_cache import remove_stale_locks
 
 
 def test_only_locks_that_nobody_holds_are_removed(tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ import socket
 import pytest
 from tiny import view_of
 
-from post_training.batch import Topology, slurm_topology
-from post_training.errors import UserError
+from post_training.config.batch import Topology, slurm_topology
+from post_training.core.errors import UserError
 from post_training.slurm import srun
 
-RANK = ["/env/python", "-u", "-m", "post_training.training", "--task", "out/logs/task.json"]
+RANK = ["/env/python", "-u", "-m", "post_training.rank", "--task", "out/logs/task.json"]
 SCRATCH = (
     'scratch="${TMPDIR:-/tmp}/post-training-$(id -u)"; '
     'mkdir -p -m 700 "$scratch" && [ -O "$scratch" ] || scratch=$(mktemp -d); '
@@ -31,7 +31,7 @@ def test_two_nodes_of_four_gpus(template):
         "bash",
         "-c",
         "trap '' USR1 USR2; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; "
-        f"{SCRATCH}exec /env/python -u -m post_training.training --task out/logs/task.json",
+        f"{SCRATCH}exec /env/python -u -m post_training.rank --task out/logs/task.json",
     ]
 
 
@@ -53,7 +53,7 @@ def test_container_reaches_the_ranks_command(template, monkeypatch, tmp_path):
     view = view_of(template, slurm__container=container)
     assert srun.rank_script(Topology(1, 2, "GPU"), view, RANK).endswith(
         f"exec apptainer exec --nv --pwd {tmp_path} --bind {tmp_path} --bind /scratch --bind /data:/data:ro "
-        "--env-file nccl.env '/images/my train.sif' python -u -m post_training.training --task out/logs/task.json"
+        "--env-file nccl.env '/images/my train.sif' python -u -m post_training.rank --task out/logs/task.json"
     )
 
 

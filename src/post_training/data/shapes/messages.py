@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.encode import Encoded, Ids, Lists, Mask
-from post_training.data.marked import COLUMN, IGNORED, mark
+from post_training.data.loss_mask import COLUMN, IGNORED, mark
 from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
+from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask
 
 KEY = "messages"
 SCHEMA = pa.schema([(COLUMN, pa.list_(pa.int32()))])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.encode import Encoded, Ids, Lists, Mask, common_prefix
-from post_training.data.engine import flat
 from post_training.data.rows import Bad, Rules, answer, check_tools, turns
+from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix
+from post_training.data.tokens.engine import flat
 
 KEY = "completion"
 _IDS = pa.list_(pa.int32())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from post_training.errors import DataError
+from post_training.core.errors import DataError
 
 Row = dict[str, Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -7,7 +7,7 @@ tests/unit/test_dpo_losses.py holds every list here against the installed TRL.
 import math
 from typing import Any
 
-from post_training.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean
 
 LOSSES = (
     "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down "

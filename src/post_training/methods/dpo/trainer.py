@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from trl.trainer import dpo_trainer
 
+from post_training.core.errors import UserError
 from post_training.data.collate import trainer_on
-from post_training.errors import UserError
 from post_training.methods.dpo.losses import needs_reference, start_loss
 
 
@@ -33,7 +33,7 @@ def build(
         trainer.reference = str(reference.path)
         trainer.starts_at_reference = reference.of_start
     elif not needs_reference(view["dpo"]):
-        from post_training.training.reference import RowsWithReference
+        from post_training.methods.dpo.reference import RowsWithReference
 
         trainer.train_dataset = RowsWithReference(
             train_dataset, np.zeros((len(train_dataset.distinct()), 2), np.float32)

@@ -1,0 +1,131 @@
+"""`python -m post_training train --config F key=value`: one stage, also below `accelerate launch`.
+
+The same stages and paths as the workflow's. What the stage is made from is made first if it is
+missing, except other training stages: those have their own devices and their own command.
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+from post_training.config import batch, resolve
+from post_training.config.deepspeed import deepspeed_config
+from post_training.config.trees import read_config
+from post_training.core import manifest
+from post_training.core.errors import ConfigError, UserError
+from post_training.core.task import Task
+from post_training.launch.finish import finish_if_complete, last_checkpoint
+from post_training.launch.launcher import free_port, library_environment, prepare_directory, reshard
+from post_training.plan import Plan, Stage, make_plan
+from post_training.plan.make import run_stage, task_of, upstream
+from post_training.run_dir import wandb_offline
+from post_training.run_dir.failures import PeerError
+from post_training.run_dir.lock import LOCKED, LockedError, owned
+from post_training.run_dir.stop import EXIT_CODES, forget_stopped
+from post_training.training.startup import hide_unused
+from post_training.workflow.links import point_links
+
+_POLL_SECONDS = 0.5
+
+
+def train_from_config(path: str, overrides: list[str]) -> int:
+    """Train the last stage of a configuration as this process's rank. Returns the exit code."""
+    plan = make_plan(resolve(read_config(path), {"set": overrides}))
+    name = plan.pipeline.stages[-1]
+    view, stage = plan.pipeline.last, plan.trained[name]
+    method = view["method"]
+    _set_defaults(view)
+    hide_unused(view)
+    rank = int(os.environ["RANK"])
+    from post_training.data.mixing.epochs import lay_out
+    from post_training.training.run import topology_from_environment
+
+    topology = topology_from_environment()
+    batches = batch.batch_plan(view, method, topology)
+    _check_upstream(plan, stage)
+    # Before torch is imported: preparing data may take long, and the other ranks only wait.
+    make_inputs(plan, stage, first=rank == 0)
+    task = task_of(plan, stage)
+    os.environ.update(library_environment(view, task.directory, topology.device))
+    steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
+    assert steps is not None
+    lay_out(task.inputs["data"], steps * batches.rows)  # by every rank: none waits, and all write the same
+    if rank != 0:
+        return _train(plan, task, view, steps, first=False)
+    # Nobody stands above the ranks here: the first of them is the one writer.
+    try:
+        with owned(task.directory, on_loss=lambda: os._exit(1)):
+            print(f"{name}: {batches.describe(steps)}", flush=True)
+            prepare_directory(task, view)
+            return _train(plan, task, view, steps, first=True)
+    except LockedError as error:
+        print(error, file=sys.stderr, flush=True)
+        return LOCKED
+
+
+def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool) -> int:
+    # Every rank must come to the same answer, however far rank 0 is: what makes it true stays true.
+    wiped = view["debug"]["enabled"] and view["debug"]["override_existing"]
+    if not wiped and (task.output.exists() or last_checkpoint(task, steps)):
+        if first:
+            _finish(plan, task, steps)
+        return 0
+    if first:
+        forget_stopped(task.directory)
+        reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
+    from post_training.training.run import train_rank
+
+    try:
+        stopped = train_rank(task)
+    except PeerError:
+        return 1  # another rank says why
+    if first:
+        wandb_offline.tell(task.directory)
+    if stopped is not None:
+        return EXIT_CODES[stopped]
+    if first:
+        _finish(plan, task, steps)
+    return 0
+
+
+def _finish(plan: Plan, task: Task, steps: int) -> None:
+    if task.output.exists():
+        print(f"{task.output}: nothing to do", flush=True)
+    elif not finish_if_complete(task, steps):
+        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
+    point_links(plan)
+
+
+def _set_defaults(view: dict[str, Any]) -> None:
+    """One rank where no launcher has said otherwise."""
+    if "RANK" not in os.environ:
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
+        if deepspeed_config(view) is not None:  # it looks for MPI without a group
+            os.environ.update({"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[view["model"]["dtype"]]
+    if told not in (None, "", matching):
+        raise ConfigError("model.dtype", f"needs accelerate launch --mixed_precision {matching}, found {told}")
+
+
+def _check_upstream(plan: Plan, stage: Stage) -> None:
+    for other in upstream(stage):
+        if other.kind == "train" and not (plan.base / other.manifest).is_file():
+            first = plan.view_of(other)["stage"]
+            raise UserError(
+                f"{plan.base / other.manifest}: {plan.pipeline.stages[-1]} starts from {first}, which is not trained yet; "
+                f"run `snakemake`, or `python -m post_training train ... method={first}` first"
+            )
+
+
+def make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
+    """Rank 0 runs the missing data and model stages, in order; the others wait for their manifests."""
+    for other in upstream(stage):
+        path = plan.base / other.manifest
+        while not path.is_file():
+            if first:
+                print(f"{other.kind}: {other.name}", file=sys.stderr, flush=True)
+                run_stage(plan, other)
+            else:
+                time.sleep(_POLL_SECONDS)

@@ -1,0 +1,46 @@
+"""What a person did wrong, in one line: key or file, what was found, what was expected, what to do."""
+
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from post_training.core.secrets import mask
+
+
+class UserError(Exception):
+    """Something the user can mend; shown as one line without a traceback, exit code 1. Secrets in it are masked."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask(message))
+
+
+class ConfigError(UserError):
+    """A configuration key that cannot work. The message begins with the key."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"config error: {key}: {' '.join(problem.split())}")
+        self.key, self.problem = key, mask(problem)
+
+
+class DataError(UserError):
+    """A file or row that cannot be read or used. The message names both."""
+
+
+def did_you_mean(word: str, offered: Iterable[str]) -> str:
+    """`"Did you mean 'a'? "` or nothing, then what is on offer."""
+    offered = sorted(offered)
+    close = difflib.get_close_matches(word, offered, n=1)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}On offer: {', '.join(offered)}"
+
+
+def one_of(found: Any, offered: Collection[str], key: str) -> None:
+    """Raise `ConfigError(key, ...)` with what was perhaps meant, unless the value is one of those on offer."""
+    if found not in offered:
+        raise ConfigError(key, f"found {found!r}. {did_you_mean(str(found), offered)}")
+
+
+def require(holds: bool, key: str, problem: str) -> None:
+    """Raise `ConfigError(key, problem)` unless it holds."""
+    if not holds:
+        raise ConfigError(key, problem)

@@ -1,0 +1,259 @@
+"""Where models and datasets come from: local files or the Hugging Face Hub. Light; no network.
+
+A path is local when something is there, or when it can only be meant so (`./`, `/`, `~`, a data
+suffix, glob characters); then it must exist. Anything else must have the form of a Hub id.
+"""
+
+import glob
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.fingerprint import FileHashes, digest
+
+_TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = (*(text + packed for text in _TEXT_SUFFIXES for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
+_SPLIT_NAMES = {
+    "train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
+    "val": "validation", "dev": "validation", "eval": "test",
+}  # fmt: skip
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+
+_SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows `[start:stop]` of a dataset, each bound a number of rows (from the end where negative) or a percentage."""
+
+    start: str | None = None
+    stop: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Slice":
+        """From `[100:200]`, `[:10%]`, `[-50:]`."""
+        start, _, stop = text.strip("[]").partition(":")
+        return cls(start or None, stop or None)
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether the number of all rows decides which they are."""
+        return any(bound and ("%" in bound or "-" in bound) for bound in (self.start, self.stop))
+
+    def bounds(self, total: int | None) -> tuple[int, int]:
+        """First row and the row after the last, of `total` rows; None = not known, and not needed."""
+
+        def row(bound: str | None, otherwise: int) -> int:
+            if bound is None:
+                return otherwise
+            if total is None:
+                return int(bound)
+            value = round(total * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+            return max(0, min(total, value + total if value < 0 else value))
+
+        return row(self.start, 0), row(self.stop, 1 << 62 if total is None else total)
+
+
+def parse_split(split: str, key: str) -> tuple[str, str | None]:
+    """`train[:10%]` -> its name, and the text of its slice or None."""
+    found = _SPLIT.fullmatch(split)
+    if not found:
+        raise ConfigError(
+            key, f"found {split!r}, expected a name, or one with a slice such as train[:10%] or train[100:200]"
+        )
+    name = found[1]
+    return name, split[len(name) :] or None
+
+
+def data_suffix(path: str | Path) -> str | None:
+    """The suffix that names the reader of a file, or None."""
+    name = str(path).lower()
+    return next((suffix for suffix in DATA_SUFFIXES if name.endswith(suffix)), None)
+
+
+def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
+    """The local files that a dataset's path (or list of paths) means, in order; None for a Hub id.
+
+    Args:
+        path: as configured.
+        key: the configuration key to blame, `...path`.
+        split: as configured; it chooses a folder of a saved DatasetDict, and is `train` for any other local files.
+
+    Raises ConfigError for a local path without files, for files that cannot be read and for what is neither.
+    """
+    if not isinstance(path, list):
+        return _files_of(path, key, split)
+    found: list[Path] = []
+    for index, one in enumerate(path):
+        files = _files_of(one, f"{key}[{index}]", split)
+        if files is None:
+            raise ConfigError(f"{key}[{index}]", f"{one!r}: not a local file; a Hugging Face dataset is one of its own")
+        found += files
+    twice = next((file for index, file in enumerate(found) if file in found[:index]), None)
+    if not found or twice is not None:
+        raise ConfigError(key, f"{twice}: named twice" if twice else "an empty list; give a file")
+    return found
+
+
+def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
+    if not isinstance(path, str):
+        raise ConfigError(key, f"found {path!r}, expected text or a list of texts")
+    expanded = os.path.expanduser(path)
+    if os.path.isdir(expanded):
+        found = _folder_files(Path(expanded), path, key, split)
+    elif any(character in path for character in "*?[") and not os.path.exists(expanded):
+        found = sorted(Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p))
+        if "**" in path:  # which follows links to folders, in circles too
+            found = list({file.resolve(): file for file in reversed(found)}.values())[::-1]
+        if not found:
+            raise ConfigError(key, f"{path}: no file matches")
+        _check_one_split(split, path, key)
+    elif os.path.isfile(expanded):
+        found = [Path(expanded)]
+        _check_one_split(split, path, key)
+    elif path.startswith(("/", "./", "../", "~")) or data_suffix(path):
+        what = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
+        raise ConfigError(key, f"{path}: {what} (relative to {os.getcwd()})")
+    elif not _HUB_ID.fullmatch(path):
+        raise ConfigError(key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
+    else:
+        return None
+    for file in found:
+        if not data_suffix(file):
+            raise ConfigError(key, f"{file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}")
+        if not file.is_file():
+            raise ConfigError(key, f"{file}: not a regular file; remove it, or name the files")
+        if not os.access(file, os.R_OK):
+            raise ConfigError(key, f"{file}: you may not read it; change its permissions")
+    return found
+
+
+def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
+    """Files of a folder that `save_to_disk` wrote, or data files that somebody put there."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json_object(folder / "dataset_dict.json", key).get("splits", [])
+        name, _ = parse_split(split, f"{key.removesuffix('.path')}.split")
+        if name not in splits:
+            raise ConfigError(
+                f"{key.removesuffix('.path')}.split", f"{path} has no split {name!r}. {did_you_mean(name, splits)}"
+            )
+        return _saved_files(folder / name, key)
+    _check_one_split(split, path, key)
+    if (folder / "state.json").is_file():
+        return _saved_files(folder, key)
+    not_data = ("state.json", "dataset_info.json", "dataset_dict.json")
+    found = [p for p in sorted(folder.iterdir()) if data_suffix(p) and not p.name.startswith(("cache-", "."))]
+    found = [p for p in found if p.name not in not_data]
+    if not found:
+        raise ConfigError(
+            key,
+            f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); a glob such as {path}/**/*.jsonl looks deeper",
+        )
+    splits = sorted(
+        {_SPLIT_NAMES[word] for p in found if (word := re.split(r"[-_.]", p.name.lower())[0]) in _SPLIT_NAMES}
+    )
+    if len(splits) > 1:
+        raise ConfigError(
+            key, f"{path}: holds files of several splits ({', '.join(splits)}); name those of one, such as with a glob"
+        )
+    return found
+
+
+def _saved_files(folder: Path, key: str) -> list[Path]:
+    """The shards that a folder of `save_to_disk` lists, all of them there."""
+    state = _json_object(folder / "state.json", key)
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise ConfigError(
+            key, f"{folder}: was saved with an index over its rows; call flatten_indices() and save it again"
+        )
+    found = [folder / str(entry["filename"]) for entry in state.get("_data_files", [])]
+    missing = next((file.name for file in found if not file.is_file()), None)
+    if not found or missing:
+        raise ConfigError(key, f"{folder}: {missing or 'a data file'} is missing; copy the folder again")
+    return found
+
+
+def _check_one_split(split: str, path: str, key: str) -> None:
+    split_key = f"{key.removesuffix('.path')}.split"
+    name, _ = parse_split(split, split_key)
+    if name != "train":
+        raise ConfigError(
+            split_key,
+            f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})",
+        )
+
+
+def _json_object(file: Path, key: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(key, f"{file}: cannot be read ({error}); copy the folder again") from None
+
+
+def model_folder(path: str, key: str) -> Path | None:
+    """The local folder that a model path means; None for a Hub id."""
+    folder = Path(os.path.expanduser(path))
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(key, f"{path}: a folder without config.json is not a model")
+        return folder
+    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        raise ConfigError(key, f"{path}: no such folder (relative to {os.getcwd()})")
+    if not _HUB_ID.fullmatch(path):
+        raise ConfigError(key, f"{path!r}: neither a local folder nor a Hugging Face model id (org/name)")
+    return None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a local model that decide what it computes: everything but other weight formats and notes."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.parts)]
+    safetensors = any(p.suffix == ".safetensors" for p in files)
+    unwanted = {
+        ".md",
+        ".txt",
+        ".gguf",
+        ".msgpack",
+        ".h5",
+        ".onnx",
+        *({".bin", ".pt", ".pth"} if safetensors else set()),
+    }
+    return [p for p in files if p.suffix not in unwanted or p.name in TOKENIZER_FILES]
+
+
+def folder_sha256(folder: Path, hashes: FileHashes) -> str:
+    """sha256 (hex) over names and contents of `files_below` a folder."""
+    return digest([[str(path.relative_to(folder)), hashes(path)] for path in files_below(folder)])
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder that is not hidden, in order; what Python has compiled does not count."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def in_hub_cache(kind: str, hub_id: str) -> bool:
+    """Whether the Hugging Face cache of this machine holds any snapshot of a `model` or `dataset`."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    snapshots = Path(cache) / f"{kind}s--{hub_id.replace('/', '--')}" / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())

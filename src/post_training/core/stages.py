@@ -1,0 +1,58 @@
+"""What a stage is: one table, which everything that asks it asks. A new stage is a line here, a module and a rule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Place = Literal["local", "cpu", "gpu", "ranks"]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of file target; `name` is also that of its rule.
+
+    Attributes:
+        module: module with `run(task: Task) -> int | None`, the stage's body.
+        place: `local`, where snakemake is typed; `cpu`, a job of `slurm.cpu`; `gpu`, a job with one GPU; `ranks`, one rank a
+            device on every node.
+        version: raised when a change of the code changes what the stage writes; part of every fingerprint.
+        folder: directory of its kind below the output base; empty for what lies in a run directory.
+        is_result: False for what only looks at results, and is made again without a loss.
+    """
+
+    name: str
+    module: str
+    place: Place
+    version: int
+    folder: str
+    is_result: bool = True
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether `slurm.*` places its jobs, rather than `slurm.cpu.*`."""
+        return self.place in ("gpu", "ranks")
+
+
+STAGES: dict[str, StageKind] = {
+    kind.name: kind
+    for kind in (
+        StageKind("download", "post_training.data.download", "local", 2, "data/raw"),
+        StageKind("download_model", "post_training.models.download", "local", 1, "models"),
+        StageKind("build_model", "post_training.models.build", "cpu", 1, "models"),
+        StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed"),
+        StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered"),
+        StageKind("tokenize", "post_training.data.tokenize", "cpu", 3, "data/tokenized"),
+        StageKind("mix", "post_training.data.mix", "cpu", 3, "data/mixed"),
+        StageKind("preflight", "post_training.preflight", "local", 1, "preflight", is_result=False),
+        StageKind("preflight_probe", "post_training.preflight.probe", "gpu", 1, "preflight_probe", is_result=False),
+        StageKind("reference", "post_training.launch.launcher", "ranks", 1, "data/reference"),
+        StageKind("train", "post_training.launch.launcher", "ranks", 1, ""),
+        StageKind("export", "post_training.release.export", "gpu", 2, ""),
+        StageKind("evaluate", "post_training.evaluation.held_out", "gpu", 1, "evaluations"),
+        StageKind("download_tasks", "post_training.evaluation.lm_tasks", "local", 1, "data/tasks"),
+        StageKind("lm_eval", "post_training.evaluation.lm_eval", "gpu", 1, "lm_eval"),
+        StageKind("report", "post_training.report", "cpu", 2, "reports", is_result=False),
+        StageKind("compare", "post_training.report.compare", "local", 2, "comparisons", is_result=False),
+        StageKind("card", "post_training.release.card", "local", 1, "cards", is_result=False),
+        StageKind("push", "post_training.release.publish", "local", 1, "published", is_result=False),
+    )
+}

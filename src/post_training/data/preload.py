@@ -1,5 +1,0 @@
-"""What the fork server imports before it forks workers: their modules, and the tokenizer that all of them use."""
-
-from post_training.data import engine, workers  # noqa: F401
-
-engine.preload()

@@ -1,0 +1,1 @@
+"""Source files to Python rows: formats, compression, line numbers."""

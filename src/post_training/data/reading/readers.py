@@ -1,0 +1,179 @@
+"""Readers, one a format: a file -> (number of records, records) of each block, as `records.Block` holds them.
+
+Where a block begins depends on the file alone, so that any number of processes makes the same of it. JSON Lines are split
+at b"\\n" only: U+2028 and its kind are ordinary characters.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from post_training.core.errors import DataError
+from post_training.core.locate import data_suffix
+from post_training.data.reading.compression import open_file
+from post_training.data.reading.json_values import split_values
+from post_training.data.reading.records import Problem, Span, parse
+
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 8192
+_LONGEST_LINE_BYTES = 256 << 20
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, bytes | Span]]:
+    with open_file(file) as handle:
+        yield from _line_blocks(handle, b"", file)
+
+
+def _json_file(file: Path) -> Iterator[tuple[int, Any]]:
+    """An array of objects, or one object, or (as such files often are) JSON Lines under another name."""
+    with open_file(file) as handle:
+        begun = handle.read(BLOCK_BYTES)
+        if not begun.strip():
+            raise DataError(f"{file}: line 1, column 1: is empty, expected JSON; check where it comes from")
+        line, newline, _ = begun.lstrip().partition(b"\n")
+        if newline and line[:1] != b"[" and not isinstance(parse(line), Problem):
+            yield from _line_blocks(handle, begun, file)
+            return
+        values: list[bytes] = []
+        held = 0
+        for value in split_values(handle, begun, file):
+            values.append(value)
+            held += len(value)
+            if held > BLOCK_BYTES or len(values) == BLOCK_ROWS:
+                yield len(values), values
+                values, held = [], 0
+        if values:
+            yield len(values), values
+
+
+def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, bytes | Span]]:
+    """Blocks of whole lines; of a file that is not compressed only where they stand."""
+    compressed = file.name.lower().endswith((".gz", ".zst"))
+    start = 0 if compressed else handle.tell() - len(begun)
+    pending, lines = begun, 0
+    while True:
+        chunk = handle.read(BLOCK_BYTES)
+        pending += chunk
+        size = pending.rfind(b"\n") + 1 if chunk else len(pending)
+        if size:
+            whole = pending[:size]
+            if rows := _count_lines(whole):
+                yield rows, (whole if compressed else Span(start, size))
+                lines += rows
+            start, pending = start + size, pending[size:]
+        if not chunk:
+            return
+        if len(pending) > _LONGEST_LINE_BYTES:
+            raise DataError(
+                f"{file}: after {lines:,} rows: a line longer than {_LONGEST_LINE_BYTES >> 20} MiB; JSON Lines hold one row a line: "
+                "check the file's format, or leave the row out"
+            )
+
+
+def _count_lines(data: bytes) -> int:
+    """Lines that are not blank."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    starts = np.flatnonzero(raw == 10) + 1
+    lines = len(starts) + (not data.endswith(b"\n"))
+    if data[0] <= 32 or (raw[starts[starts < len(raw)]] <= 32).any():
+        return sum(1 for line in data.split(b"\n") if line.strip(b" \t\r"))
+    return lines
+
+
+def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, list[Any]]]]:
+    def read(file: Path) -> Iterator[tuple[int, list[Any]]]:
+        csv.field_size_limit(1 << 30)
+        # Bytes that are not UTF-8 become lone surrogates, so that they cost their own row and not the file.
+        with io.TextIOWrapper(open_file(file), encoding="utf-8", errors="surrogateescape", newline="") as handle:
+            reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
+            try:
+                names = list(reader.fieldnames or [])
+                if not any(names):
+                    raise DataError(f"{file}: has no header line; its first line must name the columns")
+                if len(set(names)) < len(names):
+                    raise DataError(f"{file}: line 1: two columns have one name ({', '.join(names)}); rename one")
+                rows = (_cells(row, len(names)) for row in reader)
+                while block := list(islice(rows, 512)):
+                    yield len(block), block
+            except csv.Error as error:
+                kind = (data_suffix(file) or "")[1:4].upper()
+                raise DataError(
+                    f"{file}: line {reader.reader.line_num:,}: not {kind} ({error}); check the quotes around it"
+                ) from None
+
+    return read
+
+
+def _cells(row: dict[Any, Any], columns: int) -> dict[str, Any] | Problem:
+    surplus = row.pop(None, [])
+    cells = [value for value in row.values() if value is not None] + surplus
+    if len(cells) != columns:
+        return Problem("wrong_number_of_cells", f"{len(cells)} cells, expected {columns}", str(cells)[:200])
+    if any(not cell.isascii() and any("\ud800" <= c <= "\udfff" for c in cell) for cell in cells):
+        return Problem("undecodable_line", "not UTF-8", str(cells)[:200])
+    return row
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    with pq.ParquetFile(file) as opened:
+        _check_names(opened.schema_arrow, file)
+        held = sum(opened.metadata.row_group(index).total_byte_size for index in range(opened.num_row_groups))
+        rows = max(1, opened.metadata.num_rows)
+        batch_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * rows // max(1, held)))
+        for batch in opened.iter_batches(batch_size=batch_rows):
+            yield batch.num_rows, batch
+
+
+def _arrow(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Arrow's file format or its stream format, which `datasets` writes."""
+    with pa.memory_map(str(file)) as source:
+        try:
+            batches = pa.ipc.open_file(source)
+            _check_names(batches.schema, file)
+            for index in range(batches.num_record_batches):
+                yield from _slices(batches.get_batch(index))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            stream = pa.ipc.open_stream(source)
+            _check_names(stream.schema, file)
+            for batch in stream:
+                yield from _slices(batch)
+            # Whole batches of a writer that was killed look like a shorter stream; only its end mark tells.
+            source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+            if source.read() != _END_OF_STREAM:
+                raise EOFError("the Arrow stream has no end mark: its writer did not finish") from None
+
+
+def _check_names(schema: pa.Schema, file: Path) -> None:
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{file}: two columns have one name ({', '.join(schema.names)}); rename one")
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """A batch in pieces of the size of a block, once it is known to hold together: damaged offsets end the process."""
+    batch.validate(full=True)
+    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, rows):
+        piece = batch.slice(start, rows)
+        yield piece.num_rows, piece
+
+
+_TEXT_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_file,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+}
+READERS = {
+    **{suffix + packed: reader for suffix, reader in _TEXT_READERS.items() for packed in ("", ".gz", ".zst")},
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

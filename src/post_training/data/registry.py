@@ -1,0 +1,200 @@
+"""Transforms and chat templates by name, found by reading files, not by importing them. Light.
+
+A transform's identity is its source: the function and whatever else its module says at top level
+(helpers, constants, imports), the modules beside it that it imports, but not the module's other transforms. Comments
+and formatting do not count.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from post_training.core.errors import ConfigError, did_you_mean
+
+PACKAGE = Path(__file__).parents[1]
+TRANSFORMS = PACKAGE / "data" / "transforms"
+CHAT_TEMPLATES = PACKAGE / "chat_templates"
+OWN_TEMPLATE = "tokenizer"
+"""`data.chat_template` for the template that comes with the model."""
+
+
+@dataclass(frozen=True)
+class TransformSource:
+    """Where a transform is defined."""
+
+    name: str
+    file: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the text that decides its results."""
+        tree = _parsed(self.file)
+        named = {node: name for node in tree.body if (name := _registered_name(node))}
+        own = [ast.dump(node) for node, name in named.items() if name == self.name]
+        shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
+        shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(self.file, tree, {self.file})]
+        return hashlib.sha256("\n".join([*own, *shared]).encode()).hexdigest()
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its module and the modules beside it that decide its results, by their place below the module's folder."""
+        found = [self.file, *_neighbours(self.file, _parsed(self.file), {self.file})]
+        return {str(path.relative_to(self.file.parent)): path for path in found}
+
+    @property
+    def function(self) -> ast.FunctionDef:
+        """Its definition: arguments, defaults, docstring."""
+        return next(
+            node
+            for node in _parsed(self.file).body
+            if isinstance(node, ast.FunctionDef) and _registered_name(node) == self.name
+        )
+
+
+def transform_names(modules: list[str]) -> dict[str, TransformSource]:
+    """Every transform on offer: the shipped ones and those of the user's modules."""
+    found: dict[str, TransformSource] = {}
+    for file in sorted(TRANSFORMS.glob("[!_]*.py")):
+        found |= _registered(file)
+    for module in modules:
+        found |= _registered(_module_file(module))
+    return found
+
+
+def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
+    """The transform of that name; `key` is the configuration key to blame."""
+    known = transform_names(modules)
+    if name not in known:
+        raise ConfigError(
+            key,
+            f"no transform named {name!r}. {did_you_mean(name, known)} (or name your module in data.transform_modules)",
+        )
+    return known[name]
+
+
+def chat_template_names() -> list[str]:
+    """The shipped templates."""
+    return sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
+
+
+def chat_template_text(name: str) -> str:
+    """The text of a shipped template or of a `.jinja` file given by path; `tokenizer` as it stands.
+
+    What `tokenizer` means is known where the model's folder is: `data.chat_template.resolve_template`.
+    """
+    if name == OWN_TEMPLATE:
+        return name
+    path = Path(name) if name.endswith(".jinja") else CHAT_TEMPLATES / f"{name}.jinja"
+    known = [*chat_template_names(), OWN_TEMPLATE]
+    if path.parent == CHAT_TEMPLATES and name not in known:
+        raise ConfigError(
+            "data.chat_template",
+            f"no template named {name!r}. {did_you_mean(name, known)} (or the path of a .jinja file)",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("data.chat_template", f"{name}: cannot be read ({error})") from None
+    if not can_mask(text):
+        raise ConfigError(
+            "data.chat_template",
+            f"{name}: has no generation markers, so nothing could be trained on; put {{% generation %}} ... "
+            "{% endgeneration %} around what the assistant says, stop token included",
+        )
+    return text
+
+
+def can_mask(text: str) -> bool:
+    """Whether a template says what the assistant says."""
+    return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", text) is not None
+
+
+@dataclass(frozen=True)
+class TemplateTokens:
+    """The control tokens of a template, as its first line declares them."""
+
+    needed: tuple[str, ...]
+    """Tokens that its text spells; a tokenizer without one of them cannot be used with it."""
+    named: dict[str, str]
+    """`bos_token`, `eos_token`: what a new tokenizer calls so. A model's tokenizer has its own."""
+
+
+def template_tokens(text: str) -> TemplateTokens | None:
+    """From a template's first line: `{#- tokens: <a> <b>; new tokenizer: eos_token=<b> -#}`; None without one."""
+    declared = re.match(r"\{#-? tokens: *([^\n]*?); new tokenizer: *([^\n]*?) *-?#\}", text)
+    if declared is None:
+        return None
+    return TemplateTokens(tuple(declared[1].split()), dict(word.split("=", 1) for word in declared[2].split()))
+
+
+def _module_file(module: str) -> Path:
+    """The source file of a `.py` path or an importable name, without importing it."""
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise ConfigError("data.transform_modules", f"{module}: no such file")
+        return Path(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise ConfigError("data.transform_modules", f"{module!r}: neither a .py file nor an importable module")
+    return Path(spec.origin)
+
+
+def _registered(file: Path) -> dict[str, TransformSource]:
+    """Functions below `@register_transform("name")` in one file."""
+    names = [name for node in _parsed(file).body if (name := _registered_name(node))]
+    return {name: TransformSource(name, file) for name in names}
+
+
+def _parsed(file: Path) -> ast.Module:
+    try:
+        stat = file.stat()
+        return _parsed_version(file, stat.st_mtime_ns, stat.st_size)
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise ConfigError("data.transform_modules", f"{file}: cannot be read as Python ({error})") from None
+
+
+@lru_cache
+def _parsed_version(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:
+    """The modules in a file's own folder that it imports, and those that they import."""
+    found: list[Path] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            own = name.removeprefix("post_training.data.transforms.") if file.parent == TRANSFORMS else name
+            neighbour = file.parent / f"{own.replace('.', '/')}.py"
+            if neighbour not in seen and neighbour.is_file():
+                seen.add(neighbour)
+                found += [neighbour, *_neighbours(neighbour, _parsed(neighbour), seen)]
+    return found
+
+
+def _registered_name(node: ast.stmt) -> str | None:
+    if not isinstance(node, ast.FunctionDef):
+        return None
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and decorator.args and isinstance(decorator.args[0], ast.Constant):
+            function = decorator.func
+            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
+            if called == "register_transform":
+                return str(decorator.args[0].value)
+    return None
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

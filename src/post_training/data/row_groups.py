@@ -1,0 +1,135 @@
+"""Rows that belong together though they stand apart, such as the messages of a tree: brought together in little memory.
+
+The rows themselves wait on disk; in memory are eight bytes a row and the keys that tie rows together.
+"""
+
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from post_training.data.apply_transform import Application, Done, Fault, fault
+from post_training.data.reading.records import Block, Problem, parse
+from post_training.data.rows import Bad
+
+_GROUPS_AT_ONCE = 1000
+
+
+def apply_to_groups(application: Application, blocks: Iterator[tuple[int, Block]], folder: Path) -> Iterator[Done]:
+    """What a transform makes of groups of rows, in the order of their first rows.
+
+    Args:
+        application: a transform that was registered with `group`.
+        blocks: the number of each block's first file record over all files, and the block.
+        folder: where the rows wait.
+    """
+    with tempfile.TemporaryFile(dir=folder) as waiting:
+        groups = _Groups()
+        starts = array("Q")
+        for base, block in blocks:
+            done = Done(rows_in=block.rows)
+            for number, record in enumerate(block.records(), start=block.first + block.skip):
+                row = parse(record) if isinstance(record, bytes) else record
+                try:
+                    if isinstance(row, Problem):
+                        raise Bad(row.reason, row.detail)
+                    keys = application.transform.group_keys(row)
+                    waits = orjson.dumps([str(block.file), number, base + number, row], default=str)
+                except Exception as error:
+                    done.refuse(fault(error, row), block.file, number, record)
+                    continue
+                groups.add(keys)
+                starts.append(waiting.tell())
+                waiting.write(waits)
+            yield done
+        starts.append(waiting.tell())
+        done = Done()
+        for count, members in enumerate(groups):
+            rows = []
+            for member in members:
+                waiting.seek(starts[member])
+                rows.append(orjson.loads(waiting.read(starts[member + 1] - starts[member])))
+            _apply(application, rows, done)
+            if count % _GROUPS_AT_ONCE == _GROUPS_AT_ONCE - 1:
+                yield done
+                done = Done()
+        yield done
+
+
+class _Groups:
+    """Rows by number, joined where they share a key: union-find, in which each points to an earlier one or itself."""
+
+    def __init__(self) -> None:
+        self.earlier = array("Q")
+        self.owner: dict[Any, int] = {}
+
+    def add(self, keys: list[Any]) -> None:
+        """One more row."""
+        row = len(self.earlier)
+        self.earlier.append(row)
+        for key in keys:
+            self.join(self.owner.setdefault(key, row), row)
+
+    def join(self, first: int, second: int) -> None:
+        """Two rows belong together."""
+        one, other = self.first_of(first), self.first_of(second)
+        self.earlier[max(one, other)] = min(one, other)
+
+    def first_of(self, row: int) -> int:
+        """The first row of a row's group."""
+        while self.earlier[row] != row:
+            self.earlier[row] = row = self.earlier[self.earlier[row]]
+        return row
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The groups, by their first rows."""
+        self.owner.clear()
+        members: dict[int, array[int]] = {}
+        for row in range(len(self.earlier)):
+            members.setdefault(self.first_of(row), array("Q")).append(row)
+        for group in members.values():
+            yield list(group)
+
+
+def _apply(application: Application, waited: list[list[Any]], done: Done) -> None:
+    """One group: lines for its examples, and a reason for each row that is in none."""
+    rows = [row for *_, row in waited]
+    before = application.rules.trimmed_rows, application.rules.trimmed_turns
+    reasons: dict[int, Fault] = {}
+    used: set[int] = set()
+    examples: list[tuple[list[int], Any]] = []
+    try:
+        for indices, made in application.transform(rows):
+            if isinstance(made, ValueError):
+                reasons.update((index, fault(made, {})) for index in indices)
+            else:
+                examples.append((indices, made))
+    except Exception as error:
+        examples = []
+        reasons = dict.fromkeys(range(len(rows)), fault(error, rows[0]))
+    failed: list[tuple[list[int], Fault]] = []
+    for part, (indices, example) in enumerate(examples):
+        place = {"row": waited[0][2]} if len(examples) == 1 else {"row": waited[0][2], "part": part}
+        try:
+            done.lines += application.line(example, place) + b"\n"
+            done.examples += 1
+            used.update(indices)
+        except Exception as error:
+            failed.append((indices, fault(error, {})))
+    for indices, found in failed:
+        unused = [index for index in indices if index not in used]
+        reasons = dict.fromkeys(unused, found) | reasons
+        if not unused:
+            file, number, _, row = waited[indices[-1]]
+            done.refuse(found, Path(file), number, row, of_example=True)
+    done.rows_out += len(used)
+    for index, (file, number, _, row) in enumerate(waited):
+        if index not in used:
+            done.refuse(
+                reasons.get(index, ("not_used", "the transform made nothing of it", True)), Path(file), number, row
+            )
+    done.trimmed_rows += application.rules.trimmed_rows - before[0]
+    done.trimmed_turns += application.rules.trimmed_turns - before[1]

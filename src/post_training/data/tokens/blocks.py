@@ -1,0 +1,218 @@
+"""Rows -> token ids: one block of them at a time, as a worker does it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+from post_training.core.errors import DataError
+from post_training.data import registry, shapes
+from post_training.data.tokens.chat_template import (
+    CLOSE,
+    OPEN,
+    RESERVED,
+    ChatTemplate,
+    as_passed,
+    only_last,
+    special_tokens,
+)
+from post_training.data.tokens.control_tokens import ControlTokens
+from post_training.data.tokens.encode import Encoded, Encoder, Ids, Lists, Mask
+from post_training.data.tokens.engine import Engine
+from post_training.data.tokens.tokenizer_file import TokenizerFile
+
+_RESERVED = [mark.encode() for mark in RESERVED]
+# A message with these keys alone is passed on to the template as it is.
+_PLAIN = frozenset(("role", "content"))
+
+
+@dataclass
+class Settings:
+    """What decides the ids of a row besides its tokenizer."""
+
+    template: str
+    """Text of the chat template."""
+    shape: str
+    """Name of the rows' shape."""
+    control_tokens: str = "encode_as_text"
+    """`data.special_tokens_in_content`."""
+    train_on: str = "assistant"
+    """`sft.train_on`."""
+
+
+@dataclass
+class Block:
+    """What became of some rows."""
+
+    columns: dict[str, Lists]
+    """Of each row that was kept."""
+    rows: npt.NDArray[np.int64]
+    """Number of the source row of each."""
+    parts: npt.NDArray[np.int32]
+    """Which of the examples that its source row gave."""
+    rows_in: int
+    dropped: Counter[str]
+    samples: list[tuple[str, Ids]]
+    """Some texts with the ids that they got, to be encoded again by the library that defines them."""
+
+
+class Tokenization:
+    """Tokenises blocks of rows of one shape."""
+
+    def __init__(
+        self, folder: Path, settings: Settings, file: TokenizerFile | None = None, engine: Engine | None = None
+    ) -> None:
+        self.settings = settings
+        named = special_tokens(folder)
+        self.template = ChatTemplate(settings.template, named)
+        self.encoder = Encoder(file or TokenizerFile.read(folder), engine)
+        self.shape = shapes.load(settings.shape)
+        self.last = settings.train_on == "last"
+        self.control = ControlTokens(self.template, settings.template, named, self.encoder)
+
+    def block(self, lines: list[bytes]) -> Block:
+        """Lines of `rows.jsonl`, in order."""
+        dropped: Counter[str] = Counter()
+        guarded = self.settings.control_tokens != "allow"
+        suspects = self.control.suspects(lines) if guarded else set()
+        reserved = _holding(lines, _RESERVED)
+        rows: list[dict[str, Any]] = []
+        asked: list[tuple[Any, Any, bool]] = []  # messages, tools, generation prompt of each text
+        marked: list[str] = []
+        careful: set[int] = set()  # texts, not rows
+        for index, line in enumerate(lines):
+            if index in reserved:
+                dropped["reserved_character"] += 1
+                continue
+            row = orjson.loads(line)
+            tools = row.get("tools")
+            conversations = [
+                (messages if all(map(_PLAIN.issuperset, messages)) else as_passed(messages), prompt)
+                for messages, prompt in self.shape.conversations(row)
+            ]
+            try:
+                texts = [self.template.marked(messages, tools, prompt) for messages, prompt in conversations]
+            except ValueError as error:
+                dropped[_reason(error)] += 1
+                continue
+            if index in suspects:
+                careful.update(range(len(marked), len(marked) + len(texts)))
+            rows.append(row)
+            asked += [(messages, tools, prompt) for messages, prompt in conversations]
+            marked += texts
+        if self.last:
+            marked = [only_last(text) for text in marked]
+        encoded = self.encoder.encode(marked)
+        if guarded:
+            careful |= self.control.unexpected(marked, encoded)
+        samples = [
+            (marked[i].replace(OPEN, "").replace(CLOSE, ""), encoded[i][0].copy()) for i in range(0, len(marked), 256)
+        ]
+        if careful:
+            rows, encoded = self._carefully(rows, asked, encoded, careful, dropped)
+        kept, columns = self.shape.columns(rows, encoded, self.settings.train_on, dropped)
+        places = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
+        numbers, parts = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        return Block(columns, numbers, parts.astype(np.int32), len(lines), dropped, samples)
+
+    def _carefully(
+        self,
+        rows: list[dict[str, Any]],
+        asked: list[tuple[Any, Any, bool]],
+        encoded: Encoded,
+        careful: set[int],
+        dropped: Counter[str],
+    ) -> tuple[list[dict[str, Any]], Encoded]:
+        """Encode again the texts in which a row's own text may have become a control token."""
+        size = len(asked) // max(len(rows), 1)
+        kept: list[dict[str, Any]] = []
+        texts: list[tuple[Ids, Mask]] = []
+        for number, row in enumerate(rows):
+            own = range(number * size, (number + 1) * size)
+            try:
+                # All texts of a row alike: a pair's prompt must stay the prefix of its answers.
+                again = not careful.isdisjoint(own)
+                found = [
+                    self.control.encode(*asked[index], self.settings.control_tokens, self.last)
+                    if again
+                    else encoded[index]
+                    for index in own
+                ]
+            except ValueError as error:
+                dropped[_reason(error)] += 1
+                continue
+            kept.append(row)
+            texts += found
+        return kept, Encoded.of(texts)
+
+
+def _holding(lines: list[bytes], words: Iterable[bytes]) -> set[int]:
+    """The lines that hold one of some words."""
+    whole = b"\n".join(lines)
+    found = [word for word in words if word in whole]
+    return {index for index, line in enumerate(lines) if any(word in line for word in found)} if found else set()
+
+
+def _reason(error: ValueError) -> str:
+    return str(error).partition(":")[0]
+
+
+def block_schema(shape: ModuleType) -> pa.Schema:
+    """Columns of a tokenised shard: the shape's, the number of the source row, and which of its examples it is."""
+    schema: pa.Schema = shape.SCHEMA
+    return schema.append(pa.field("row", pa.int64())).append(pa.field("part", pa.int32()))
+
+
+def record_batch(blocks: list[Block], shape: ModuleType, metadata: dict[bytes, str]) -> pa.RecordBatch:
+    """Blocks as one batch of Arrow lists, with the metadata in its schema."""
+    arrays = [_joined([block.columns[name] for block in blocks]) for name in shape.SCHEMA.names]
+    arrays += [pa.array(np.concatenate([block.rows for block in blocks]))]
+    arrays += [pa.array(np.concatenate([block.parts for block in blocks]))]
+    return pa.record_batch(arrays, schema=block_schema(shape).with_metadata(metadata))
+
+
+def _joined(lists: list[Lists]) -> pa.ListArray:
+    values = np.concatenate([part for part, _ in lists])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(offsets) for _, offsets in lists]))])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+def check_template(tokenization: Tokenization) -> int:
+    """The token that ends an answer; refuse a template that does not train it, or whose tokens the tokenizer lacks.
+
+    A model trained without a stop token never stops; one whose control tokens are cut up learns a format of fragments.
+    """
+    file = tokenization.encoder.file
+    declared = registry.template_tokens(tokenization.settings.template)
+    lacking = [token for token in declared.needed if token not in file.control] if declared else []
+    if lacking:
+        raise DataError(
+            f"data.chat_template: the tokenizer in {file.path.parent} has no {', '.join(lacking)}, which the template writes; choose "
+            f"a template that fits the model (its control tokens: {_some(file.special.values())})"
+        )
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        marked = tokenization.template.marked(conversation)
+    except ValueError as error:
+        raise DataError(f"data.chat_template: cannot render a question and its answer ({error}); mend it") from None
+    ids, mask = tokenization.encoder.encode([marked])[0]
+    if not mask.any():
+        raise DataError("data.chat_template: trains on nothing of an answer; put {% generation %} around it")
+    last = int(ids[mask][-1])
+    if last not in file.special:
+        raise DataError(
+            "data.chat_template: the last trained token of an answer is not a special token of the tokenizer, so the model "
+            f"would not learn to stop; end the generation block with one of {_some(file.special.values())}"
+        )
+    return last
+
+
+def _some(tokens: Iterable[str]) -> str:
+    return ", ".join(list(tokens)[:8]) or "none"

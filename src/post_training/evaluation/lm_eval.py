@@ -1,0 +1,127 @@
+"""lm-evaluation-harness on one model, as its own program would do it: the model's folder, the tasks, nothing of ours between."""
+
+import json
+import math
+from typing import Any
+
+from post_training.core import manifest
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import slug, write_atomically
+from post_training.core.task import Task
+from post_training.data.tokens.chat_template import resolve_template
+from post_training.evaluation.lm_tasks import prepare, task_manager
+from post_training.models import folder as model_folder
+from post_training.models.loading import load_tokenizer, quiet
+
+# Of lm_eval's results: when and on what machine.
+_NOT_KEPT = ("date", "pretty_env_info", "git_hash", "upper_git_hash")
+
+
+def run(task: Task) -> None:
+    """Write `results.json`, as lm_eval gives it, `samples_<task>.jsonl` if asked for, and the manifest with `results`."""
+    chosen = task.input_manifest("tasks")["config"]
+    prepare(task.runtime)
+    tasks = task_manager(chosen, task.runtime, task.directory)
+    quiet()
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    asked = task.config
+    model = _model(task)
+    try:
+        found = simple_evaluate(
+            model=model,
+            tasks=chosen["tasks"],
+            task_manager=tasks,
+            num_fewshot=asked["num_fewshot"],
+            batch_size=task.runtime["batch_size"],
+            limit=asked["limit"],
+            apply_chat_template=asked["apply_chat_template"],
+            fewshot_as_multiturn=asked.get("fewshot_as_multiturn", False),
+            random_seed=asked["seed"],
+            numpy_random_seed=asked["seed"],
+            torch_random_seed=asked["seed"],
+            fewshot_random_seed=asked["seed"],
+        )
+    except (ConnectionError, FileNotFoundError) as error:
+        raise UserError(
+            f"lm_eval: rows of a task cannot be read ({' '.join(str(error).split())[:300]}); delete {task.inputs['tasks']} "
+            "and start again where there is internet, with the HF_HOME that jobs have"
+        ) from None
+    samples = found.pop("samples")
+    hashes = {name: hash_string("".join(map(_hashes, rows))) for name, rows in samples.items()}
+    kept = {key: value for key, value in found.items() if key not in _NOT_KEPT} | {"task_hashes": hashes}
+
+    def text(value: Any, **form: Any) -> str:
+        return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **form) + "\n"
+
+    write_atomically(task.directory / "results.json", text(kept, indent=1))
+    for name, rows in samples.items() if asked["log_samples"] else ():
+        with open(task.directory / f"samples_{slug(name)}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(map(text, rows))
+    results = summary(kept)
+    for name, measures in results.items():
+        print(f"lm_eval: {name}: {json.dumps(measures)}", flush=True)
+    counts = kept["n-samples"].values()
+    task.finish(
+        results=results,
+        rows={name: kept["results"][name]["sample_len"] for name in results},
+        rows_in=sum(count["original"] for count in counts),
+        rows_out=sum(count["effective"] for count in counts),
+        task_versions={name: kept["versions"].get(name) for name in hashes},
+        task_hashes=hashes,
+        lm_eval_version=kept["lm_eval_version"],
+    )
+
+
+def summary(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task or group -> measure -> `value`, `stderr` (None where it has none) and `higher_is_better`.
+
+    Of a group with a value of its own, its parts are left out; `results.json` has them. A measure is named as by lm_eval,
+    with its filter, `exact_match,strict-match`, where that is not `none`.
+    """
+    parts = {part for group in found.get("groups", {}) for part in found["group_subtasks"][group]}
+    results = {}
+    for name, told in found["results"].items():
+        measures = {}
+        for key, value in told.items():
+            metric, comma, kind = key.partition(",")
+            if name in parts or not comma or metric.endswith("_stderr") or not _is_number(value):
+                continue
+            stderr = told.get(f"{metric}_stderr,{kind}")
+            measures[metric if kind == "none" else key] = {
+                "value": float(value),
+                "stderr": float(stderr) if _is_number(stderr) else None,
+                "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
+            }
+        if measures:
+            results[name] = measures
+    return results
+
+
+def _model(task: Task) -> Any:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    folder = model_folder(task.inputs["model"])
+    trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
+    tokenizer = None
+    if task.config["apply_chat_template"]:
+        tokenizer = load_tokenizer(folder, trust)
+        if tokenizer.chat_template is None:  # of a starting model
+            tokenizer.chat_template = resolve_template(task.config["chat_template"], folder)
+    return HFLM(
+        pretrained=str(folder),
+        tokenizer=tokenizer,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        batch_size=task.runtime["batch_size"],
+        trust_remote_code=trust,
+    )
+
+
+def _hashes(sample: dict[str, Any]) -> str:
+    return f"{sample['doc_hash']}{sample['prompt_hash']}{sample['target_hash']}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

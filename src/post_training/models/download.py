@@ -1,0 +1,113 @@
+"""The starting model: a Hub snapshot at a recorded commit, or the user's own folder, checked.
+
+The only model stage that may use the network.
+"""
+
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import FileHashes
+from post_training.core.hub import licence_of
+from post_training.core.task import Task
+
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md", "*.tiktoken")
+
+
+def run(task: Task) -> None:
+    """Fetch into `snapshot/`, or check the local folder; both end with a manifest that names the folder."""
+    if "hub" in task.config:
+        folder, facts = fetch(task)
+        told = folder.name
+    else:
+        folder, facts = check_local(task)
+        told = str(folder)
+    check_loadable(folder)
+    licence = licence_of(folder / "README.md")
+    task.finish(folder=told, trust_remote_code=task.runtime["trust_remote_code"], license=licence, **facts)
+
+
+def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
+    """The user's folder as it was when the run was planned; nothing is copied."""
+    folder = Path(task.runtime["folder"]).expanduser().resolve()
+    hashes = FileHashes(task.directory.parents[1] / ".file_hashes.json")
+    for name, planned in task.config["sha256"]:
+        path = folder / name
+        if not path.is_file() or hashes(path) != planned:
+            raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
+    return folder, {
+        "files": [{"path": str(folder / name), "sha256": planned} for name, planned in task.config["sha256"]]
+    }
+
+
+def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
+    """One commit of a Hub repository. Offline it comes from the cache of this machine."""
+    name, revision = task.config["hub"]["name_or_path"], task.config["hub"]["revision"]
+    if task.runtime["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi, snapshot_download
+
+    target = task.directory / "snapshot"
+    remedy = "check model.name_or_path, model.revision and the network, or give a local folder"
+    try:
+        if task.runtime["offline"]:
+            cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            sha, files = cached.name, [str(p.relative_to(cached)) for p in sorted(cached.rglob("*")) if p.is_file()]
+            copy_snapshot(cached, target, wanted_files(files, task.runtime["trust_remote_code"]))
+        else:
+            info = HfApi().model_info(name, revision=revision)
+            sha, files = str(info.sha), [entry.rfilename for entry in info.siblings or []]
+            wanted = wanted_files(files, task.runtime["trust_remote_code"])
+            snapshot_download(name, revision=sha, local_dir=target, allow_patterns=wanted)
+    except Exception as error:  # the Hub client raises a kind for each cause; all are the source's or the network's
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name}@{revision}: cannot be fetched from the Hugging Face Hub ({reason}); {remedy}"
+        ) from None
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+    return target, {"repository": name, "revision": revision, "revision_sha": sha}
+
+
+def wanted_files(files: list[str], trust_remote_code: bool) -> list[str]:
+    """What of a repository is needed: one format of weights (safetensors if offered), configuration, tokenizer.
+
+    Code comes along only when it may be run.
+    """
+    top = [file for file in files if "/" not in file]  # folders hold other formats (onnx/, original/)
+    safetensors = [file for file in top if file.endswith(".safetensors")]
+    weights = safetensors or [file for file in top if file.endswith(".bin") and file.startswith("pytorch_model")]
+    dropped = "*.bin.index.json" if safetensors else "*.safetensors.index.json"
+    others = [file for file in top if any(fnmatch(file, pattern) for pattern in _WANTED) and not fnmatch(file, dropped)]
+    code = [file for file in files if file.endswith(".py")] if trust_remote_code else []
+    return sorted({*weights, *others, *code})
+
+
+def copy_snapshot(source: Path, target: Path, files: list[str]) -> None:
+    """Hard links to the cache's files where possible, copies elsewhere."""
+    for file in files:
+        path = target / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        original = (source / file).resolve()
+        try:
+            os.link(original, path)
+        except OSError:
+            shutil.copy2(original, path)
+
+
+def check_loadable(folder: Path) -> None:
+    """Refuse what would fail hours later, in the first job that loads it."""
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder}: has no weights (*.safetensors); a model folder has config.json, weights and tokenizer"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        convert = f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
+        raise UserError(
+            f"{folder}: has no tokenizer.json (the fast tokenizer); make it once with "
+            f'python -c "from transformers import AutoTokenizer; {convert}"'
+        )

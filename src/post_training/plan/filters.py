@@ -1,0 +1,105 @@
+"""The filters between transform and tokenise, where `data.hygiene` asks for any. Light."""
+
+from typing import TYPE_CHECKING, Any
+
+from post_training.config.names import recorded_as
+from post_training.core.errors import ConfigError, one_of, require
+from post_training.core.locate import data_files
+from post_training.plan.stage import Stage
+
+if TYPE_CHECKING:
+    from post_training.plan.data import DataStages
+
+_SWITCHES = (
+    "deduplicate",
+    "decontaminate",
+    "languages",
+    "min_characters",
+    "max_characters",
+    "min_turns",
+    "max_turns",
+)
+
+
+class Filters:
+    """Adds the filters of one mix, dataset by dataset in their order: the first of equal rows stays."""
+
+    def __init__(self, data: "DataStages", view: dict[str, Any]) -> None:
+        self.data, self.view, self.hygiene = data, view, view["data"]["hygiene"]
+        self.prefix = f"{view['stage']}.data.hygiene"
+        _check(self.hygiene, self.prefix)
+        self._earlier: dict[str, Stage] = {}
+        self._files = self._evaluation_files()
+
+    def filter(self, transformed: Stage, name: str, used: bool) -> Stage:
+        """The dataset with its filter behind it, or as it is; one that is not `used` takes no row from later ones."""
+        if not any(self.hygiene[key] not in (None, False, []) for key in _SWITCHES):
+            return transformed
+        inputs = {"rows": transformed}
+        if self.hygiene["deduplicate"]:
+            inputs |= {f"earlier:{other}": stage for other, stage in self._earlier.items()}
+        if self.hygiene["decontaminate"]:
+            inputs |= self._evaluation(transformed.config["rows"])
+        config = {key: value for key, value in self.hygiene.items() if key != "decontaminate_against"}
+        config["rows"] = transformed.config["rows"]
+        paths, key = self.hygiene["decontaminate_against"], f"{self.prefix}.decontaminate_against"
+        config["files"] = [sha for _, sha in self.data.files.digests(recorded_as(paths), self._files, key)]
+        runtime = {"num_proc": self.view["data"]["num_proc"], "files": [str(path) for path in self._files]}
+        stage = Stage("filter", "data/filtered", transformed.label, config, inputs, runtime=runtime)
+        stage = self.data.add(stage)
+        if used:
+            self._earlier[name] = stage
+        return stage
+
+    def _evaluation(self, rows: str) -> dict[str, Stage]:
+        """All that a model of this stage is evaluated on."""
+        found = {}
+        for index, entry in enumerate(self.view["evaluation"]["datasets"]):
+            stage = self.data.transform(entry, self.view, f"evaluation.datasets[{index}]", "any")
+            found[f"evaluation:{stage.label}"] = stage
+        for index, entry in enumerate(self.view["data"]["datasets"]):
+            if entry["eval_split"] is not None:
+                stage = self.data.held_out(entry, self.view, f"{self.view['stage']}.data.datasets[{index}]", rows)
+                found[f"evaluation:{stage.label}"] = stage
+        require(
+            bool(found or self._files),
+            f"{self.prefix}.decontaminate",
+            "true, but there is nothing to look for; give evaluation.datasets, an eval_split, or decontaminate_against",
+        )
+        return found
+
+    def _evaluation_files(self) -> list[Any]:
+        found = []
+        for index, path in enumerate(self.hygiene["decontaminate_against"]):
+            key = f"{self.prefix}.decontaminate_against[{index}]"
+            files = data_files(path, key)
+            if files is None:
+                raise ConfigError(key, f"{path!r} is not a local file; name a Hub dataset under evaluation.datasets")
+            found += files
+        return found
+
+
+def _check(hygiene: dict[str, Any], prefix: str) -> None:
+    if hygiene["deduplicate"] is not None:
+        one_of(hygiene["deduplicate"], ("exact", "near"), f"{prefix}.deduplicate")
+    for key, holds, expected in (
+        ("near_threshold", 0 < hygiene["near_threshold"] <= 1, "a share above 0, up to 1"),
+        ("ngram_words", hygiene["ngram_words"] >= 2, "2 or more words"),
+        ("ngram_overlap", 0 <= hygiene["ngram_overlap"] < 1, "a share from 0 to below 1"),
+        ("min_language_confidence", 0 <= hygiene["min_language_confidence"] <= 1, "a share from 0 to 1"),
+    ):
+        require(holds, f"{prefix}.{key}", f"found {hygiene[key]}, expected {expected}")
+    require(
+        hygiene["decontaminate"] or not hygiene["decontaminate_against"],
+        f"{prefix}.decontaminate_against",
+        "needs decontaminate: true",
+    )
+    for unit in ("characters", "turns"):
+        least, most = hygiene[f"min_{unit}"], hygiene[f"max_{unit}"]
+        for name, value in ((f"min_{unit}", least), (f"max_{unit}", most)):
+            require(value is None or value >= 1, f"{prefix}.{name}", f"found {value}, expected 1 or more, or null")
+        require(
+            least is None or most is None or least <= most,
+            f"{prefix}.min_{unit}",
+            f"found {least}, more than max_{unit}, {most}",
+        )

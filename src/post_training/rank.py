@@ -1,0 +1,67 @@
+"""`python -m post_training.rank --task FILE`: one rank, started by `post_training.launch.launcher`."""
+
+import os
+import sys
+from pathlib import Path
+from signal import Signals
+
+from post_training.core.secrets import mask_output
+from post_training.run_dir import fence
+from post_training.run_dir.stop import REQUEST, die_with_parent, write_stopped
+from post_training.training import compile_cache
+
+# Before everything that takes time. Slurm's warning, or a Ctrl-C, may come while torch is being imported.
+REQUEST.listen()
+
+
+def _leave(directory: Path, number: Signals) -> None:
+    write_stopped(directory, number, None)
+    os._exit(1)
+
+
+def main() -> int:
+    """Train as one rank. Returns 0 when it is done, or stopped on request; any error is told in a file of its own."""
+    mask_output()
+    import argparse
+
+    from post_training.config import resolve
+    from post_training.launch.launcher import LAUNCHER, read_task
+    from post_training.run_dir import failures
+    from post_training.training.startup import hide_unused
+
+    if LAUNCHER in os.environ:  # Slurm ends its ranks itself
+        die_with_parent(int(os.environ[LAUNCHER]))
+    fence.watch()
+    compile_cache.remove_stale_locks()
+    parser = argparse.ArgumentParser(prog="python -m post_training.rank", description="One training rank.")
+    parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
+    task_file = parser.parse_args().task
+    try:
+        task = read_task(task_file)
+        hide_unused(resolve(task.runtime["pipeline"]).last)
+        if task.stage == "reference":
+            # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
+            REQUEST.act_at_once(lambda number: _leave(task.directory, number))
+            from post_training.training.reference_rank import reference_rank
+
+            reference_rank(task)
+        elif task.stage == "preflight_probe":
+            REQUEST.act_at_once(lambda number: _leave(task.directory, number))
+            from post_training.preflight.probe import probe_rank
+
+            probe_rank(task)
+        else:
+            from post_training.training.run import train_rank
+
+            train_rank(task)
+    except BaseException as error:
+        failures.tell(task_file.parent / "failures", int(os.environ.get("RANK", "0")), error)
+    else:
+        return 0
+    # No orderly exit: it would wait for the other ranks, which are in a collective that never ends.
+    sys.stdout.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One run's directory on disk, with the standard library only: launcher, ranks, Slurm, status and report read it here."""
