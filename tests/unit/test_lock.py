@@ -15,7 +15,7 @@ from post_training.run_dir import lock
 HOLDER = """
 import sys, time
 from pathlib import Path
-from post_training.training import lock
+from post_training.run_dir import lock
 try:
     with lock.owned(Path(sys.argv[1]), patience_seconds=float(sys.argv[2])):
         print("owns", flush=True)

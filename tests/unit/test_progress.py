@@ -3,11 +3,12 @@
 import pytest
 
 from post_training.core import progress
+from post_training.core.format import duration
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (35, "0:35"), (725, "12:05"), (10810, "3:00:10")])
 def test_duration(seconds, text):
-    assert format.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_line_now_and_then(monkeypatch, capsys):

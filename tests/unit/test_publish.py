@@ -84,6 +84,7 @@ def push(exported, tmp_path):
 def run(push, hub, environment):
     """As the rule does; the client reads the address of the Hub when it is imported."""
     words = [
+        "stage",
         "push",
         "--spec",
         json.dumps(push.spec),

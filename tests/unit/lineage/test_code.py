@@ -16,10 +16,11 @@ LIGHT = ("__init__.py", "code.py", "secrets.py", "fingerprint.py")
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A repository with what the module needs of the package."""
-    package = tmp_path / "checkout" / "src" / "post_training"
+    package = tmp_path / "checkout" / "src" / "post_training" / "core"
     package.mkdir(parents=True)
     for name in LIGHT:
-        shutil.copy(REPOSITORY / "src" / "post_training" / name, package)
+        shutil.copy(REPOSITORY / "src" / "post_training" / "core" / name, package)
+    (package.parent / "__init__.py").touch()
     top = tmp_path / "checkout"
     (top / "Snakefile").write_text("one\ntwo\n")
     git(top, "init", "-q")
@@ -45,7 +46,7 @@ def test_a_clean_checkout(checkout):
 
 def test_changes_are_kept_as_a_patch_that_applies(checkout):
     (checkout / "Snakefile").write_text("one\nchanged\n")
-    (checkout / "src" / "post_training" / "secrets.py").open("a").write("# more\n")
+    (checkout / "src" / "post_training" / "core" / "secrets.py").open("a").write("# more\n")
     (checkout / "src" / "new.py").write_text("new = 1\n")
     found, patch = state(checkout), checkout.parent / "stage" / "code.diff"
     assert found["dirty"] and found["diff"]["path"] == "code.diff" and "cut_from_bytes" not in found["diff"]

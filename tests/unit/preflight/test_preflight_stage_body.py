@@ -49,6 +49,7 @@ def preflight(tmp_path, model_manifest, sft_rows, template, capfd):
             for name, more in (runs or {"x": {}}).items()
         ]  # fmt: skip
         words = [
+            "stage",
             "preflight",
             "--spec",
             json.dumps(spec),
