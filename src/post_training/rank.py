@@ -55,7 +55,7 @@ def main() -> int:
 
             train_rank(task)
     except BaseException as error:
-        failures.tell(task_file.parent / "failures", int(os.environ.get("RANK", "0")), error)
+        failures.report(task_file.parent / "failures", int(os.environ.get("RANK", "0")), error)
     else:
         return 0
     # No orderly exit: it would wait for the other ranks, which are in a collective that never ends.

@@ -54,7 +54,7 @@ _REPLACEMENTS = list(TERMS.values())
 
 
 def as_words(line: str) -> str:
-    """The line with identifiers split: `told_by_file` -> `told by file`, `SegmentLock` -> `Segment Lock`."""
+    """The line with identifiers split: `told_by_file` -> `told by file`, `SegmentLock` -> `Attempt Lock`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", line).replace("_", " ")
 
 

@@ -80,7 +80,7 @@ def test_a_run_that_ended_has_no_owner(run):
 
 def test_the_next_start_waits_for_one_that_is_stopping(run):
     first = lock.take(run)
-    first.say_stopping()
+    first.mark_stopping()
     second = start(run, patience=20, seconds=0)
     assert "waits for process" in first_line(second)
     first.release()

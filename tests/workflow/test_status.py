@@ -7,7 +7,7 @@ import pytest
 
 from post_training.commands import status
 from post_training.run_dir import attempts
-from post_training.run_dir.attempts import Segment
+from post_training.run_dir.attempts import Attempt
 from post_training.run_dir.lock import owned
 
 
@@ -66,7 +66,7 @@ def test_what_slurm_ended(training):
     folder = attempts.folder_of(directory)
     folder.mkdir()
     (folder / "job.sh").write_text("#!/bin/sh\n")
-    attempts.begin(folder, Segment("17", 0, "node0", "node0", attempts.now(), 0))
+    attempts.begin(folder, Attempt("17", 0, "node0", "node0", attempts.now(), 0))
     attempts.end_for(folder, attempts.current(folder), "OUT_OF_MEMORY")
     line = of_sft(project)
     assert (line.state, line.job_id) == ("failed", "17")

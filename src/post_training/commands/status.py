@@ -12,7 +12,6 @@ import time
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from post_training.config import batch
 from post_training.core import manifest
@@ -20,7 +19,7 @@ from post_training.core.errors import UserError
 from post_training.core.format import duration
 from post_training.plan import Graph, Stage, make_graph
 from post_training.plan.make import upstream
-from post_training.run_dir import attempts
+from post_training.run_dir import attempts, metrics
 from post_training.run_dir.lock import live_owner
 from post_training.slurm import cluster
 from post_training.slurm.cluster import Jobs
@@ -138,7 +137,7 @@ def _result(path: Path) -> str:
 
 def _steps(graph: Graph, stage: Stage, directory: Path) -> tuple[str, float | None]:
     """`step 120 of 500, loss 0.61, 8,400 tokens/s`, and seconds to the last step."""
-    lines = _metrics(directory / "logs" / "metrics.jsonl")
+    lines = metrics.read(metrics.path_of(directory), tail_bytes=1 << 16)
     if not lines:
         return "", None
     last, mixed = lines[-1], stage.inputs["data"]
@@ -155,22 +154,3 @@ def _steps(graph: Graph, stage: Stage, directory: Path) -> tuple[str, float | No
         return told, None
     per_step = (last["seconds"] - some[0]["seconds"]) / (last["step"] - some[0]["step"])
     return told, max(0.0, per_step * (total - last["step"]))
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The end of a metrics file that is being written."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - (1 << 16)))
-            texts = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:  # the first may be cut, the last half written
-            continue
-        if isinstance(line, dict) and "step" in line:
-            found.append(line)
-    return found

@@ -22,7 +22,7 @@ from post_training.plan.make import run_stage, task_of, upstream
 from post_training.run_dir import wandb_offline
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.lock import LOCKED, LockedError, owned
-from post_training.run_dir.stop import EXIT_CODES, forget_stopped
+from post_training.run_dir.stop import EXIT_CODES, clear_stop_marker
 from post_training.training.startup import hide_unused
 from post_training.workflow.links import point_links
 
@@ -72,7 +72,7 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
             _finish(plan, task, steps)
         return 0
     if first:
-        forget_stopped(task.directory)
+        clear_stop_marker(task.directory)
         reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
     from post_training.training.run import train_rank
 
@@ -81,7 +81,7 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
     except PeerError:
         return 1  # another rank says why
     if first:
-        wandb_offline.tell(task.directory)
+        wandb_offline.print_sync_command(task.directory)
     if stopped is not None:
         return EXIT_CODES[stopped]
     if first:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one after the other; none when there is no file. A line that a kill cut off is left out.
+def read(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a file, or of its last `tail_bytes`; none when there is no file. A line that a kill cut off is left out.
 
     Only a line feed ends a line: texts may hold the other signs that `str.splitlines` takes for ends.
     """
     if not path.is_file():
         return
     with open(path, "rb") as file:
+        if tail_bytes is not None:
+            file.seek(max(0, path.stat().st_size - tail_bytes))
         for line in file:
             try:
                 found = json.loads(line)

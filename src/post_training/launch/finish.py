@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config import batch, resolve
-from post_training.core import json_lines, manifest
+from post_training.core import manifest
 from post_training.core.task import Task
-from post_training.run_dir import predictions
+from post_training.run_dir import metrics, predictions
 from post_training.run_dir.checkpoints import Checkpoint, newest_complete
 
 
@@ -21,7 +21,7 @@ def finish_if_complete(task: Task, steps: int) -> bool:
     last = last_checkpoint(task, steps)
     if last is None:
         return False
-    lines = read_metrics(task.directory / "logs" / "metrics.jsonl")
+    lines = metrics.read(metrics.path_of(task.directory))
     losses = [line["loss"] for line in lines if "loss" in line]
     rows = task.input_manifest("data")
     view = resolve(task.runtime["pipeline"]).last
@@ -69,8 +69,3 @@ def _files(task: Task, last: Checkpoint, rows: dict[str, Any]) -> list[Path]:
     known = {file["path"] for file in rows.get("files", [])}
     found += [path for path in sorted(mix.glob("epoch-*.npy")) if path.name not in known]
     return sorted(path for path in found if path.is_file())
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of `logs/metrics.jsonl`; a last line cut off by a kill is left out."""
-    return list(json_lines.read(path))

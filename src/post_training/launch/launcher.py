@@ -42,7 +42,7 @@ from post_training.run_dir.stop import (
     REQUEST,
     REQUEUE,
     STOPPED,
-    forget_stopped,
+    clear_stop_marker,
     read_stopped,
     through_srun,
     write_stopped,
@@ -176,8 +176,8 @@ def _run_ranks(
     if finish_if_whole():
         return 0
     told = task.directory / "logs" / "failures"
-    failures.forget(told)
-    forget_stopped(task.directory)
+    failures.clear(told)
+    clear_stop_marker(task.directory)
     ended = Ended()
     if task.stage == "train":
         timeline.note_start(task.directory, task.started, topology.world_size)
@@ -186,7 +186,7 @@ def _run_ranks(
         write_stopped(task.directory, REQUEST.wanted, None)
     else:
         ended = _start_and_wait(task, view, topology, lock)
-        wandb_offline.tell(task.directory)
+        wandb_offline.print_sync_command(task.directory)
     stopped = read_stopped(task.directory)
     if stopped is not None:
         print(f"{task.directory}: {stopped.describe()}; start again to go on", flush=True)
@@ -222,7 +222,7 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
         environments,
         REQUEST,
         forwarded_as=through_srun if on_slurm else signal.Signals,
-        asked=lock.say_stopping,
+        asked=lock.mark_stopping,
         abandoned=abandoned,
     )
 

@@ -35,7 +35,7 @@ def run(task: Task) -> int:
     topology = one_device(view)
     (task.directory / "logs").mkdir(parents=True, exist_ok=True)
     told = task.directory / "logs" / "failures"
-    failures.forget(told)
+    failures.clear(told)
     (task.directory / _RESULT).unlink(missing_ok=True)
 
     commands, environments = local_start(

@@ -7,13 +7,12 @@ from typing import Any
 from post_training import lineage
 from post_training.core import json_lines, manifest
 from post_training.core.task import Task
-from post_training.launch.finish import read_metrics
 from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
 from post_training.report import data
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import elapsed
-from post_training.run_dir import attempts
+from post_training.run_dir import attempts, metrics
 from post_training.run_dir.predictions import of_run as record_of
 
 # Prompts of each dataset whose answers are shown.
@@ -85,7 +84,7 @@ def _stage(task: Task, name: str) -> dict[str, Any]:
     path = task.inputs[f"train_{name}"]
     trained, directory = manifest.read(path), path.parent
     mixed, timed = data.mix_of(trained), elapsed(directory)
-    lines, foretold = read_metrics(directory / "logs" / "metrics.jsonl"), record_of(directory)
+    lines, foretold = metrics.read(metrics.path_of(directory)), record_of(directory)
     predicted = (foretold or {}).get("predicted") or {}
     told = {
         "method": trained["config"].get("method"),

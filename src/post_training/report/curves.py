@@ -1,6 +1,7 @@
 """The curves of one training, from its `logs/metrics.jsonl`."""
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -28,7 +29,7 @@ _MOST_POINTS = 1000
 Curve = dict[str, Any]
 
 
-def curves(lines: list[dict[str, Any]], predicted: dict[str, Any], devices: int) -> dict[str, Curve]:
+def curves(lines: Sequence[Mapping[str, Any]], predicted: dict[str, Any], devices: int) -> dict[str, Curve]:
     """Metric -> `title`, `values`, and for each of AXES that the run has counted as many places on it.
 
     A curve of more than 1,000 points keeps the least and the greatest of each of 500 stretches, so that a spike stays.
@@ -48,7 +49,7 @@ def curves(lines: list[dict[str, Any]], predicted: dict[str, Any], devices: int)
     return {metric: curve for metric, title in TITLES.items() if (curve := _curve(lines, metric, title))}
 
 
-def final(lines: list[dict[str, Any]]) -> dict[str, float]:
+def final(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Metric -> where it ended: the last value, of the noisy loss the mean over the last tenth of its lines."""
     found = {}
     for metric in TITLES:
@@ -58,7 +59,7 @@ def final(lines: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def marks(lines: list[dict[str, Any]], starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def marks(lines: Sequence[Mapping[str, Any]], starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where a run went on after it had ended: a place on each of AXES, and how it had ended."""
     found = []
     for before, after in pairwise(starts):
@@ -70,7 +71,7 @@ def marks(lines: list[dict[str, Any]], starts: list[dict[str, Any]]) -> list[dic
     return found
 
 
-def _curve(lines: list[dict[str, Any]], metric: str, title: str) -> Curve | None:
+def _curve(lines: Sequence[Mapping[str, Any]], metric: str, title: str) -> Curve | None:
     own = [line for line in lines if _is_number(line.get(metric))]
     if not own:
         return None

@@ -50,7 +50,7 @@ DONE, WALL_TIME, STOPPED, CANCELLED, OWNED, PREEMPTED = (
 
 
 @dataclass(frozen=True)
-class Segment:
+class Attempt:
     """One start of a job."""
 
     job_id: str
@@ -77,7 +77,7 @@ def folder_of(directory: Path) -> Path:
     return directory / "slurm"
 
 
-def this_segment(directory: Path) -> Segment:
+def this_attempt(directory: Path) -> Attempt:
     """The segment that this process, started by Slurm, is."""
     found = os.environ
     nodes = found.get("SLURM_JOB_NODELIST", socket.gethostname())
@@ -86,7 +86,7 @@ def this_segment(directory: Path) -> Segment:
     script = folder_of(directory) / "job.sh"  # written right before it is submitted
     submitted = now(script.stat().st_mtime) if restart == 0 and script.is_file() else ""
     steps, host = safe_steps(directory), socket.gethostname()
-    return Segment(found["SLURM_JOB_ID"], restart, nodes, host, now(), steps, gpus, submitted)
+    return Attempt(found["SLURM_JOB_ID"], restart, nodes, host, now(), steps, gpus, submitted)
 
 
 def now(seconds: float | None = None) -> str:
@@ -108,20 +108,20 @@ def safe_steps(directory: Path) -> int:
     return newest.step if newest else sum(1 for _ in directory.glob("shards/*.npy"))
 
 
-def current(folder: Path) -> Segment | None:
+def current(folder: Path) -> Attempt | None:
     """The segment that has not said that it ended."""
     try:
-        return Segment(**json.loads((folder / "segment.json").read_text(encoding="utf-8")))
+        return Attempt(**json.loads((folder / "segment.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def begin(folder: Path, segment: Segment) -> None:
+def begin(folder: Path, segment: Attempt) -> None:
     """From now on this segment is the one whose ranks may train."""
     write_atomically(folder / "segment.json", json.dumps(asdict(segment), indent=1) + "\n")
 
 
-def end(folder: Path, segment: Segment, why: str, *, failure: bool) -> None:
+def end(folder: Path, segment: Attempt, why: str, *, failure: bool) -> None:
     """Write the segment's line, count a failure, and take the token away from its ranks."""
     steps = safe_steps(folder.parent)
     line = asdict(segment) | {
@@ -135,7 +135,7 @@ def end(folder: Path, segment: Segment, why: str, *, failure: bool) -> None:
     (folder / "segment.json").unlink(missing_ok=True)
 
 
-def end_for(folder: Path, segment: Segment, state: str | None) -> None:
+def end_for(folder: Path, segment: Attempt, state: str | None) -> None:
     """Write the line of a segment that could not do so itself.
 
     Args:
@@ -206,7 +206,7 @@ def failures(folder: Path) -> int:
         return 0
 
 
-def forget_failures(folder: Path) -> None:
+def reset_failure_count(folder: Path) -> None:
     """A person wants another try."""
     (folder / "failure_count").unlink(missing_ok=True)
 

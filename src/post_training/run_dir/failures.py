@@ -44,7 +44,7 @@ class PeerError(Exception):
     """Another rank has failed, and says why."""
 
 
-def tell(folder: Path | None, rank: int, error: BaseException) -> None:
+def report(folder: Path | None, rank: int, error: BaseException) -> None:
     """Write down why this rank ends; on stderr where there is no folder or no room."""
     line, trace = str(error), None
     if not isinstance(error, UserError):
@@ -73,7 +73,7 @@ def read(folder: Path) -> list[Failure]:
     return sorted(found, key=lambda failure: (failure.follows, failure.time))
 
 
-def forget(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """A new attempt begins."""
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -78,7 +78,7 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._thread.start()
 
-    def say_stopping(self) -> None:
+    def mark_stopping(self) -> None:
         """Tell the next start that waiting is worth while."""
         self._rewrite(replace(self.owner, stopping=True))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from post_training.core.fingerprint import write_atomically
 from post_training.core.task import Task
+from post_training.run_dir.metrics import MetricsLine
 
 FILE = "preflight.json"
 # The first steps compile and warm up.
@@ -29,7 +30,7 @@ def begin(task: Task, stage: str) -> None:
     write(task.directory, {"stage": stage, "checks": own, "run": run, **facts})
 
 
-def end(task: Task, facts: dict[str, Any], lines: list[dict[str, Any]], checkpoint: Path) -> None:
+def end(task: Task, facts: dict[str, Any], lines: list[MetricsLine], checkpoint: Path) -> None:
     """Add what was measured.
 
     Args:
@@ -44,7 +45,7 @@ def end(task: Task, facts: dict[str, Any], lines: list[dict[str, Any]], checkpoi
     write(task.directory, {**told, "measured": told.get("work", {}) | measured(facts, lines, checkpoint)})
 
 
-def measured(facts: dict[str, Any], lines: list[dict[str, Any]], checkpoint: Path) -> dict[str, Any]:
+def measured(facts: dict[str, Any], lines: list[MetricsLine], checkpoint: Path) -> dict[str, Any]:
     """The keys of a prediction as they came to be; one that was not measured is left out."""
     ranks, seconds, tokens = facts.get("world_size") or 1, facts.get("seconds"), facts.get("tokens")
     steps = int(checkpoint.name.rpartition("-")[2])  # the last log may be some steps back

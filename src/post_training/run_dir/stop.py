@@ -123,7 +123,7 @@ def read_stopped(directory: Path) -> Stopped | None:
     return Stopped(signal.Signals[told["signal"]], told["step"])
 
 
-def forget_stopped(directory: Path) -> None:
+def clear_stop_marker(directory: Path) -> None:
     """A new attempt begins."""
     (directory / _FILE).unlink(missing_ok=True)
 

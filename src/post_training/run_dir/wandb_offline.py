@@ -14,7 +14,7 @@ def sync_command(directory: Path) -> str | None:
     return shlex.join(["wandb", "sync", *unsent]) if unsent else None
 
 
-def tell(directory: Path) -> None:
+def print_sync_command(directory: Path) -> None:
     """Print that command, at the end of a training: in the terminal, and in Slurm's output."""
     if command := sync_command(directory):
         print(f"W&B was offline; where there is internet: {command}", flush=True)

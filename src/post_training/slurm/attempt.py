@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from post_training.run_dir import attempts, fence
-from post_training.run_dir.attempts import Segment
+from post_training.run_dir.attempts import Attempt
 from post_training.run_dir.lock import LOCKED
 from post_training.run_dir.stop import INTERRUPTED, REQUEUE, STOPPED
 from post_training.slurm import cluster
@@ -35,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     directory = options.output.parent
     folder = attempts.folder_of(directory)
-    me = attempts.this_segment(directory)
+    me = attempts.this_attempt(directory)
     for stream in (sys.stdout, sys.stderr):
         print(f"{attempts.START}{me.restart} of job {me.job_id} on {me.nodes}, {me.start}", file=stream, flush=True)
     former = attempts.current(folder)
@@ -105,7 +105,7 @@ def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
     return f"failed: exit code {code if code > 0 else 128 - code}", True
 
 
-def _state_of(former: Segment, me: Segment) -> State | None:
+def _state_of(former: Attempt, me: Attempt) -> State | None:
     """What Slurm says of an earlier job; None when it is this one, started again, or forgotten."""
     if former.job_id == me.job_id:
         return None

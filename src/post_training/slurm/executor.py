@@ -109,7 +109,7 @@ class StageExecutor(PluginExecutor):
                 self.logger.info(
                     f"{stage.name}: had ended after {count} failures; this call tries again, counting from 0"
                 )
-                attempts.forget_failures(stage.folder)
+                attempts.reset_failure_count(stage.folder)
             write_atomically(stage.script, script(stage))
             job_id = cluster.submit(stage.options, stage.script)
             self._mine[job] = (stage, job_id)

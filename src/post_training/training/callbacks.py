@@ -17,10 +17,9 @@ from transformers import TrainerCallback
 
 from post_training.core.errors import UserError
 from post_training.core.format import duration
-from post_training.launch.finish import read_metrics
 from post_training.models import lora
 from post_training.models.files import cast_weights, make_readable, polish
-from post_training.run_dir import timeline
+from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import flush, mark_complete, rotate
 from post_training.run_dir.failures import no_room
 from post_training.training.measure import Meter, restore_unlogged
@@ -63,7 +62,7 @@ def cut_metrics(path: Path, step: int, seconds: float) -> dict[str, Any]:
     """
     if not path.is_file():
         return {"lost_steps": 0, "lost_seconds": 0.0, "last_seen": None}
-    seen, lines = path.stat().st_mtime, read_metrics(path)
+    seen, lines = path.stat().st_mtime, metrics.read(path)
     kept = [line for line in lines if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

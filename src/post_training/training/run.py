@@ -83,6 +83,7 @@ def _train(
 
     # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from post_training.run_dir import metrics as metrics_file
     from post_training.run_dir import timeline
     from post_training.training import callbacks
     from post_training.training.energy import Energy
@@ -94,7 +95,7 @@ def _train(
     meter.restore(told)
     meter.attach(trainer)
     energy = Energy(trainer.args.device)
-    metrics = directory / "logs" / "metrics.jsonl"
+    metrics = metrics_file.path_of(directory)
     lost: dict[str, Any] = {}
     if first:
         lost = callbacks.cut_metrics(metrics, start.step if start else 0, meter.seconds)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from post_training.launch.finish import read_metrics
 from post_training.report.collect import finite
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import PARTS, elapsed
+from post_training.run_dir import metrics as metrics_file
 
 
 def run_of(folder, *events, metrics=()):
@@ -74,7 +74,7 @@ def test_a_requeued_and_a_killed_start(tmp_path):
     assert (third["queue_seconds"], third["start_up_seconds"], third["training_seconds"]) == (10, 0, 0)
     assert (fourth["queue_seconds"], fourth["start_up_seconds"], fourth["repeated_seconds"]) == (50, 30, 0)
     assert told["device_seconds_before_first_step"] == 8 * (60 + 50) + 4 * 30
-    found = marks(read_metrics(run / "logs" / "metrics.jsonl"), told["starts"])
+    found = marks(metrics_file.read(run / "logs" / "metrics.jsonl"), told["starts"])
     assert [mark["step"] for mark in found] == [40, 40]
     assert found[0] == {"step": 40, "tokens": 390, "seconds": 78.0, "why": "SIGUSR1"}
 

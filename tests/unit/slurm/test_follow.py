@@ -10,7 +10,7 @@ import pytest
 from tiny import view_of
 
 from post_training.run_dir import attempts, fence
-from post_training.run_dir.attempts import Segment
+from post_training.run_dir.attempts import Attempt
 from post_training.slurm import attempt, follow, placement
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob
@@ -27,7 +27,7 @@ def make_job(template, tmp_path):
 
 def opened(job, job_id="7", restart=0, steps=0):
     job.folder.mkdir(parents=True, exist_ok=True)
-    found = Segment(job_id, restart, "node[0-1]", "node0", attempts.now(), steps)
+    found = Attempt(job_id, restart, "node[0-1]", "node0", attempts.now(), steps)
     attempts.begin(job.folder, found)
     return found
 
