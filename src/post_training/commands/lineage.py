@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 
-from post_training.lineage.collect import collect
+from post_training.lineage.collect import Lineage, collect
 from post_training.lineage.verify import Verification, verify
 
 
@@ -13,8 +13,8 @@ def lineage(options: Namespace) -> int:
     found = collect(options.path)
     checked = _verify(found, quiet=options.json) if options.verify else None
     if options.json:
-        told = found | ({"verification": asdict(checked)} if checked else {})
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        shown = {**found, **({"verification": asdict(checked)} if checked else {})}
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
         from post_training.lineage.show import show
 
@@ -35,7 +35,7 @@ def diff(options: Namespace) -> int:
     return 0
 
 
-def _verify(found: dict, quiet: bool) -> Verification:
+def _verify(found: Lineage, quiet: bool) -> Verification:
     total = sum(file.get("bytes", 0) for stage in found["stages"].values() for file in stage.get("files") or [])
     if quiet:
         return verify(found)

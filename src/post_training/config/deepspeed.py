@@ -1,9 +1,9 @@
-"""DeepSpeed's configuration: a shipped or own YAML with inline keys over it. Light."""
+"""DeepSpeed's configuration: a shipped or own YAML with inline keys over it."""
 
 from pathlib import Path
 from typing import Any
 
-from post_training.config.load import load_file
+from post_training.config.trees import copied, load_file, merge_into
 from post_training.core.errors import ConfigError, did_you_mean
 
 PLAIN = "ddp"
@@ -11,39 +11,42 @@ PLAIN = "ddp"
 
 
 def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
-    """The YAML file with the inline keys over it, ready for Transformers; None when DeepSpeed is off."""
+    """The YAML file with the inline keys over it, ready for Transformers; None when DeepSpeed is off.
+
+    Raises ConfigError when inference checkpoints are asked for that ZeRO-3 would have no weights for.
+    """
     section = view["deepspeed"]
     if view["accelerate"]["use_deepspeed"] is False or not (section["config_path"] or section["config"]):
         return None
-    path = deepspeed_file(section["config_path"])
-    merged = overlaid(load_file(path) if path else {}, section["config"])
+    merged = merged_config(section)
     zero = merged.setdefault("zero_optimization", {})
     if zero.get("stage") == 3:
-        # Otherwise a checkpoint has shards only, which the export must put together.
+        # Without it a checkpoint has shards only, and the export has no weights.
         gathers = zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
         every = view["checkpointing"]["inference_checkpoint_steps"]
         if not gathers and every is not None and every > 0:
-            raise ConfigError(
-                "checkpointing.inference_checkpoint_steps",
-                f"found {every}, which needs zero_optimization.stage3_gather_16bit_weights_on_model_save=true in deepspeed.config",
-            )
+            needed = "zero_optimization.stage3_gather_16bit_weights_on_model_save=true in deepspeed.config"
+            raise ConfigError("checkpointing.inference_checkpoint_steps", f"found {every}, which needs {needed}")
     # Batch, precision and clipping have one source each, and it is not the DeepSpeed file.
-    for name in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    ):
-        merged[name] = "auto"
+    steps = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    merged |= dict.fromkeys((*steps, "gradient_clipping"), "auto")
     for name in ("bf16", "fp16"):
         merged[name] = {**merged.get(name, {}), "enabled": "auto"}
+    return merged
+
+
+def merged_config(section: dict[str, Any]) -> dict[str, Any]:
+    """The file of a section `deepspeed` with its inline keys over it."""
+    path = deepspeed_file(section["config_path"])
+    merged = load_file(path) if path else {}
+    merge_into(merged, copied(section["config"]))
     return merged
 
 
 def deepspeed_file(given: str | None) -> Path | None:
     """The file that `deepspeed.config_path` means: a path, or the name of a shipped one (`zero3`).
 
-    A path is looked for below the working directory, then below this repository.
+    A path is relative to the working directory, or to this repository. Raises ConfigError when there is no such file.
     """
     if given is None:
         return None
@@ -56,15 +59,6 @@ def deepspeed_file(given: str | None) -> Path | None:
 
 
 def strategy(view: dict[str, Any]) -> str:
-    """How training state is laid out over the ranks: `ddp`, or `zero1` to `zero3`."""
+    """How training state is divided among the ranks: `ddp`, or `zero0` to `zero3`."""
     config = deepspeed_config(view)
     return PLAIN if config is None else f"zero{config['zero_optimization'].get('stage', 0)}"
-
-
-def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merged into one another; any other value of `over` wins."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = overlaid(result[key], value) if both else value
-    return result

@@ -44,3 +44,8 @@ def require(holds: bool, key: str, problem: str) -> None:
     """Raise `ConfigError(key, problem)` unless it holds."""
     if not holds:
         raise ConfigError(key, problem)
+
+
+def brief(error: BaseException, longest: int = 300) -> str:
+    """The message of a library's exception on one line, cut to `longest` characters."""
+    return " ".join(str(error).split())[:longest]

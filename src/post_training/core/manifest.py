@@ -11,10 +11,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from post_training.core import code
 from post_training.core.errors import UserError
@@ -39,15 +39,104 @@ _VERSIONS = (
 # Above this, hashing is announced.
 _LONG_BYTES = 8 << 30
 File = dict[str, Any]
+"""`path`, and `bytes` and `sha256` once it is hashed; shards of tokens have counts beside them."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A manifest as written; a missing or damaged one is the user's to know about."""
+class Input(TypedDict):
+    """One input as it was read."""
+
+    fingerprint: str
+    path: str
+    content: str
+    """Digest of the input's files, `content` of its manifest."""
+
+
+class Facts(TypedDict, total=False):
+    """What the kinds of stages report of their work; `write` takes them by name. A stage sets those that it has."""
+
+    rows_in: int
+    rows_out: int
+    examples: int
+    dropped: dict[str, int]
+    tokens: int
+    trained_tokens: int
+    # download, download_model, build_model, export, push
+    folder: str
+    repository: str
+    revision: str
+    revision_sha: str
+    license: str | None
+    vocab_size: int
+    trust_remote_code: bool
+    # transform, filter, tokenize, mix, reference
+    skipped: dict[str, int]
+    dropped_examples: dict[str, int]
+    trimmed: dict[str, int]
+    module: str
+    evaluation_texts: dict[str, dict[str, int]]
+    lengths: dict[str, int]
+    engine: str
+    packing_efficiency: float | None
+    longest_document: int
+    longest_row: int
+    contradictory: dict[str, Any]
+    held_out: Any
+    table: list[dict[str, Any]]
+    shards: list[File]
+    probes: Any
+    # train, export
+    steps: int
+    final_checkpoint: str
+    world_size: int | None
+    gpus: int
+    parameters: int
+    trainable_parameters: int
+    training_seconds: float | None
+    device_name: str | None
+    peak_memory_bytes: int | None
+    energy_joules: float | None
+    loss_first: float | None
+    loss_last: float | None
+    metrics: dict[str, Any]
+    checkpoint: str
+    weights: list[str]
+    checks: Any
+    """Of an export what its checks measured, of a preflight a list of findings."""
+    card: File
+    # preflight, evaluations, push
+    verdict: str
+    trainings: Any
+    results: dict[str, dict[str, Any]]
+    tasks: dict[str, Any]
+    # every stage, in its manifest
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    files: list[File]
+    seconds: float
+    versions: dict[str, str]
+    git: dict[str, Any] | None
+    code_sha256: str
+    host: str
+    user: str
+    slurm_job_id: str | None
+    finished: str
+    checksum: str
+
+
+class Manifest(Facts, total=False):
+    """`manifest.json` of a stage."""
+
+    inputs: dict[str, Input]
+
+
+def read(path: Path) -> Manifest:
+    """A manifest as written. Raises UserError for a missing or damaged one."""
     try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}); delete it to run the stage again") from None
-    return dict(manifest)
+    return cast(Manifest, dict(found))
 
 
 def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: float, **facts: Any) -> None:
@@ -92,19 +181,19 @@ def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: fl
     write_atomically(path, text(manifest))
 
 
-def text(manifest: dict[str, Any]) -> str:
+def text(manifest: Mapping[str, Any]) -> str:
     """A manifest as it is written."""
     return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
 
 
-def checksum(manifest: dict[str, Any]) -> str:
+def checksum(manifest: Mapping[str, Any]) -> str:
     """sha256 (hex) over everything else that a manifest says, as it stands in the file, where secrets are masked."""
     told = {key: value for key, value in manifest.items() if key != "checksum"}
     plain = json.loads(mask(json.dumps(told, ensure_ascii=False)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def content(manifest: dict[str, Any]) -> str:
+def content(manifest: Mapping[str, Any]) -> str:
     """sha256 (hex) over names and hashes of a stage's files: what whoever read them has read."""
     return digest([[Path(file["path"]).name, file.get("sha256")] for file in manifest.get("files", [])])
 

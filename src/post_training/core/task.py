@@ -46,7 +46,7 @@ class Task:
         """The stage's directory."""
         return self.output.parent
 
-    def input_manifest(self, name: str) -> dict[str, Any]:
+    def input_manifest(self, name: str) -> manifest.Manifest:
         """The content of one input's manifest."""
         return manifest.read(self.inputs[name])
 

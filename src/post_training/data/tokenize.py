@@ -5,13 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from post_training import models
 from post_training.core.errors import DataError
 from post_training.core.fingerprint import digest, file_sha256
+from post_training.core.manifest import Manifest
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.tokens.blocks import Settings, Tokenization, check_template
@@ -74,7 +74,7 @@ def run(task: Task) -> None:
     )
 
 
-def _content_of(rows: dict[str, Any]) -> str:
+def _content_of(rows: Manifest) -> str:
     return next(str(entry["sha256"]) for entry in rows["files"] if entry["path"] == "rows.jsonl")
 
 

@@ -54,7 +54,7 @@ def finish_if_complete(task: Task, steps: int) -> bool:
     return True
 
 
-def _files(task: Task, last: Checkpoint, rows: dict[str, Any]) -> list[Path]:
+def _files(task: Task, last: Checkpoint, rows: manifest.Manifest) -> list[Path]:
     """What the run has made to stay: its last checkpoint, inference checkpoints, configuration and metrics.
 
     And the epochs that it has added to its mix.

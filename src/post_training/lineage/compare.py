@@ -1,4 +1,4 @@
-"""What two runs do not have in common: keys, inputs, versions, results."""
+"""Differences between two runs: keys, inputs, versions, results."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 from post_training.config.load import load_file
 from post_training.core import manifest
-from post_training.lineage.collect import find_made_from
+from post_training.lineage.collect import Lineage, Stage, find_made_from
 
-# A number that says how fast, and with how much: the end of its key.
+# Keys of costs rather than results end so.
 _COST = re.compile(r"(?:seconds|_per_second|_per_second_per_gpu|mfu|_bytes)$")
 Rows = list[dict[str, Any]]
+Roles = dict[str, Stage]
 # Sections that say where and how fast a run runs.
 _WHERE = ("slurm", "accelerate", "deepspeed", "logging", "paths", "checkpointing", "debug", "publish", "offline")
 _NOT_RESULTS = (
@@ -20,21 +21,21 @@ _NOT_RESULTS = (
 )  # fmt: skip
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Rows]:
-    """What differs between two lineages of `collect`.
+def differences(a: Lineage, b: Lineage) -> dict[str, Rows]:
+    """The differences between two lineages.
 
     Returns kind -> rows of `what`, `a` and `b`: `keys` that decide results, `keys that decide nothing` (where and how
-    fast), `inputs` by their way from the result, `versions` and code, `results` and `costs`.
+    fast), `inputs` by the names that lead to them from the result, `versions` and code, `results` and `costs`.
     """
     ours, theirs = _by_role(a), _by_role(b)
-    keys = _differing(*_configurations(a, b, ours, theirs))
+    keys = _differing(*_configurations(ours, theirs))
     where = [row for row in keys if set(row["what"].split(".")[:2]) & set(_WHERE)]
     return {
         "keys": [row for row in keys if row not in where],
         "keys that decide nothing": where,
         "inputs": _differing(_inputs(ours), _inputs(theirs)),
         "versions": _differing(_versions(a), _versions(b)),
-        "results": _differing(_results(a, ours), _results(b, theirs)),
+        "results": _differing(_results(ours), _results(theirs)),
         "costs": _differing(_costs(a, ours), _costs(b, theirs)),
     }
 
@@ -55,9 +56,10 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     return [{"what": name, "a": a.get(name), "b": b.get(name)} for name in names if a.get(name) != b.get(name)]
 
 
-def _by_role(lineage: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stages by the names of the inputs that lead to them, shortest way first; the result itself is ''."""
-    found, seen = {}, set()
+def _by_role(lineage: Lineage) -> Roles:
+    """Stages by the names of the inputs that lead to them, shortest path first; the result itself is ''."""
+    found: Roles = {}
+    seen = set()
     waiting = [("", lineage["root"])]
     while waiting:
         role, key = waiting.pop(0)
@@ -69,61 +71,65 @@ def _by_role(lineage: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _configurations(
-    a: dict[str, Any], b: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `config.yaml` of both, or where one has none, what their stages were told."""
-    files = [_config_file(lineage) for lineage in (a, b)]
-    if files[0] and files[1]:
-        return flat(load_file(files[0])), flat(load_file(files[1]))
-    both = [
-        {f"{stage['stage']}{f' ({role})' if role else ''}: {key}": value
+def _configurations(ours: Roles, theirs: Roles) -> list[dict[str, Any]]:
+    """The `config.yaml` of both, or where one has none, the configurations of their stages."""
+    files = [_config_file(stages) for stages in (ours, theirs)]
+    if all(files):
+        return [flat(load_file(file)) for file in files if file]
+    return [
+        {f"{_named(stage, role)}: {key}": value
          for role, stage in stages.items() for key, value in flat(stage.get("config", {})).items()}
         for stages in (ours, theirs)
     ]  # fmt: skip
-    return both[0], both[1]
 
 
-def _config_file(lineage: dict[str, Any]) -> Path | None:
-    """Of the training run that a lineage ends in."""
-    stage = lineage["stages"][lineage["root"]]
-    trained = lineage["stages"].get(stage["inputs"].get("train", ""), stage)
-    places = [Path(one["directory"]) / "config.yaml" for one in (trained, stage) if one["directory"]]
-    return next((place for place in places if place.is_file()), None)
+def _named(stage: Stage, role: str) -> str:
+    return f"{stage['stage']} ({role})" if role else stage["stage"]
 
 
-def _inputs(stages: dict[str, Any]) -> dict[str, str]:
-    """What each input is: a revision or a hash of its content."""
+def _config_file(stages: Roles) -> Path | None:
+    """`config.yaml` of the training run, or of the result itself."""
+    directories = [stage["directory"] for stage in (stages.get("train", stages[""]), stages[""])]
+    found = [Path(directory) / "config.yaml" for directory in directories if directory]
+    return next((path for path in found if path.is_file()), None)
+
+
+def _inputs(stages: Roles) -> dict[str, str]:
+    """Each input's repository and revision, and a digest of its content."""
     found = {}
     for role, stage in stages.items():
         if role:
-            origin = f"{stage['repository']}@{stage.get('revision_sha')} " if stage.get("repository") else ""
-            found[role] = f"{origin}{stage['stage']} with content {_content(stage)}"
+            source = f"{stage['repository']}@{stage.get('revision_sha')} " if stage.get("repository") else ""
+            found[role] = f"{source}{stage['stage']} with content {_content(stage)}"
     return found
 
 
-def _content(stage: dict[str, Any]) -> str:
-    """Digest of what a stage has made: of a training and of an export the weights, beside which lie times and logs."""
+def _content(stage: Stage) -> str:
+    """Digest of a stage's files; of a training and of an export only of the weights, since they also have times and logs."""
     files, folder = stage.get("files", []), stage.get("final_checkpoint", "")
     weights = [f for f in files if f["path"].endswith(".safetensors") and f["path"].startswith(folder)]
     return manifest.content({"files": weights if weights and stage["stage"] in ("train", "export") else files})[:12]
 
 
-def _versions(lineage: dict[str, Any]) -> dict[str, str]:
-    """Every version that any stage was made with, and of which code."""
-    found: dict[str, list[str]] = {}
+def _versions(lineage: Lineage) -> dict[str, str]:
+    """Every version of libraries and code that any stage was made with."""
+    found: dict[str, set[str]] = {}
     for stage in lineage["stages"].values():
-        git = stage.get("git") or {}
-        told = {**stage.get("versions", {}), "commit": git.get("commit"), "code": (stage.get("code_sha256") or "")[:12]}
-        told["changes in the code"] = (git.get("diff") or {}).get("sha256", "")[:12] or None
-        for name, version in told.items():
-            if version and version not in found.setdefault(name, []):
-                found[name].append(version)
+        git: dict[str, Any] = stage.get("git") or {}
+        changes = (git.get("diff") or {}).get("sha256", "")[:12]
+        code = {
+            "commit": git.get("commit"),
+            "code": (stage.get("code_sha256") or "")[:12],
+            "changes in the code": changes,
+        }
+        for name, version in {**stage.get("versions", {}), **code}.items():
+            if version:
+                found.setdefault(name, set()).add(version)
     return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
 
 
-def _results(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
-    """Every number that a stage has found out, the content of the result, and its evaluations."""
+def _results(stages: Roles) -> dict[str, Any]:
+    """Every result that a stage has measured, the content of the last one, and its evaluations."""
     found: dict[str, Any] = {"content": _content(stages[""])}
     found |= {key: value for key, value in _numbers(stages).items() if not _COST.search(key)}
     for folder in ("evaluations", "lm_eval"):
@@ -132,19 +138,16 @@ def _results(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _numbers(stages: dict[str, Any]) -> dict[str, Any]:
-    """Everything that stages say of their work."""
+def _numbers(stages: Roles) -> dict[str, Any]:
+    """Every fact that stages have written into their manifests."""
     found: dict[str, Any] = {}
     for role, stage in stages.items():
-        told = {key: value for key, value in stage.items() if key not in _NOT_RESULTS}
-        found |= {f"{role}: {key}".removeprefix(": "): value for key, value in flat(told).items() if key}
+        facts = flat({key: value for key, value in stage.items() if key not in _NOT_RESULTS})
+        found |= {f"{role}: {key}".removeprefix(": "): value for key, value in facts.items() if key}
     return found
 
 
-def _costs(lineage: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
-    seconds = {
-        f"seconds of {stage['stage']}{f' ({role})' if role else ''}": stage.get("seconds")
-        for role, stage in stages.items()
-    }
+def _costs(lineage: Lineage, stages: Roles) -> dict[str, Any]:
+    seconds = {f"seconds of {_named(stage, role)}": stage.get("seconds") for role, stage in stages.items()}
     speed = {key: value for key, value in _numbers(stages).items() if _COST.search(key)}
     return {"GPU-hours": lineage["gpu_hours"], **seconds, **speed}

@@ -1,7 +1,7 @@
-"""Every file of every stage hashed again.
+"""Hash every file of every stage again and compare it with the manifests.
 
-What a stage has made is what its manifest lists. A file beside it that came later is told, too, but not in two places that
-hold more than a result: a training's directory (logs, earlier checkpoints, what Slurm said), and the epochs that longer
+A manifest lists the files that its stage has made. A file that was added later is reported, too, except in two places that
+hold more than a result: a training's directory (logs, earlier checkpoints, Slurm output), and the epochs that longer
 runs add to a mix, which those runs list.
 """
 
@@ -11,70 +11,77 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from post_training.core import manifest
 from post_training.core.fingerprint import file_sha256
-from post_training.lineage.collect import PROVENANCE, find_made_from
+from post_training.lineage.collect import PROVENANCE, Lineage, Stage, Stages, find_made_from
 from post_training.run_dir.lock import is_own_file
 
 CARD = "README.md"
 _EPOCHS = "epoch-*.npy"
+_CHANGED = "was changed after it was written"
+
+
+class Problem(TypedDict):
+    """A file that does not match."""
+
+    stage: str
+    """Its key."""
+    file: str
+    problem: str
 
 
 @dataclass
 class Verification:
-    """What no longer matches, and how much was looked at."""
+    """The files that no longer match, and how many were checked."""
 
-    problems: list[dict[str, str]] = field(default_factory=list)
-    """`stage` (key), `file` and `problem`."""
+    problems: list[Problem] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     """Stages that are not on this machine."""
     files: int = 0
     bytes: int = 0
 
 
-def verify(lineage: dict[str, Any], progress: Callable[[int], None] = lambda _: None) -> Verification:
+def verify(lineage: Lineage, progress: Callable[[int], None] = lambda _: None) -> Verification:
     """Hash every file of every stage that `collect` found, sources too, and compare with the manifests.
 
     `progress` is called with the bytes of each file that is done.
     """
     result = Verification()
-    wanted: list[tuple[str, Path, dict[str, Any]]] = []
+    wanted: list[tuple[str, Path, manifest.File]] = []
     for key, stage in lineage["stages"].items():
         if stage["directory"] is None:
             result.absent.append(key)
             continue
         directory = Path(stage["directory"])
-        of_manifest = list(_of_manifest(directory, stage, lineage["stages"]))
-        # What a changed manifest lists says nothing of what was there.
-        added = [] if of_manifest else _added(directory, stage)
-        for name, wrong in (*of_manifest, *((name, "is not in the manifest; it came later") for name in added)):
-            result.problems.append({"stage": key, "file": name, "problem": wrong})
+        found = list(_of_manifest(directory, stage, lineage["stages"]))
+        if not found:  # the files that a changed manifest lists may not be those of the stage
+            found += [(name, "is not in the manifest; it came later") for name in _added(directory, stage)]
+        found += [(CARD, problem)] if (problem := _of_card(directory, stage)) else []
+        result.problems += [{"stage": key, "file": name, "problem": problem} for name, problem in found]
         diff = (stage.get("git") or {}).get("diff")
         wanted += [(key, directory, file) for file in stage.get("files", [])]
         wanted += [(key, directory, diff)] if diff and "path" in diff and (directory / manifest.NAME).is_file() else []
-        if problem := _of_card(directory, stage):
-            result.problems.append({"stage": key, "file": CARD, "problem": problem})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for (key, _, file), problem in zip(wanted, pool.map(lambda one: _of_file(one[1], one[2]), wanted), strict=True):
-            if problem:
-                result.problems.append({"stage": key, "file": file["path"], "problem": problem})
+        for (key, _, file), wrong in zip(wanted, pool.map(lambda one: _of_file(*one[1:]), wanted), strict=True):
+            if wrong:
+                result.problems.append({"stage": key, "file": file["path"], "problem": wrong})
             result.files += 1
             result.bytes += file.get("bytes", 0)
             progress(file.get("bytes", 0))
     return result
 
 
-def _of_manifest(directory: Path, stage: dict[str, Any], stages: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with a manifest itself, and with what has become of its inputs."""
+def _of_manifest(directory: Path, stage: Stage, stages: Stages) -> Iterator[tuple[str, str]]:
+    """Problems of a manifest itself, and of inputs that were made again since."""
     path = directory / manifest.NAME
-    if path.is_file():  # a model from the Hub has none, and is told by its provenance.json
-        told = manifest.read(path)
-        if "checksum" not in told:
+    if path.is_file():  # a model from the Hub has none, only its provenance.json
+        found = manifest.read(path)
+        if "checksum" not in found:
             yield manifest.NAME, "has no checksum; it was changed, or written by an earlier version"
-        elif manifest.checksum(told) != told["checksum"] or manifest.text(told) != path.read_text(encoding="utf-8"):
-            yield manifest.NAME, "was changed after it was written"
+        elif manifest.checksum(found) != found["checksum"] or manifest.text(found) != path.read_text(encoding="utf-8"):
+            yield manifest.NAME, _CHANGED
     for name, expected in stage["expected"].items():
         source = stages[stage["inputs"][name]]
         if source["directory"] is None:
@@ -85,8 +92,8 @@ def _of_manifest(directory: Path, stage: dict[str, Any], stages: dict[str, Any])
             yield manifest.NAME, f"its input {name} was made again since, with other content"
 
 
-def _added(directory: Path, stage: dict[str, Any]) -> list[str]:
-    """Files of a stage's own that it does not list."""
+def _added(directory: Path, stage: Stage) -> list[str]:
+    """Files in a stage's directory that its manifest does not list."""
     if stage["stage"] == "train":
         return []
     listed = {file["path"] for file in stage.get("files", [])} | {CARD, PROVENANCE}
@@ -95,18 +102,17 @@ def _added(directory: Path, stage: dict[str, Any]) -> list[str]:
     return [name for name in names if name not in listed and not (stage["stage"] == "mix" and fnmatch(name, _EPOCHS))]
 
 
-def _of_card(directory: Path, stage: dict[str, Any]) -> str | None:
-    """An export's model card is written again when the model was evaluated: any of those it is."""
+def _of_card(directory: Path, stage: Stage) -> str | None:
+    """The problem of an export's model card. It is written again after an evaluation: any of these versions is right."""
     if "card" not in stage:
         return None
     if not (directory / CARD).is_file():
         return "is gone"
     cards = [file.get("sha256") for card in find_made_from(stage, "cards") for file in card.get("files", [])]
-    known = [stage["card"].get("sha256"), *cards]
-    return None if file_sha256(directory / CARD) in known else "was changed after it was written"
+    return None if file_sha256(directory / CARD) in (stage["card"].get("sha256"), *cards) else _CHANGED
 
 
-def _of_file(directory: Path, file: dict[str, Any]) -> str | None:
+def _of_file(directory: Path, file: manifest.File) -> str | None:
     path = directory / file["path"]
     try:
         size = path.stat().st_size

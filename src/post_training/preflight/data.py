@@ -132,7 +132,7 @@ def _rows_in(subject: Subject) -> int:
     return total or _mixed_rows(subject)
 
 
-def _transformed(tokenized: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
+def _transformed(tokenized: Path, told: manifest.Manifest) -> list[manifest.Manifest]:
     """Manifests of what was tokenised, as the transform left it: what data.hygiene takes out, it takes out by choice."""
     found = []
     for path in _inputs(tokenized, told, "rows"):
@@ -148,12 +148,12 @@ def _mixed_rows(subject: Subject) -> int:
     return int(sum(entry["rows_in"] for entry in subject.mix["table"]))
 
 
-def _inputs(path: Path, told: dict[str, Any], *names: str) -> list[Path]:
+def _inputs(path: Path, told: manifest.Manifest, *names: str) -> list[Path]:
     """Manifests of inputs by name; of a mix those of the datasets that are trained on. What was moved away is left out."""
     wanted = names or tuple(name for name in told["inputs"] if not name.startswith("eval:"))
     found = []
     for name in wanted:
-        place = told["inputs"].get(name, {}).get("path")
+        place = told["inputs"][name]["path"] if name in told["inputs"] else None
         if place and (file := located(path, Path(place))):
             found.append(file)
     return found

@@ -54,7 +54,7 @@ class Subject:
         return dict(self.view["training"])
 
     @cached_property
-    def mix(self) -> dict[str, Any]:
+    def mix(self) -> manifest.Manifest:
         """The manifest of its mix."""
         return manifest.read(self.data)
 

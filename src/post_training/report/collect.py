@@ -144,7 +144,7 @@ def _samples(task: Task, models: list[str]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _lineage(task: Task, last: str) -> dict[str, Any]:
+def _lineage(task: Task, last: str) -> lineage.Lineage:
     """Everything that the last model, and its evaluations, were made from."""
     name = f"export_{last}" if f"export_{last}" in task.inputs else f"train_{last}"
     found = lineage.collect(task.inputs[name])

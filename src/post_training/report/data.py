@@ -22,7 +22,7 @@ _LOOKED_AT_ROWS = 64
 _SHOWN_TOKENS = 600
 
 
-def mix_of(training: dict[str, Any]) -> Path:
+def mix_of(training: manifest.Manifest) -> Path:
     """The manifest of a training's mix."""
     return Path(training["inputs"]["data"]["path"])
 
