@@ -1,11 +1,11 @@
-"""The schema -> `config/README.md` and `config/schema.json`, so that neither can fall behind.
+"""Generates `config/README.md` and `config/schema.json` from the schema.
 
 Run `make docs`; a test fails while they differ from the schema.
 """
 
 import ast
 import dataclasses
-import importlib
+import inspect
 import itertools
 import json
 import sys
@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from post_training import methods
 from post_training.config import schema
@@ -34,25 +34,25 @@ every stage, and may be given again inside a method's section for that stage alo
 `set` takes dotted keys; for values with spaces give it a list: `set='["run_name=x", "data.seed=3"]'`.
 
 A method is a stage of that name: `sft`, then `dpo` on its output. A section of any other name is one more stage
-when it says of which method, and `init_from` puts it into its place:
+when it names its method, and `init_from` says which stage it starts from:
 
     method: dpo
     sft: {max_seq_length: 4096}
     maths: {method: sft, init_from: sft, data: {datasets: [{path: maths.jsonl}]}}
     dpo: {init_from: maths, data: {datasets: [{path: pairs.jsonl, transform: preference}]}}
 
-An index edits the list where it stands: `data.datasets[0]` is the shared list, `dpo.data.datasets[0]` DPO's.
+An index edits one list: `data.datasets[0]` the shared one, `dpo.data.datasets[0]` DPO's.
 """
 _TRANSFORMS = """
 ## Transforms
 
-What `transform:` may name, as `transform: alpaca` or `transform: {name: alpaca, output: response}`; arguments and their
-defaults in braces. Each gives conversations, preferences or judged answers, which are then checked.
+The values of `transform:`, as `transform: alpaca` or `transform: {name: alpaca, output: response}`; arguments and their
+defaults are in braces. Each gives conversations, preferences or unpaired completions with binary labels, which are then
+checked.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One documented key."""
 
     path: str
@@ -61,30 +61,29 @@ class Key:
     text: str
 
 
-def keys(cls: type, prefix: str = "") -> Iterator[Key]:
+def keys(cls: Any, prefix: str = "") -> Iterator[Key]:
     """The keys of a section and of the sections in it, in the order of the source."""
-    texts = _field_texts(cls)
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        path, kind = f"{prefix}{field.name}", hints[field.name]
-        default = field.default if field.default is not dataclasses.MISSING else _made(field)
+    for name, kind, default, text in _fields(cls):
+        path = prefix + name
         nested = next((part for part in _parts(kind) if dataclasses.is_dataclass(part)), None)
-        text = texts.get(field.name, "")
+        listed = typing.get_origin(kind) is list
         if nested is None:
             yield Key(path, kind, default, text)
             continue
-        listed = typing.get_origin(kind) is list
         if text:
             yield Key(path, kind, [] if listed else default if default is None else {}, text)
-        yield from keys(typing.cast(type, nested), f"{path}[]." if listed else f"{path}.")
+        yield from keys(nested, f"{path}[]." if listed else f"{path}.")
 
 
 def readme() -> str:
     """The text of config/README.md."""
     lines = [_INTRO]
-    for title, text, found in _sections():
+    for title, cls, found in _sections():
+        text = (cls.__doc__ or "").strip()
         lines += [f"\n## {title}\n\n{text}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{k.path}` | {_type_name(k.kind)} | {_shown(k.default)} | {_cell(k.text)} |" for k in found]
+        for path, kind, default, text in found:
+            meaning = text.replace("|", "\\|")
+            lines.append(f"| `{path}` | {_type_name(kind)} | `{json.dumps(default)}` | {meaning} |")
     lines.append(_TRANSFORMS)
     for name, source in registry.transform_names([]).items():
         arguments, defaults = source.function.args.args[1:], source.function.args.defaults
@@ -96,7 +95,7 @@ def readme() -> str:
 
 def json_schema() -> dict[str, Any]:
     """A JSON schema for editors: completion, hover texts, unknown keys marked."""
-    shared = {f.name: _object(_section_type(f)) for f in dataclasses.fields(schema.SharedSections)}
+    shared = _object(schema.SharedSections)["properties"]
     tree: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {**shared}}
     tree["properties"] |= _object(schema.GlobalSections)["properties"]
     for name in methods.names():
@@ -109,53 +108,46 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "post-training", **tree}
 
 
-def _sections() -> Iterator[tuple[str, str, list[Key]]]:
-    top = [key for key in keys(schema.GlobalSections) if "." not in key.path]
-    yield "Top level", (schema.GlobalSections.__doc__ or "").strip(), top
+def _sections() -> Iterator[tuple[str, Any, list[Key]]]:
+    yield "Top level", schema.GlobalSections, [key for key in keys(schema.GlobalSections) if "." not in key.path]
     for cls in (schema.GlobalSections, schema.SharedSections):
-        for field in dataclasses.fields(cls):
-            kind = _section_type(field)
-            if dataclasses.is_dataclass(kind):
-                yield (
-                    f"`{field.name}`",
-                    (kind.__doc__ or "").strip(),
-                    list(keys(typing.cast(type, kind), f"{field.name}.")),
-                )
+        for field in _fields(cls):
+            if dataclasses.is_dataclass(field.kind):
+                yield f"`{field.path}`", field.kind, list(keys(field.kind, f"{field.path}."))
     for name in methods.names():
         cls = methods.load(name).Config
-        yield f"`{name}`", (cls.__doc__ or "").strip(), list(keys(cls, f"{name}."))
+        yield f"`{name}`", cls, list(keys(cls, f"{name}."))
 
 
-def _section_type(field: Any) -> Any:
-    return next(part for part in _parts(field.type) if part is not type(None))
+def _fields(cls: Any) -> list[Key]:
+    """A section's own keys, inherited ones included."""
+    hints, texts = typing.get_type_hints(cls), _field_texts(cls)
+    return [
+        Key(f.name, hints[f.name], f.default_factory() if callable(f.default_factory) else f.default, texts.get(f.name, ""))
+        for f in dataclasses.fields(cls)
+    ]  # fmt: skip
 
 
 def _field_texts(cls: type) -> dict[str, str]:
     """The string below each field, own and inherited; Python itself does not keep them."""
     texts: dict[str, str] = {}
     for owner in reversed(cls.__mro__[:-1]):
-        module = importlib.import_module(owner.__module__)
-        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-        body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == owner.__name__), [])
-        for node, below in itertools.pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                texts[ast.unparse(node.target)] = " ".join(str(below.value.value).split())
+        (tree,) = ast.parse(inspect.getsource(owner)).body
+        for node, below in itertools.pairwise(getattr(tree, "body", [])):
+            match node, below:
+                case ast.AnnAssign(target=target), ast.Expr(value=ast.Constant(value=text)):
+                    texts[ast.unparse(target)] = " ".join(str(text).split())
     return texts
 
 
-def _object(cls: type) -> dict[str, Any]:
-    hints, texts = typing.get_type_hints(cls), _field_texts(cls)
-    properties = {f.name: _json_type(hints[f.name]) for f in dataclasses.fields(cls)}
-    for f in dataclasses.fields(cls):
-        default = f.default if f.default is not dataclasses.MISSING else _made(f)
+def _object(cls: Any) -> dict[str, Any]:
+    properties = {}
+    for name, kind, default, text in _fields(cls):
+        properties[name] = _json_type(kind)
         if not dataclasses.is_dataclass(default):
-            properties[f.name]["default"] = default
-        if f.name in texts:
-            properties[f.name]["description"] = texts[f.name]
+            properties[name]["default"] = default
+        if text:
+            properties[name]["description"] = text
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
@@ -166,21 +158,16 @@ def _json_type(kind: Any) -> dict[str, Any]:
     if kind in simple:
         return {"type": simple[kind]}
     if dataclasses.is_dataclass(kind):
-        return _object(typing.cast(type, kind))
-    origin = typing.get_origin(kind)
-    if origin is list:
+        return _object(kind)
+    if typing.get_origin(kind) is list:
         return {"type": "array", "items": _json_type(typing.get_args(kind)[0])}
-    if origin is dict:
+    if typing.get_origin(kind) is dict:
         return {"type": "object"}
     return {"anyOf": [_json_type(part) for part in typing.get_args(kind)]}
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) in (list, typing.Union, types.UnionType) else (kind,)
-
-
-def _made(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
 
 
 def _type_name(kind: Any) -> str:
@@ -191,14 +178,6 @@ def _type_name(kind: Any) -> str:
     if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict:
         return "mapping"
     return "any" if kind is Any else str(kind.__name__)
-
-
-def _shown(default: Any) -> str:
-    return f"`{json.dumps(default)}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def main() -> int:

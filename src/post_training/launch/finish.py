@@ -1,7 +1,6 @@
 """The manifest of a run whose last checkpoint is whole. Light: the launcher and a person's `train` call it."""
 
 from pathlib import Path
-from typing import Any
 
 from post_training.config import batch, resolve
 from post_training.core import manifest

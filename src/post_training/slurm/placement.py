@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from post_training.config.batch import slurm_topology
-from post_training.config.schema import SlurmConfig, SlurmCpuConfig
+from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig
 from post_training.core.errors import ConfigError
 from post_training.core.stages import STAGES
 

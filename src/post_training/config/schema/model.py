@@ -1,0 +1,55 @@
+"""The starting model, built or loaded, and adapters."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class FromScratchConfig:
+    """A small model with random weights and a tokenizer trained on your files."""
+
+    model_type: str = "llama"
+    """Architecture, a `model_type` of Transformers (`llama`, `qwen3`, `olmo2`, ...)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that architecture's configuration (`hidden_size`, `num_hidden_layers`, ...)."""
+    vocab_size: int = 2000
+    """Entries of the byte-level BPE tokenizer, control tokens included."""
+    corpus: list[str] = field(default_factory=list)
+    """JSON Lines files whose strings the tokenizer is trained on."""
+    seed: int = 0
+    """Seed of the weights."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen weights. Usual learning rates are ten times those of full fine-tuning."""
+
+    r: int = 16
+    """Rank of the adapters."""
+    alpha: float = 32.0
+    """The adapters' output is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout before the adapters, in [0, 1). TRL disables it for preferences, and the run's first lines say so."""
+    target_modules: Any = "all-linear"
+    """`all-linear` = every linear layer but the output embedding, or a list of names such as `[q_proj, v_proj]`."""
+
+
+@dataclass
+class ModelConfig:
+    """The model that the first stage starts from."""
+
+    name_or_path: str | None = None
+    """Hugging Face model id or local folder. Null only together with `from_scratch`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model; recorded as a commit. Null = `main`."""
+    from_scratch: FromScratchConfig | None = None
+    """Build the model instead of loading one."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; `{}` for the defaults. Full and inference checkpoints hold only the adapters;
+    the export has them merged into the weights. Null = off."""
+    attn_implementation: str = "sdpa"
+    """Attention backend: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3`, ... Never makes a stage stale."""
+    dtype: str = "bfloat16"
+    """Type of weights and activations in training: `float32`, `bfloat16`, `float16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read it."""

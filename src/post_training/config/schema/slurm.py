@@ -1,0 +1,97 @@
+"""Slurm jobs and containers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SlurmCpuConfig:
+    """Where CPU rules run."""
+
+    partition: str | None = None
+    """Partition. Null = the cluster's default."""
+    account: str | None = None
+    """Account. Null = `slurm.account`."""
+    qos: str | None = None
+    """Quality of service. Null = the cluster's default."""
+    cpus_per_task: int = 8
+    """Cores of a job."""
+    mem: str | None = None
+    """Memory of a job, such as `32G`. Null = the partition's default."""
+    wall_time: str = "04:00:00"
+    """Time limit, `HH:MM:SS` or `D-HH:MM:SS`, in quotes."""
+    constraint: str | None = None
+    """Node features."""
+    reservation: str | None = None
+    """Reservation."""
+    exclude: str | None = None
+    """Nodes that are not used, such as `node[3,7]`."""
+    extra: str = ""
+    """Further `sbatch` options."""
+
+
+@dataclass
+class ContainerConfig:
+    """The image that GPU work runs in; the launcher itself runs outside of it."""
+
+    image: str | None = None
+    """A `.sif` file or a folder. Null = no container."""
+    bind: list[str] = field(default_factory=list)
+    """Folders that are seen inside, `source[:target[:options]]`; the working directory always is."""
+    env_file: str | None = None
+    """File of `NAME=value` lines that are set inside."""
+    program: str = "apptainer"
+    """`apptainer` or `singularity`."""
+    options: list[str] = field(default_factory=lambda: ["--nv"])
+    """Further words of `apptainer exec`: `--nv` for NVIDIA, `--rocm` for AMD."""
+    python: str = "python"
+    """The interpreter inside, which must find this package (install it in the image, or set PYTHONPATH in `env_file`)."""
+
+
+@dataclass
+class SlurmConfig:
+    """Where rules run under `--executor slurm`. Never makes a stage stale."""
+
+    cluster: str | None = None
+    """A folder of `profiles/`, or a YAML file, whose `slurm` keys are defaults below these."""
+    partition: str | None = None
+    """Partition of the GPU rules. Null = the cluster's default."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    num_nodes: int = 1
+    """Nodes of a training allocation."""
+    gpus_per_node: int = 1
+    """GPUs a node, one rank each. 0 = no GPUs: `accelerate.num_processes` CPU ranks a node, or one."""
+    gpu_model: str | None = None
+    """GPU model, for preflight: `a100-64`, `h100-80`, `gh200`, `mi250x`, ... Null = as the partition's gres says."""
+    cpus_per_gpu: int = 8
+    """Cores a rank."""
+    cpus_per_task: int | None = None
+    """Cores a rank, for clusters that count them by task. Null = `cpus_per_gpu`."""
+    mem: str | None = None
+    """Memory a node, such as `200G`; `0` = all of it. Null = the partition's default."""
+    wall_time: str = "24:00:00"
+    """Time limit of one allocation, `HH:MM:SS` or `D-HH:MM:SS`, in quotes."""
+    signal_time_seconds: int = 300
+    """Slurm warns the ranks this long before the limit (or up to 60 s earlier); they save and stop. 60 or more."""
+    requeue: bool | None = None
+    """Whether a job may be requeued under its id. Null = the cluster's default; where it may not, a new job resumes the run."""
+    max_failures: int = 3
+    """Failures of a run after which it is resubmitted; the next one ends it. Reaching the wall time is not a failure."""
+    constraint: str | None = None
+    """Node features, such as `h100`."""
+    reservation: str | None = None
+    """Reservation."""
+    exclude: str | None = None
+    """Nodes that are not used, such as `node[3,7]`."""
+    job_name: str | None = None
+    """Prefix of job names. Null = none: jobs are named after their stages' folders."""
+    extra: str = ""
+    """Further `sbatch` options."""
+    modules: list[str] = field(default_factory=list)
+    """Environment modules that are loaded before a job's work begins."""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    """Container of the GPU rules."""
+    cpu: SlurmCpuConfig = field(default_factory=SlurmCpuConfig)
+    """The CPU rules."""
