@@ -122,3 +122,16 @@ def test_nothing_that_is_printed_or_written_holds_one(monkeypatch, tmp_path):
     assert sink.getvalue() == "token ***\n***\n"
     write_atomically(tmp_path / "a.json", json.dumps({"key": HF}))
     assert json.loads((tmp_path / "a.json").read_text()) == {"key": "***"}
+
+
+def test_one_that_is_written_in_two_pieces_is_masked_too(monkeypatch):
+    sink = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", sink)
+    with secrets.masked_output():
+        sys.stderr.write(f"token {HF[:9]}")
+        sys.stderr.write(f"{HF[9:]}\nstep 1")
+        assert sink.getvalue() == "token ***\n"
+        sys.stderr.flush()
+        assert sink.getvalue() == "token ***\nstep 1"
+        print(" of 2", end="", file=sys.stderr)
+    assert sink.getvalue() == "token ***\nstep 1 of 2"

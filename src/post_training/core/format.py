@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as a person reads them."""
+"""Numbers, sizes, times and texts for terminals, logs and pages."""
 
 import json
 from typing import Any
@@ -13,22 +13,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
+def size(count: float) -> str:
+    """Bytes in decimal units: `512 bytes`, `12.3 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count = count / 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:,.1f} TB"
 
 
 def gib(size: float) -> str:
-    """`12.3 GiB`, `40 MiB`."""
+    """Bytes in binary units: `12.3 GiB`, `40 MiB`."""
     return f"{size / _GIB:,.1f} GiB" if size >= 0.1 * _GIB else f"{size / (1 << 20):,.0f} MiB"
 
 
 def number(value: Any) -> str:
-    """A value as a person reads it."""
+    """`1,234`, `0.1235`; a text as it is, other values as JSON, and a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -36,8 +36,23 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def with_error(told: dict[str, Any] | None) -> str:
-    """`0.412 ± 0.010`, with the standard error where there is one."""
-    if told is None:
+def with_error(result: dict[str, Any] | None) -> str:
+    """`0.412 ± 0.010`, from `value` and its standard error `stderr`, which may be None."""
+    if result is None:
         return "-"
-    return f"{told['value']:.3f}" + (f" ± {told['stderr']:.3f}" if told["stderr"] is not None else "")
+    return f"{result['value']:.3f}" + (f" ± {result['stderr']:.3f}" if result["stderr"] is not None else "")
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON, or the text itself."""
+    return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=repr)
+
+
+def plain(text: str) -> str:
+    """The text with control characters, which a terminal would obey, written out; line ends and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def visible(text: str) -> str:
+    """As `plain`, with signs for line ends and tabs."""
+    return plain(text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace("\r", "\u240d"))

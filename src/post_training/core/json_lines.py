@@ -1,4 +1,4 @@
-"""JSON Lines files that are appended to while a process may be killed. Light."""
+"""JSON Lines files that are appended to while a process may be killed."""
 
 import json
 import os
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def read(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects of a file, or of its last `tail_bytes`; none when there is no file. A line that a kill cut off is left out.
+    """Each object of a file, or of its last `tail_bytes`; none where there is no file. A line that was cut off is left out.
 
-    Only a line feed ends a line: texts may hold the other signs that `str.splitlines` takes for ends.
+    Only a line feed ends a line: texts may hold the other characters at which `str.splitlines` splits.
     """
     if not path.is_file():
         return
     with open(path, "rb") as file:
         if tail_bytes is not None:
-            file.seek(max(0, path.stat().st_size - tail_bytes))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
         for line in file:
             try:
                 found = json.loads(line)
@@ -26,7 +26,7 @@ def read(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
 
 
 def append(path: Path, value: dict[str, Any]) -> None:
-    """Add an object; not to the rest of a line that a kill cut off, which would spoil both."""
+    """Add an object on a line of its own, also after a line that a kill cut off."""
     with open(path, "a+b") as file:
         torn = False
         if file.seek(0, os.SEEK_END):

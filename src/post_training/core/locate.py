@@ -1,4 +1,4 @@
-"""Where models and datasets come from: local files or the Hugging Face Hub. Light; no network.
+"""Where models and datasets come from: local files or the Hugging Face Hub. No network.
 
 A path is local when something is there, or when it can only be meant so (`./`, `/`, `~`, a data
 suffix, glob characters); then it must exist. Anything else must have the form of a Hub id.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.core.fingerprint import FileHashes, digest
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -22,21 +22,13 @@ _SPLIT_NAMES = {
     "val": "validation", "dev": "validation", "eval": "test",
 }  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-
-
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+)  # fmt: skip
+# Of a model's folder: notes, and weights in formats that are not loaded.
+_NOT_MODEL = (".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx")
+_ONLY_LOCAL = ("/", "./", "../", "~")
 _SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
@@ -73,14 +65,12 @@ class Slice:
 
 
 def parse_split(split: str, key: str) -> tuple[str, str | None]:
-    """`train[:10%]` -> its name, and the text of its slice or None."""
+    """`train[:10%]` -> its name, and the text of its slice or None. Raises ConfigError for anything else."""
     found = _SPLIT.fullmatch(split)
     if not found:
-        raise ConfigError(
-            key, f"found {split!r}, expected a name, or one with a slice such as train[:10%] or train[100:200]"
-        )
-    name = found[1]
-    return name, split[len(name) :] or None
+        problem = f"found {split!r}, expected a name, or one with a slice such as train[:10%] or train[100:200]"
+        raise ConfigError(key, problem)
+    return found[1], split[len(found[1]) :] or None
 
 
 def data_suffix(path: str | Path) -> str | None:
@@ -94,7 +84,7 @@ def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
 
     Args:
         path: as configured.
-        key: the configuration key to blame, `...path`.
+        key: the configuration key that errors name, `...path`.
         split: as configured; it chooses a folder of a saved DatasetDict, and is `train` for any other local files.
 
     Raises ConfigError for a local path without files, for files that cannot be read and for what is neither.
@@ -108,14 +98,12 @@ def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
             raise ConfigError(f"{key}[{index}]", f"{one!r}: not a local file; a Hugging Face dataset is one of its own")
         found += files
     twice = next((file for index, file in enumerate(found) if file in found[:index]), None)
-    if not found or twice is not None:
-        raise ConfigError(key, f"{twice}: named twice" if twice else "an empty list; give a file")
+    require(bool(found) and twice is None, key, f"{twice}: named twice" if twice else "an empty list; give a file")
     return found
 
 
 def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
-    if not isinstance(path, str):
-        raise ConfigError(key, f"found {path!r}, expected text or a list of texts")
+    require(isinstance(path, str), key, f"found {path!r}, expected text or a list of texts")
     expanded = os.path.expanduser(path)
     if os.path.isdir(expanded):
         found = _folder_files(Path(expanded), path, key, split)
@@ -123,26 +111,23 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
         found = sorted(Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p))
         if "**" in path:  # which follows links to folders, in circles too
             found = list({file.resolve(): file for file in reversed(found)}.values())[::-1]
-        if not found:
-            raise ConfigError(key, f"{path}: no file matches")
+        require(bool(found), key, f"{path}: no file matches")
         _check_one_split(split, path, key)
     elif os.path.isfile(expanded):
         found = [Path(expanded)]
         _check_one_split(split, path, key)
-    elif path.startswith(("/", "./", "../", "~")) or data_suffix(path):
-        what = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
-        raise ConfigError(key, f"{path}: {what} (relative to {os.getcwd()})")
-    elif not _HUB_ID.fullmatch(path):
-        raise ConfigError(key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
+    elif path.startswith(_ONLY_LOCAL) or data_suffix(path):
+        problem = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
+        raise ConfigError(key, f"{path}: {problem} (relative to {os.getcwd()})")
     else:
+        hub_id = _HUB_ID.fullmatch(path)
+        require(bool(hub_id), key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
         return None
     for file in found:
-        if not data_suffix(file):
-            raise ConfigError(key, f"{file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}")
-        if not file.is_file():
-            raise ConfigError(key, f"{file}: not a regular file; remove it, or name the files")
-        if not os.access(file, os.R_OK):
-            raise ConfigError(key, f"{file}: you may not read it; change its permissions")
+        known = bool(data_suffix(file))
+        require(known, key, f"{file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}")
+        require(file.is_file(), key, f"{file}: not a regular file; remove it, or name the files")
+        require(os.access(file, os.R_OK), key, f"{file}: you may not read it; change its permissions")
     return found
 
 
@@ -150,55 +135,42 @@ def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
     """Files of a folder that `save_to_disk` wrote, or data files that somebody put there."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json_object(folder / "dataset_dict.json", key).get("splits", [])
-        name, _ = parse_split(split, f"{key.removesuffix('.path')}.split")
-        if name not in splits:
-            raise ConfigError(
-                f"{key.removesuffix('.path')}.split", f"{path} has no split {name!r}. {did_you_mean(name, splits)}"
-            )
+        split_key = f"{key.removesuffix('.path')}.split"
+        name, _ = parse_split(split, split_key)
+        require(name in splits, split_key, f"{path} has no split {name!r}. {did_you_mean(name, splits)}")
         return _saved_files(folder / name, key)
     _check_one_split(split, path, key)
     if (folder / "state.json").is_file():
         return _saved_files(folder, key)
-    not_data = ("state.json", "dataset_info.json", "dataset_dict.json")
     found = [p for p in sorted(folder.iterdir()) if data_suffix(p) and not p.name.startswith(("cache-", "."))]
-    found = [p for p in found if p.name not in not_data]
-    if not found:
-        raise ConfigError(
-            key,
-            f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); a glob such as {path}/**/*.jsonl looks deeper",
-        )
+    found = [p for p in found if p.name not in ("state.json", "dataset_info.json", "dataset_dict.json")]
+    deeper = f"a glob such as {path}/**/*.jsonl looks deeper"
+    require(bool(found), key, f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); {deeper}")
     splits = sorted(
         {_SPLIT_NAMES[word] for p in found if (word := re.split(r"[-_.]", p.name.lower())[0]) in _SPLIT_NAMES}
     )
-    if len(splits) > 1:
-        raise ConfigError(
-            key, f"{path}: holds files of several splits ({', '.join(splits)}); name those of one, such as with a glob"
-        )
+    problem = f"{path}: holds files of several splits ({', '.join(splits)}); name those of one, such as with a glob"
+    require(len(splits) <= 1, key, problem)
     return found
 
 
 def _saved_files(folder: Path, key: str) -> list[Path]:
     """The shards that a folder of `save_to_disk` lists, all of them there."""
     state = _json_object(folder / "state.json", key)
-    if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise ConfigError(
-            key, f"{folder}: was saved with an index over its rows; call flatten_indices() and save it again"
-        )
+    indexed = state.get("_indices_data_files") or state.get("_indices_files")
+    remedy = "call flatten_indices() and save it again"
+    require(not indexed, key, f"{folder}: was saved with an index over its rows; {remedy}")
     found = [folder / str(entry["filename"]) for entry in state.get("_data_files", [])]
-    missing = next((file.name for file in found if not file.is_file()), None)
-    if not found or missing:
-        raise ConfigError(key, f"{folder}: {missing or 'a data file'} is missing; copy the folder again")
+    missing = next((file.name for file in found if not file.is_file()), None if found else "a data file")
+    require(missing is None, key, f"{folder}: {missing} is missing; copy the folder again")
     return found
 
 
 def _check_one_split(split: str, path: str, key: str) -> None:
     split_key = f"{key.removesuffix('.path')}.split"
     name, _ = parse_split(split, split_key)
-    if name != "train":
-        raise ConfigError(
-            split_key,
-            f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})",
-        )
+    problem = f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})"
+    require(name == "train", split_key, problem)
 
 
 def _json_object(file: Path, key: str) -> dict[str, Any]:
@@ -209,16 +181,19 @@ def _json_object(file: Path, key: str) -> dict[str, Any]:
 
 
 def model_folder(path: str, key: str) -> Path | None:
-    """The local folder that a model path means; None for a Hub id."""
+    """The local folder that a model path means; None for a Hub id.
+
+    Raises ConfigError for a folder without a model, and for what is neither.
+    """
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(key, f"{path}: a folder without config.json is not a model")
+        has_config = (folder / "config.json").is_file()
+        require(has_config, key, f"{path}: a folder without config.json is not a model")
         return folder
-    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
-        raise ConfigError(key, f"{path}: no such folder (relative to {os.getcwd()})")
-    if not _HUB_ID.fullmatch(path):
-        raise ConfigError(key, f"{path!r}: neither a local folder nor a Hugging Face model id (org/name)")
+    only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1
+    require(not only_local, key, f"{path}: no such folder (relative to {os.getcwd()})")
+    hub_id = _HUB_ID.fullmatch(path)
+    require(bool(hub_id), key, f"{path!r}: neither a local folder nor a Hugging Face model id (org/name)")
     return None
 
 
@@ -226,15 +201,7 @@ def model_files(folder: Path) -> list[Path]:
     """The files of a local model that decide what it computes: everything but other weight formats and notes."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.parts)]
     safetensors = any(p.suffix == ".safetensors" for p in files)
-    unwanted = {
-        ".md",
-        ".txt",
-        ".gguf",
-        ".msgpack",
-        ".h5",
-        ".onnx",
-        *({".bin", ".pt", ".pth"} if safetensors else set()),
-    }
+    unwanted = (*_NOT_MODEL, *((".bin", ".pt", ".pth") if safetensors else ()))
     return [p for p in files if p.suffix not in unwanted or p.name in TOKENIZER_FILES]
 
 

@@ -1,4 +1,4 @@
-"""A line of progress now and then: readable in a terminal and in a log file. Light."""
+"""A line of progress now and then: readable in a terminal and in a log file."""
 
 import sys
 import time
