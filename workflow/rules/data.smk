@@ -59,7 +59,7 @@ rule transform:
 
 
 rule filter:
-    """Take out of a dataset what data.hygiene says: lengths, languages, contamination, duplicates; reasons are kept."""
+    """Remove rows of a dataset by data.filters: lengths, languages, contamination, duplicates; reasons are kept."""
     input:
         WORKFLOW.inputs("filter"),
     output:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from post_training.config.schema import RENAMED
 from post_training.config.trees import Tree, get
 from post_training.core.errors import ConfigError, did_you_mean
 from post_training.core.secrets import find_in
@@ -66,7 +67,10 @@ def _merge(typed: Any, layer: Tree, shown: str) -> Any:
         found = get(layer, key.split("."))
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
             offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
-            problem = f"unknown key. {did_you_mean(key.rpartition('.')[2], offered)}"
+            name = key.rpartition(".")[2]
+            problem = f"unknown key. {did_you_mean(name, offered)}"
+            if RENAMED.get(name) in offered:
+                problem = f"is called {shown.format(key.removesuffix(name) + RENAMED[name])} now; rename it"
         else:
             problem = f"found {found!r}, expected {_expected(_first_line(error))}"
         raise ConfigError(shown.format(key), problem) from None

@@ -193,7 +193,7 @@ class _Look:
         return found
 
     def _removed(self, numbers: set[int]) -> dict[tuple[int, int], str]:
-        """(row, part) -> why data.hygiene took it out."""
+        """(row, part) -> why data.filters took it out."""
         if self.filtered is None:
             return {}
         found = {}
@@ -203,7 +203,7 @@ class _Look:
                 if entry["row"] in numbers:
                     beside = f" (beside {json.dumps(entry['partner'])})" if "partner" in entry else ""
                     why = ": ".join(filter(None, [entry["reason"], entry["detail"]]))
-                    found[entry["row"], entry.get("part", 0)] = f"removed by data.hygiene: {why}{beside}"
+                    found[entry["row"], entry.get("part", 0)] = f"removed by data.filters: {why}{beside}"
         return found
 
     def _tokens(self, numbers: set[int]) -> dict[tuple[int, int], tuple[int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""The filters between transform and tokenise, where `data.hygiene` asks for any. Light."""
+"""The filters between transform and tokenise, where `data.filters` asks for any. Light."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +25,24 @@ class Filters:
     """Adds the filters of one mix, dataset by dataset in their order: the first of equal rows stays."""
 
     def __init__(self, data: "DataStages", view: dict[str, Any]) -> None:
-        self.data, self.view, self.hygiene = data, view, view["data"]["hygiene"]
-        self.prefix = f"{view['stage']}.data.hygiene"
-        _check(self.hygiene, self.prefix)
+        self.data, self.view, self.settings = data, view, view["data"]["filters"]
+        self.prefix = f"{view['stage']}.data.filters"
+        _check(self.settings, self.prefix)
         self._earlier: dict[str, Stage] = {}
         self._files = self._evaluation_files()
 
     def filter(self, transformed: Stage, name: str, used: bool) -> Stage:
         """The dataset with its filter behind it, or as it is; one that is not `used` takes no row from later ones."""
-        if not any(self.hygiene[key] not in (None, False, []) for key in _SWITCHES):
+        if not any(self.settings[key] not in (None, False, []) for key in _SWITCHES):
             return transformed
         inputs = {"rows": transformed}
-        if self.hygiene["deduplicate"]:
+        if self.settings["deduplicate"]:
             inputs |= {f"earlier:{other}": stage for other, stage in self._earlier.items()}
-        if self.hygiene["decontaminate"]:
+        if self.settings["decontaminate"]:
             inputs |= self._evaluation(transformed.config["rows"])
-        config = {key: value for key, value in self.hygiene.items() if key != "decontaminate_against"}
+        config = {key: value for key, value in self.settings.items() if key != "decontaminate_against"}
         config["rows"] = transformed.config["rows"]
-        paths, key = self.hygiene["decontaminate_against"], f"{self.prefix}.decontaminate_against"
+        paths, key = self.settings["decontaminate_against"], f"{self.prefix}.decontaminate_against"
         config["files"] = [sha for _, sha in self.data.files.digests(recorded_as(paths), self._files, key)]
         runtime = {"num_proc": self.view["data"]["num_proc"], "files": [str(path) for path in self._files]}
         stage = Stage("filter", "data/filtered", transformed.label, config, inputs, runtime=runtime)
@@ -70,7 +70,7 @@ class Filters:
 
     def _evaluation_files(self) -> list[Any]:
         found = []
-        for index, path in enumerate(self.hygiene["decontaminate_against"]):
+        for index, path in enumerate(self.settings["decontaminate_against"]):
             key = f"{self.prefix}.decontaminate_against[{index}]"
             files = data_files(path, key)
             if files is None:
@@ -79,23 +79,23 @@ class Filters:
         return found
 
 
-def _check(hygiene: dict[str, Any], prefix: str) -> None:
-    if hygiene["deduplicate"] is not None:
-        one_of(hygiene["deduplicate"], ("exact", "near"), f"{prefix}.deduplicate")
+def _check(filters: dict[str, Any], prefix: str) -> None:
+    if filters["deduplicate"] is not None:
+        one_of(filters["deduplicate"], ("exact", "near"), f"{prefix}.deduplicate")
     for key, holds, expected in (
-        ("near_threshold", 0 < hygiene["near_threshold"] <= 1, "a share above 0, up to 1"),
-        ("ngram_words", hygiene["ngram_words"] >= 2, "2 or more words"),
-        ("ngram_overlap", 0 <= hygiene["ngram_overlap"] < 1, "a share from 0 to below 1"),
-        ("min_language_confidence", 0 <= hygiene["min_language_confidence"] <= 1, "a share from 0 to 1"),
+        ("near_threshold", 0 < filters["near_threshold"] <= 1, "a share above 0, up to 1"),
+        ("ngram_words", filters["ngram_words"] >= 2, "2 or more words"),
+        ("ngram_overlap", 0 <= filters["ngram_overlap"] < 1, "a share from 0 to below 1"),
+        ("min_language_confidence", 0 <= filters["min_language_confidence"] <= 1, "a share from 0 to 1"),
     ):
-        require(holds, f"{prefix}.{key}", f"found {hygiene[key]}, expected {expected}")
+        require(holds, f"{prefix}.{key}", f"found {filters[key]}, expected {expected}")
     require(
-        hygiene["decontaminate"] or not hygiene["decontaminate_against"],
+        filters["decontaminate"] or not filters["decontaminate_against"],
         f"{prefix}.decontaminate_against",
         "needs decontaminate: true",
     )
     for unit in ("characters", "turns"):
-        least, most = hygiene[f"min_{unit}"], hygiene[f"max_{unit}"]
+        least, most = filters[f"min_{unit}"], filters[f"max_{unit}"]
         for name, value in ((f"min_{unit}", least), (f"max_{unit}", most)):
             require(value is None or value >= 1, f"{prefix}.{name}", f"found {value}, expected 1 or more, or null")
         require(

@@ -133,7 +133,7 @@ def _rows_in(subject: Subject) -> int:
 
 
 def _transformed(tokenized: Path, told: manifest.Manifest) -> list[manifest.Manifest]:
-    """Manifests of what was tokenised, as the transform left it: what data.hygiene takes out, it takes out by choice."""
+    """Manifests of what was tokenised, as the transform left it: what data.filters takes out, it takes out by choice."""
     found = []
     for path in _inputs(tokenized, told, "rows"):
         rows = manifest.read(path)

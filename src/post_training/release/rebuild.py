@@ -63,7 +63,7 @@ def _local(path: str, chain: list[Stage]) -> Recorded:
 
 def _compared(section: Tree, filtered: Stage, stages: Stages) -> Recorded:
     """The local files that training rows were decontaminated against."""
-    against = section["data"]["hygiene"]["decontaminate_against"]
+    against = section["data"]["filters"]["decontaminate_against"]
     recorded = {recorded_as(against): _outside(filtered)} if against else {}
     for entry in section["evaluation"]["datasets"]:
         chain = to_source(stages, filtered["inputs"].get(f"evaluation:{dataset_name(entry, 'evaluation.datasets')}"))
@@ -131,7 +131,7 @@ def leave_out_evaluation(found: Iterable[tuple[Tree, Any]]) -> None:
     """Take everything that only measures a model out of the sections: a rebuild needs neither it nor its files."""
     for section, _ in found:
         evaluation = section["evaluation"] | {"prompts": None, "lm_eval": {}}
-        if not section["data"]["hygiene"]["decontaminate"]:
+        if not section["data"]["filters"]["decontaminate"]:
             evaluation["datasets"] = []
         section["evaluation"] = evaluation
 

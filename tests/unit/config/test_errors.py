@@ -50,6 +50,8 @@ def error_of(config, *dotted) -> str:
         ("sft.beta=1", "sft.beta: unknown key."),
         ("sft.training.max_step=1", "sft.training.max_step: unknown key. Did you mean 'max_steps'?"),
         ("data.datasets[0].transfrom=x", "data.datasets[0].transfrom: unknown key. Did you mean 'transform'?"),
+        ("data.hygiene.deduplicate=exact", "config error: data.hygiene: is called data.filters now; rename it"),
+        ("sft.data.hygiene={}", "config error: sft.data.hygiene: is called sft.data.filters now; rename it"),
         ("training.max_steps=many", "training.max_steps: found 'many', expected integer"),
         ("offline=perhaps", "offline: found 'perhaps', expected true or false"),
         ("logging.report_to=wandb", "logging.report_to: found 'wandb', expected a list"),

@@ -31,12 +31,7 @@ CONVERSATIONS = {
 }
 PREFERENCES = {
     "hh": ("hh_rlhf_harmless_base.jsonl", 1796, "preference_transcripts", {"role_order": 8, "empty_content": 2}),
-    "ultrafeedback": (
-        "ultrafeedback_binarized.parquet",
-        1000,
-        "preference",
-        {"identical_pair": 4, "empty_content": 2},
-    ),
+    "ultrafeedback": ("ultrafeedback_binarized.parquet", 1000, "preference", {"identical_pair": 4, "empty_content": 2}),
     "pandalm": (
         "pandalm_annotators.jsonl",
         703,

@@ -48,11 +48,7 @@ def turn(role, content):
 
 def test_preference_shapes():
     transform = load("preference")
-    expected = {
-        "prompt": [turn("user", "q")],
-        "chosen": [turn("assistant", "a")],
-        "rejected": [turn("assistant", "b")],
-    }
+    expected = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
     whole = {
         "chosen": [turn("user", "q"), turn("assistant", "a")],
         "rejected": [turn("user", "q"), turn("assistant", "b")],

@@ -48,7 +48,7 @@ def config(tmp_path, monkeypatch, model_manifest) -> dict:
         "training": {"max_steps": 1, "effective_batch_size": 1},
         "data": {
             "chat_template": "one.jinja",
-            "hygiene": {"decontaminate": True, "decontaminate_against": ["against.jsonl"]},
+            "filters": {"decontaminate": True, "decontaminate_against": ["against.jsonl"]},
             "datasets": [
                 {"name": "list", "path": ["x/train.jsonl", "y/train.jsonl"]},
                 {"name": "folder", "path": "folder"},
@@ -87,7 +87,7 @@ def test_what_an_export_says_is_what_a_plan_asks_for(exported, config):
     for path, expected in (
         ("y/train.jsonl", "sft.data.datasets[0].path: x/train.jsonl, y/train.jsonl: train.jsonl has other content"),
         ("folder/part-1.jsonl", "sft.data.datasets[1].path: folder: part-1.jsonl has other content"),
-        ("against.jsonl", "hygiene.decontaminate_against: against.jsonl: against.jsonl has other content"),
+        ("against.jsonl", "filters.decontaminate_against: against.jsonl: against.jsonl has other content"),
         ("asked.jsonl", "evaluation.datasets[0].path: asked.jsonl: asked.jsonl has other content"),
         ("own-model/config.json", "model.name_or_path: own-model: config.json has other content"),
     ):
@@ -127,7 +127,7 @@ def test_nothing_is_needed_that_only_measures(exported):
     assert all(stage in filtered.inputs.values() for filtered in plan.stages["filter"].values()), (
         "what decides rows stays"
     )
-    exported["sft"]["data"]["hygiene"]["decontaminate"] = False
+    exported["sft"]["data"]["filters"]["decontaminate"] = False
     leave_out_evaluation([(exported["sft"], {})])
     assert exported["sft"]["evaluation"]["datasets"] == []
 

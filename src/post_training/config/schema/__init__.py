@@ -120,3 +120,5 @@ class GlobalSections:
 
 SHARED = tuple(SharedSections.__dataclass_fields__)
 GLOBAL = tuple(GlobalSections.__dataclass_fields__)
+RENAMED = {"hygiene": "filters"}
+"""Keys of earlier versions -> what they are called now."""

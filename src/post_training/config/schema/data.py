@@ -32,7 +32,7 @@ class DatasetConfig:
 
 
 @dataclass
-class HygieneConfig:
+class FiltersConfig:
     """Filters of each dataset before it is tokenised; removed rows and reasons are in `removed.jsonl`. Held-out and
     evaluation rows are not filtered."""
 
@@ -88,7 +88,7 @@ class DataConfig:
     turn, which no loss would be computed on, and counts it; `reject` rejects the row."""
     seed: int = 42
     """Seed of which rows are used, and in what order."""
-    hygiene: HygieneConfig = field(default_factory=HygieneConfig)
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Filters between transform and tokenise; all off by default, and then the stage does not exist."""
     num_proc: int | None = None
     """Worker processes of a data job, capped by the cores. Null = all cores of the job. Never makes stale."""

@@ -25,7 +25,7 @@ class Job:
 
     source: Path
     config: dict[str, Any]
-    """The keys of `data.hygiene`."""
+    """The keys of `data.filters`."""
     evaluation: dict[str, Path]
     """Name -> manifest of a transformed evaluation set."""
     files: list[Path]
@@ -83,10 +83,7 @@ class Checks:
         return self._length(row) or self._language(row) or self._contamination(row)
 
     def _length(self, row: dict[str, Any]) -> Removal | None:
-        for unit, size in (
-            ("characters", sum(map(len, turn_texts(row)))),
-            ("turns", len(turns(row))),
-        ):
+        for unit, size in (("characters", sum(map(len, turn_texts(row)))), ("turns", len(turns(row)))):
             least, most = self.config[f"min_{unit}"], self.config[f"max_{unit}"]
             if least is not None and size < least:
                 return Removal(f"too_few_{unit}", f"{size:,} of at least {least:,}")
@@ -134,5 +131,5 @@ def _language_identifier(languages: list[str]) -> Any:
     known = [str(label) for label in identifier.labels]
     for language in languages:
         if language not in known:
-            raise DataError(f"data.hygiene.languages: found {language!r}. {did_you_mean(language, known)}")
+            raise DataError(f"data.filters.languages: found {language!r}. {did_you_mean(language, known)}")
     return identifier

@@ -76,7 +76,7 @@ def run(task: Task) -> None:
     print(f"{total:,} rows in, {facts['rows_out']:,} out; removed {facts['dropped'] or 'none'}")
     if not facts["rows_out"]:
         raise DataError(
-            f"{task.directory / 'removed.jsonl'}: all {total:,} rows are removed ({facts['dropped']}); loosen data.hygiene, "
+            f"{task.directory / 'removed.jsonl'}: all {total:,} rows are removed ({facts['dropped']}); loosen data.filters, "
             "or leave the dataset out"
         )
     texts = checks.evaluation

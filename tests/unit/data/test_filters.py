@@ -249,7 +249,7 @@ texts = st.text("ab .é日\n", max_size=12)
 )
 def test_every_row_is_accounted_for(tmp_path_factory, pairs, deduplicate, least, most):
     settings = {"deduplicate": deduplicate, "min_characters": least, "max_characters": most}
-    folder = tmp_path_factory.mktemp("hygiene")
+    folder = tmp_path_factory.mktemp("filters")
     try:
         _, kept, _removed = filtered(folder, [said(*texts) for texts in pairs], **settings)
     except DataError as error:
