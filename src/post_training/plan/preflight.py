@@ -77,7 +77,8 @@ def _base_model(trained: Stage) -> Stage:
 
 def _looked_at(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
-    kept["data"] = {key: value for key, value in view["data"].items() if key != "num_proc"}
+    kept["data"] = {key: value for key, value in view["data"].items() if key not in ("num_proc", "filters")}
+    kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid
     # A probe is the same for every seed.
     kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
     return kept | {"report_to": view["logging"]["report_to"]}
