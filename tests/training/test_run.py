@@ -52,6 +52,21 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path, trained, model
     assert [line["tokens"] for line in metrics_of(run)] == [line["tokens"] for line in metrics_of(trained.parent)]
 
 
+def test_deterministic_kernels_are_required_and_change_nothing_on_the_cpu(
+    tmp_path, trained, model_manifest, sft_rows, template
+):
+    import torch
+
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        task = train_task(tmp_path / "run", model_manifest, sft_rows, template, training__deterministic=True)
+        train_here(task)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses_of(task.directory) == losses_of(trained.parent)
+
+
 def test_a_log_over_several_steps_is_the_same_across_a_resume(tmp_path, model_manifest, sft_rows, template):
     rare = {"logging__logging_steps": 5, "checkpointing__save_steps": 3}
     whole = train_task(tmp_path / "whole", model_manifest, sft_rows, template, **rare)

@@ -46,6 +46,12 @@ def test_libraries_of_an_online_gpu_run_stay_out_of_the_way(template):
     assert sorted(found) == ["HF_HUB_DISABLE_TELEMETRY", "TENSORBOARD_LOGGING_DIR", "TOKENIZERS_PARALLELISM"]
 
 
+def test_deterministic_kernels_are_asked_for_before_the_libraries_start(template):
+    view = view_of(template, offline=False, training__deterministic=True)
+    found = launcher.library_environment(view, Path("out/sft-x-1"), "GPU")
+    assert (found["CUBLAS_WORKSPACE_CONFIG"], found["FLASH_ATTENTION_DETERMINISTIC"]) == (":4096:8", "1")
+
+
 def test_environment_of_the_second_rank():
     # Snakemake sets OMP_NUM_THREADS to the rule's cores, for one process.
     base = {"PATH": "/bin", "OMP_NUM_THREADS": "8"}

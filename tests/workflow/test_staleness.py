@@ -171,11 +171,11 @@ def test_size_of_a_scratch_model_leaves_the_tokens(finished):
     "section,values",
     [
         ("logging", {"logging_steps": 1, "report_to": ["none"], "wandb_project": "x"}),
-        ("slurm", {"partition": "gpu", "num_nodes": 4, "wall_time": "01:00:00"}),
+        ("slurm", {"partition": "gpu", "num_nodes": 4, "wall_time": "01:00:00", "env": {"NCCL_DEBUG": "INFO"}}),
         ("accelerate", {"num_processes": 2}),
         ("checkpointing", {"save_steps": 7, "inference_checkpoint_steps": 3}),
         ("data", {"num_proc": 1, "max_reject_fraction": 0.5}),
-        ("training", {"per_device_train_batch_size": 2, "gradient_checkpointing": False}),
+        ("training", {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "deterministic": True}),
         ("model", {"attn_implementation": "eager"}),
         ("evaluation", {"batch_size": 3}),
     ],

@@ -70,6 +70,9 @@ def library_environment(view: dict[str, Any], directory: Path, device: str) -> d
         "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL reports each start otherwise
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if view["training"]["deterministic"]:
+        # Read when cuBLAS makes its first handle, and by flash-attn at each backward pass.
+        variables |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
     if "wandb" in view["logging"]["report_to"]:
         # One run in W&B however often it is resumed.
         variables |= {"WANDB_DIR": str(logs), "WANDB_RUN_ID": directory.name, "WANDB_RESUME": "allow"}
@@ -307,7 +310,7 @@ def srun_start(
     topology: Topology, view: dict[str, Any], task_file: Path, libraries: Mapping[str, str]
 ) -> tuple[list[list[str]], list[dict[str, str]]]:
     """The one command, and its environment, that starts the ranks of this Slurm job."""
-    address, port = srun.master(os.environ)
+    address, port = srun.master(os.environ, view["slurm"]["master_suffix"])
     node_cores = cores(view) * topology.devices_per_node
     group = deepspeed_config(view) is not None
     base = srun.step_environment(os.environ)

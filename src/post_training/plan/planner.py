@@ -20,7 +20,7 @@ from post_training.plan.publication import add_publication, check_publish, check
 from post_training.plan.stage import InRunDirectory, Stage
 
 # Keys of the training section that say how fast, not what.
-_SPEED_KEYS = ("per_device_train_batch_size", "gradient_checkpointing", "use_liger_kernel")
+_SPEED_KEYS = ("per_device_train_batch_size", "gradient_checkpointing", "use_liger_kernel", "deterministic")
 
 
 def make_plan(pipeline: Pipeline) -> Plan:

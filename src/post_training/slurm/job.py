@@ -10,7 +10,7 @@ from typing import Any
 from post_training.core.stages import STAGES
 from post_training.run_dir import attempts
 from post_training.slurm import placement
-from post_training.slurm.srun import container_command
+from post_training.slurm.srun import container_command, exports
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def script(job: StageJob) -> str:
     if slurm["modules"]:
         lines.append("command -v module >/dev/null || . /etc/profile")
         lines.append(f"module load {shlex.join(slurm['modules'])} || exit 1")
+    if slurm["env"]:
+        lines.append(exports(job.view))
     lines += [f"cd {shlex.quote(os.getcwd())} || exit 1", f"exec {_folded([*segment, *command])}", ""]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ Resources have the names of Snakemake's Slurm plugin where it has one, so that `
 them, and `--set-resources` changes them.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -27,7 +28,12 @@ _PATTERNS = {
     "exclude": (r"[\w.,\[\]-]+", "a list of nodes, such as node[3,7-9]"),
     "constraint": (r"[\w.,&|*()\[\]:+!=-]+", "features joined by & or |"),
     "mem": (r"\d+([KMGT]B?)?|0", "a size such as 200G, or 0 for all of a node"),
+    "cpu_bind": (r"[\w:,.+*=-]+", "a value of srun's --cpu-bind, such as cores"),
+    "gpu_bind": (r"[\w:,.+*=-]+", "a value of srun's --gpu-bind, such as closest"),
+    "master_suffix": (r"[A-Za-z0-9.-]{0,64}", "the end of a host name, such as i or -ib0"),
 }
+# Variables of `slurm.env` that the launcher sets for each rank.
+_NOT_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PATH")
 # What the workflow decides, or what would give a job another shape than its ranks expect.
 _NOT_EXTRA = (
     "-J", "--job-name", "-o", "--output", "-e", "--error", "--open-mode", "-D", "--chdir", "-N", "--nodes", "-n", "--ntasks",
@@ -74,6 +80,7 @@ def check(view: dict[str, Any]) -> None:
     for module in slurm["modules"]:
         if not re.fullmatch(r"[\w.+/@:-]+", module):
             raise ConfigError("slurm.modules", f"found {module!r}, expected names such as cuda/12.4")
+    _check_env(slurm["env"])
     _check_container(slurm["container"])
 
 
@@ -91,6 +98,17 @@ def _check_extra(extra: str, key: str) -> None:
             raise ConfigError(key, f"found {extra!r}, expected one line")
     if words and not words[0].startswith("-"):
         raise ConfigError(key, f"found {extra!r}, expected options such as --exclusive")
+
+
+def _check_env(env: Mapping[str, Any]) -> None:
+    for name, value in env.items():
+        key = f"slurm.env.{name}"
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ConfigError(key, "expected the name of an environment variable: letters, digits and _")
+        if name in _NOT_ENV or name.startswith("SLURM_"):
+            raise ConfigError(key, "is set by the workflow or by Slurm")
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or "\n" in str(value):
+            raise ConfigError(key, f"found {value!r}, expected text of one line or a number; put it in quotes")
 
 
 def _check_container(container: Mapping[str, Any]) -> None:
@@ -138,6 +156,7 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
         topology = slurm_topology(view)
         alone = STAGES[kind].place != "ranks"
         gpus = min(1, slurm["gpus_per_node"]) if alone else slurm["gpus_per_node"]
+        share = gpus / slurm["gpus_per_node"] if gpus else 1
         shape = {
             "nodes": 1 if alone else topology.num_nodes,
             "tasks_per_node": 1 if alone else topology.devices_per_node,
@@ -146,6 +165,7 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
         }
         values = slurm
     else:
+        share = 1
         values = {**slurm["cpu"], "account": slurm["cpu"]["account"] or slurm["account"]}
         shape = {"nodes": 1, "tasks_per_node": 1, "gres": None, "cpus_per_task": values["cpus_per_task"]}
     all_memory = values["mem"] == "0"
@@ -157,7 +177,7 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
         "qos": values["qos"],
         **shape,
         # 0 is not asked for: Snakemake knows no absent mem_mb.
-        "mem_mb": megabytes(values["mem"]) if values["mem"] and not all_memory else 0,
+        "mem_mb": math.ceil(megabytes(values["mem"]) * share) if values["mem"] and not all_memory else 0,
         "runtime": -(-seconds(values["wall_time"]) // 60),
         "constraint": values["constraint"],
         "slurm_extra": shlex.join([*further, *shlex.split(values["extra"])]) or None,

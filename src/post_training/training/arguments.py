@@ -37,6 +37,7 @@ _OURS = {
     "gradient_checkpointing": "training.gradient_checkpointing",
     "activation_checkpointing": "training.gradient_checkpointing",
     "use_liger_kernel": "training.use_liger_kernel",
+    "full_determinism": "training.deterministic",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
     "torch_compile": "accelerate.dynamo_backend",

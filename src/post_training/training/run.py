@@ -160,6 +160,11 @@ def arguments_of(task: Task, view: dict[str, Any], plan: BatchPlan, steps: int, 
 
 def trainer_of(task: Task, view: dict[str, Any], args: Any, rows: Any, reference: Any = None) -> Any:
     """The method's trainer on the task's model with its adapters, and the reference model or what is stored of one."""
+    if view["training"]["deterministic"]:
+        import torch
+
+        # With the launcher's variables. Not the trainer's `full_determinism`, which also makes every kernel launch wait.
+        torch.use_deterministic_algorithms(True)
     folder = model_folder(task.inputs["model"])
     model = load_model(folder, view)
     beside: dict[str, Any] = {} if reference is None else {"reference": reference}

@@ -66,6 +66,20 @@ def test_export_takes_one_gpu_of_one_node(template):
     assert not any(word.startswith("--signal") for word in found)
 
 
+@pytest.mark.parametrize(
+    ("mem", "gpus", "kind", "expected"),
+    [
+        ("480G", 4, "train", "--mem=491520M"),
+        ("480G", 4, "export", "--mem=122880M"),
+        ("100M", 3, "evaluate", "--mem=34M"),
+        ("480G", 0, "export", "--mem=491520M"),
+        ("0", 4, "export", "--mem=0"),
+    ],
+)
+def test_a_rule_on_one_gpu_asks_for_its_share_of_a_nodes_memory(template, mem, gpus, kind, expected):
+    assert expected in words(view_of(template, slurm={"mem": mem, "gpus_per_node": gpus}), kind)
+
+
 def test_a_stage_may_have_a_place_of_its_own(template):
     pipeline = pipeline_of(
         template, "dpo", slurm={"num_nodes": 1}, dpo__slurm={"num_nodes": 4}, sft={"max_seq_length": 64}
@@ -97,6 +111,14 @@ def test_a_stage_may_have_a_place_of_its_own(template):
         ("num_nodes", 0, "found 0, expected 1 or more"),
         ("max_failures", -1, "found -1, expected 0 or more"),
         ("modules", ["cuda; x"], "found 'cuda; x'"),
+        ("cpu_bind", "cores; x", "found 'cores; x'"),
+        ("gpu_bind", "", "found ''"),
+        ("master_suffix", "i.$(id)", "found 'i.$(id)'"),
+        ("env", {"A-B": "1"}, "expected the name of an environment variable"),
+        ("env", {"MASTER_ADDR": "x"}, "is set by the workflow"),
+        ("env", {"SLURM_CONF": "x"}, "is set by the workflow"),
+        ("env", {"NCCL_DEBUG": True}, "found True, expected text of one line or a number"),
+        ("env", {"NCCL_DEBUG": "a\nb"}, "expected text of one line"),
         ("container", {"program": "docker"}, "found 'docker'"),
         ("container", {"bind": ["a b"]}, "found 'a b'"),
         ("cluster", "lumni", "Did you mean 'lumi'?"),
@@ -123,6 +145,14 @@ CLUSTERS = {
 }
 
 
+ENV = {
+    "lumi": "NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3 NCCL_NET_GDR_LEVEL=PHB",
+    "leonardo": "NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0",
+    "jupiter": "NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0",
+    "marenostrum5": "",
+}
+
+
 def test_every_cluster_has_a_golden_line():
     assert {path.parent.name for path in PROFILES.glob("*/slurm.yaml")} == set(CLUSTERS)
 
@@ -132,7 +162,14 @@ def test_golden_sbatch_line(template, cluster):
     view = view_of(template, slurm={"cluster": cluster, "account": "p", "num_nodes": 2})
     placement.check(view)
     assert " ".join(words(view)) == CLUSTERS[cluster]
-    # A key of one's own goes over the cluster's.
+    binding, env = view["slurm"]["cpu_bind"], view["slurm"]["env"]
+    assert (binding is None or binding.count(",") == 7, " ".join(map("{0[0]}={0[1]}".format, env.items()))) == (
+        True,
+        ENV[cluster],
+    )
+    # A key of one's own goes over the cluster's, and a variable beside its variables.
+    own = view_of(template, slurm={"cluster": cluster, "env": {"NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "x"}})
+    assert own["slurm"]["env"] == {**env, "NCCL_DEBUG": "INFO", "NCCL_SOCKET_IFNAME": "x"}
     assert "--time=01:00:00" in words(view_of(template, slurm={"cluster": cluster, "wall_time": "01:00:00"}))
 
 
@@ -140,7 +177,8 @@ def test_job_sh(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", "/env/bin/python")
     monkeypatch.setenv("PYTHONPATH", "/src")
-    view = view_of(template, slurm={"partition": "gpu", "modules": ["cuda/12.4"], "job_name": "mine"})
+    slurm = {"partition": "gpu", "modules": ["cuda/12.4"], "job_name": "mine", "env": {"A": "1,2", "B": "x y"}}
+    view = view_of(template, slurm=slurm)
     output = Path("/with space/100%/sft-x-1234/manifest.json")
     command = ["/env/bin/python", "-m", "post_training", "launch", "--spec", '{"a":"it\'s"}', "--output", str(output)]
     job = StageJob("train", view, output, command, placement.resources(view, "train"))
@@ -167,6 +205,7 @@ export PYTHONPATH=/src
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 command -v module >/dev/null || . /etc/profile
 module load cuda/12.4 || exit 1
+export A=1,2 B='x y'
 cd {tmp_path} || exit 1
 exec /env/bin/python -m post_training.slurm.attempt \\
     --output '/with space/100%/sft-x-1234/manifest.json' \\

@@ -1,6 +1,8 @@
 """The command and the environment that srun gets."""
 
+import os
 import socket
+import subprocess
 
 import pytest
 from tiny import view_of
@@ -30,8 +32,8 @@ def test_two_nodes_of_four_gpus(template):
         "--export=ALL",
         "bash",
         "-c",
-        "trap '' USR1 USR2; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; "
-        f"{SCRATCH}exec /env/python -u -m post_training.rank --task out/logs/task.json",
+        f"trap '' USR1 USR2; {srun._VISIBLE.format(most=4)}; export RANK=$SLURM_PROCID "
+        f"LOCAL_RANK=$((SLURM_LOCALID % visible)); {SCRATCH}exec /env/python -u -m post_training.rank --task out/logs/task.json",
     ]
 
 
@@ -47,12 +49,56 @@ def test_cpu_ranks_see_no_gpu_whatever_slurm_sets(template):
     assert "; export CUDA_VISIBLE_DEVICES=; " in command[-1]
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, "0"),  # pinned by the cluster: one device is seen, whose number is 0
+        ({"CUDA_VISIBLE_DEVICES": "GPU-5f2a,GPU-77b1"}, "1"),
+        ({"ROCR_VISIBLE_DEVICES": "6"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "ROCR_VISIBLE_DEVICES": "2"}, "0"),
+        ({}, "3"),
+    ],
+)
+def test_local_rank_counts_the_devices_that_the_task_sees(template, tmp_path, variables, expected):
+    rank = ["/bin/sh", "-c", "echo $RANK $LOCAL_RANK"]
+    script = srun.rank_script(Topology(2, 4, "GPU"), view_of(template), rank)
+    task = {"SLURM_PROCID": "7", "SLURM_LOCALID": "3", "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", script], env={**task, **variables}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"7 {expected}\n", "")
+
+
+def test_bindings_are_options_of_srun(template):
+    view = view_of(template, slurm={"cpu_bind": "mask_cpu:0xfe,0xfe00", "gpu_bind": "closest"})
+    command = srun.srun_command(Topology(1, 2, "GPU"), view, RANK)
+    assert command[4:7] == ["--cpus-per-task=8", "--cpu-bind=mask_cpu:0xfe,0xfe00", "--gpu-bind=closest"]
+
+
+def test_variables_of_the_cluster_go_over_those_of_its_prolog(template, tmp_path):
+    env = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "NCCL_SOCKET_IFNAME": "hsn0,hsn1", "NOTE": "two words"}
+    rank = ["/bin/sh", "-c", 'echo "$LOCAL_RANK $NCCL_SOCKET_IFNAME $NOTE"']
+    script = srun.rank_script(Topology(1, 4, "GPU"), view_of(template, slurm__env=env), rank)
+    task = {"SLURM_LOCALID": "2", "CUDA_VISIBLE_DEVICES": "2", "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    assert subprocess.check_output(["bash", "-c", script], env=task, text=True) == "2 hsn0,hsn1 two words\n"
+
+
+def test_inside_a_container_are_our_variables_and_not_the_hosts_packages(template, tmp_path):
+    program = tmp_path / "apptainer"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    view = view_of(template, slurm={"container": {"image": "/i.sif"}, "env": {"NCCL_SOCKET_IFNAME": "hsn0,hsn1"}})
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": "/host/site-packages"}
+    said = subprocess.check_output(srun.container_command(view, RANK), env=environment, text=True).splitlines()
+    assert "APPTAINERENV_NCCL_SOCKET_IFNAME=hsn0,hsn1" in said
+    assert not [line for line in said if line.startswith("PYTHONPATH")]
+
+
 def test_container_reaches_the_ranks_command(template, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     container = {"image": "/images/my train.sif", "bind": ["/scratch", "/data:/data:ro"], "env_file": "nccl.env"}
     view = view_of(template, slurm__container=container)
     assert srun.rank_script(Topology(1, 2, "GPU"), view, RANK).endswith(
-        f"exec apptainer exec --nv --pwd {tmp_path} --bind {tmp_path} --bind /scratch --bind /data:/data:ro "
+        f"exec env --unset=PYTHONPATH apptainer exec --nv --pwd {tmp_path} --bind {tmp_path} --bind /scratch --bind /data:/data:ro "
         "--env-file nccl.env '/images/my train.sif' python -u -m post_training.rank --task out/logs/task.json"
     )
 
@@ -91,6 +137,8 @@ def test_ranks_meet_on_the_first_node_at_a_port_of_their_own(monkeypatch):
     environment = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[3-4]"}
     address, port = srun.master(environment)
     assert address == "node3"
+    assert srun.master(environment, "i")[0] == "node3i"
+    del asked[1:]
     assert asked == [("scontrol", "show", "hostnames", "node[3-4]")]
     with socket.socket() as taken:
         taken.bind(("", port))

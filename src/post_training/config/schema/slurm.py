@@ -1,6 +1,7 @@
 """Slurm jobs and containers."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -70,7 +71,8 @@ class SlurmConfig:
     cpus_per_task: int | None = None
     """Cores a rank, for clusters that count them by task. Null = `cpus_per_gpu`."""
     mem: str | None = None
-    """Memory a node, such as `200G`; `0` = all of it. Null = the partition's default."""
+    """Memory a node, such as `200G`, of which a rule on one GPU takes its share; `0` = all of it, for every rule. Null =
+    the partition's default."""
     wall_time: str = "24:00:00"
     """Time limit of one allocation, `HH:MM:SS` or `D-HH:MM:SS`, in quotes."""
     signal_time_seconds: int = 300
@@ -91,6 +93,15 @@ class SlurmConfig:
     """Further `sbatch` options."""
     modules: list[str] = field(default_factory=list)
     """Environment modules that are loaded before a job's work begins."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Environment variables of every job, set after the modules, on each rank and inside the container:
+    `{NCCL_SOCKET_IFNAME: ib0}`. Those of `slurm.cluster` stay beside these."""
+    cpu_bind: str | None = None
+    """srun's `--cpu-bind` for the ranks: `cores`, `mask_cpu:0xfe,0xfe00`, `none`. Null = the cluster's default."""
+    gpu_bind: str | None = None
+    """srun's `--gpu-bind` for the ranks: `closest`, `single:1`, `map:4,5`, `none`. Null = the cluster's default."""
+    master_suffix: str = ""
+    """Appended to the first node's name in the address where ranks meet: `i` on JUWELS and JURECA, `-ib0` elsewhere."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     """Container of the GPU rules."""
     cpu: SlurmCpuConfig = field(default_factory=SlurmCpuConfig)

@@ -25,6 +25,9 @@ class TrainingConfig:
     """Recompute activations in the backward pass: less memory, about a third more compute. Never makes stale."""
     use_liger_kernel: bool = False
     """Liger's fused layer kernels (GPU, extra `cuda`). Never makes a stage stale."""
+    deterministic: bool = False
+    """Deterministic kernels on GPUs, so that a resumed run ends with the same bits; some are slower, and an operation without
+    one is an error. The CPU needs none of it. Never makes a stage stale."""
     learning_rate: float = 2.0e-5
     """Peak learning rate."""
     warmup_ratio: float = 0.03
