@@ -99,7 +99,7 @@ def test_the_batch_of_a_method_is_arithmetic(tmp_path, template, method):
     view = resolve(configuration(tmp_path, template, method)).views[method]
     plan = batch.batch_plan(view, method, Topology(1, 2, "CPU"))
     assert (plan.accumulation, plan.rows) == (1, 4)
-    with pytest.raises(ConfigError, match=r"training\.effective_batch_size: 4 rows do not divide"):
+    with pytest.raises(ConfigError, match=r"training\.effective_batch_size: 4 (sequences|pairs) do not divide"):
         batch.batch_plan(view, method, Topology(3, 1, "CPU"))
 
 

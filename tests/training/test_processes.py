@@ -45,7 +45,7 @@ def test_two_processes_train_like_one(tmp_path, straight, model_manifest, sft_ro
         one["trained_tokens"],
     )
     printed = capfd.readouterr().out
-    assert "sft: 1 node x 2 CPUs x 2 rows x 1 accumulation = 4 rows, 256 tokens a step; 6 steps" in printed
+    assert "sft: 1 node x 2 CPUs x 2 sequences x 1 accumulation = 4 sequences, 256 tokens a step; 6 steps" in printed
     assert printed.count("step 6/6") == 1
 
 

@@ -19,12 +19,14 @@ def test_the_line_that_is_printed():
     made = view(effective_batch_size=96, per_device_train_batch_size=2)
     plan = batch.batch_plan(made, "sft", Topology(2, 4, "GPU"))
     assert plan.describe(1204) == (
-        "2 nodes x 4 GPUs x 2 rows x 6 accumulation = 96 rows, 393,216 tokens a step; 1,204 steps"
+        "2 nodes x 4 GPUs x 2 sequences x 6 accumulation = 96 sequences, 393,216 tokens a step; 1,204 steps"
     )
 
 
 def test_refusal_names_the_nearest_numbers():
-    with pytest.raises(ConfigError, match="96 rows do not divide over 1 node x 7 GPUs x 1 row = 7; use 91 or 98"):
+    with pytest.raises(
+        ConfigError, match="96 sequences do not divide over 1 node x 7 GPUs x 1 sequence = 7; use 91 or 98"
+    ):
         batch.batch_plan(view(effective_batch_size=96), "sft", Topology(1, 7, "GPU"))
 
 

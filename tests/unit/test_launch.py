@@ -116,7 +116,8 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
     assert (manifest["steps"], manifest["tokens"], manifest["trained_tokens"]) == (6, 600, 60)
     assert (manifest["loss_first"], manifest["loss_last"], manifest["rows_in"]) == (5.0, 2.0, 96)
     assert (
-        "sft: 1 node x 1 CPU x 2 rows x 2 accumulation = 4 rows, 256 tokens a step; 6 steps" in capsys.readouterr().out
+        "sft: 1 node x 1 CPU x 2 sequences x 2 accumulation = 4 sequences, 256 tokens a step; 6 steps"
+        in capsys.readouterr().out
     )
 
 

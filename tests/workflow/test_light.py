@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line_from_the_command_line(project):
         (["--config", "set=training.max_step=3"], "config error: training.max_step: unknown key."),
         (
             ["--config", "set=training.effective_batch_size=3 training.per_device_train_batch_size=2"],
-            "config error: training.effective_batch_size: 3 rows do not divide over 1 node x 1 CPU x 2 rows = 2; use 2 or 4",
+            "config error: training.effective_batch_size: 3 sequences do not divide over 1 node x 1 CPU x 2 sequences = 2; use 2 or 4",
         ),
     ):
         done = subprocess.run([*SNAKEMAKE, *arguments], capture_output=True, text=True, cwd=project.path)

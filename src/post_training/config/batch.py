@@ -1,4 +1,4 @@
-"""Devices, batch and length: the arithmetic of a run, refused early where it does not work out. Light."""
+"""Devices, batch and length: the arithmetic of a run, refused early where it does not work out."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from post_training import methods
 from post_training.core.devices import count_gpus
-from post_training.core.errors import ConfigError
+from post_training.core.errors import ConfigError, require
 
 LENGTHS = ("max_steps", "num_training_samples", "num_training_tokens", "num_train_epochs")
 
@@ -28,38 +28,34 @@ class Topology:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What one optimizer step is made of."""
+    """The factors of one optimizer step."""
 
     topology: Topology
     per_device: int
     accumulation: int
     rows: int
+    """Sequences, or pairs for preferences, of a step."""
     row_tokens: int | None
-    """Tokens of a full row, known with packing."""
+    """Tokens of a full sequence, known with packing."""
+    unit: str = "sequence"
 
     def describe(self, steps: int | None, epochs: float | None = None) -> str:
-        """One line: `2 nodes x 4 GPUs x 2 rows x 6 accumulation = 96 rows, 393,216 tokens a step; 1,204 steps`."""
-        topology = self.topology
-        factors = [
-            _count(topology.num_nodes, "node"),
-            _count(topology.devices_per_node, topology.device),
-            _count(self.per_device, "row"),
-            f"{self.accumulation} accumulation",
-        ]
-        size = f"{' x '.join(factors)} = {_count(self.rows, 'row')}"
+        """One line: `2 nodes x 4 GPUs x 2 sequences x 6 accumulation = 96 sequences, 393,216 tokens a step; 1,204 steps`."""
+        factors = f"{_devices(self.topology)} x {_count(self.per_device, self.unit)} x {self.accumulation} accumulation"
         tokens = f", {self.rows * self.row_tokens:,} tokens" if self.row_tokens else ""
         length = _count(steps, "step") if steps is not None else f"{epochs:g} epochs"
-        return f"{size}{tokens} a step; {length}"
+        return f"{factors} = {_count(self.rows, self.unit)}{tokens} a step; {length}"
 
 
 def local_topology(view: dict[str, Any]) -> Topology:
-    """One process a GPU of this machine, or one on the CPU; `accelerate.num_processes` overrides the number."""
+    """One process a GPU of this machine, or one on the CPU; `accelerate.num_processes` overrides the number.
+
+    Raises ConfigError when that is more than there are GPUs.
+    """
     gpus = 0 if view["accelerate"]["use_cpu"] else count_gpus()
-    wanted = view["accelerate"]["num_processes"]
-    if wanted is not None and wanted < 1:
-        raise ConfigError("accelerate.num_processes", f"found {wanted}, expected 1 or more")
-    if wanted is not None and gpus and wanted > gpus:
-        raise ConfigError("accelerate.num_processes", f"found {wanted}, but this machine shows {gpus} GPUs")
+    wanted, key = view["accelerate"]["num_processes"], "accelerate.num_processes"
+    require(wanted is None or wanted >= 1, key, f"found {wanted}, expected 1 or more")
+    require(wanted is None or not gpus or wanted <= gpus, key, f"found {wanted}, but this machine shows {gpus} GPUs")
     return Topology(1, wanted or gpus or 1, "GPU" if gpus else "CPU")
 
 
@@ -72,36 +68,29 @@ def slurm_topology(view: dict[str, Any]) -> Topology:
 
 
 def check_length(view: dict[str, Any], method: str) -> None:
-    """Exactly one length, and tokens only where a row has a known number of them."""
+    """Raise ConfigError unless there is exactly one length, in tokens only where a sequence has a known number of them."""
     training = view["training"]
     given = [key for key in LENGTHS if training[key] is not None]
     if len(given) != 1:
         found = " and ".join(f"{key}={training[key]}" for key in given) or "none"
-        raise ConfigError(
-            f"training.{given[-1] if given else 'max_steps'}",
-            f"found {found}; give exactly one of {', '.join(LENGTHS)} and set the others to null",
-        )
+        key, expected = given[-1] if given else "max_steps", f"exactly one of {', '.join(LENGTHS)}"
+        raise ConfigError(f"training.{key}", f"found {found}; give {expected} and set the others to null")
     key = given[0]
-    if not training[key] > 0:
-        raise ConfigError(f"training.{key}", f"found {training[key]}, expected a number above 0")
+    require(training[key] > 0, f"training.{key}", f"found {training[key]}, expected a number above 0")
     if key == "num_training_tokens" and not methods.load(method).packs(view[method]):
         remedy = "set sft.packing=true or give another length" if method == "sft" else "give another length"
-        raise ConfigError(
-            "training.num_training_tokens", f"found {training[key]}; works for SFT with packing only; {remedy}"
-        )
+        raise ConfigError(f"training.{key}", f"found {training[key]}; works for SFT with packing only; {remedy}")
     for name in ("effective_batch_size", "per_device_train_batch_size"):
-        if training[name] < 1:
-            raise ConfigError(f"training.{name}", f"found {training[name]}, expected 1 or more")
-    if not 0 <= training["warmup_ratio"] < 1:
-        raise ConfigError(
-            "training.warmup_ratio", f"found {training['warmup_ratio']}, expected a share from 0 to below 1"
-        )
+        require(training[name] >= 1, f"training.{name}", f"found {training[name]}, expected 1 or more")
+    ratio = training["warmup_ratio"]
+    require(0 <= ratio < 1, "training.warmup_ratio", f"found {ratio}, expected a share from 0 to below 1")
 
 
 def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPlan:
-    """Derive gradient accumulation, or refuse with the nearest batch sizes that work."""
-    training = view["training"]
+    """Derive gradient accumulation. Raises ConfigError with the nearest batch sizes that work."""
+    training, module = view["training"], methods.load(method)
     wanted, per_device = training["effective_batch_size"], training["per_device_train_batch_size"]
+    unit = "pair" if module.ROWS == "preference" else "sequence"
     at_once = topology.world_size * per_device
     if wanted % at_once:
         below, above = wanted // at_once * at_once, (wanted // at_once + 1) * at_once
@@ -109,14 +98,11 @@ def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPl
         # Another way out: the largest micro-batch that divides, on the same devices.
         fitting = [n for n in range(per_device, 0, -1) if wanted % (topology.world_size * n) == 0]
         other = f", or training.per_device_train_batch_size={fitting[0]}" if fitting else ""
-        raise ConfigError(
-            "training.effective_batch_size",
-            f"{wanted} rows do not divide over {_count(topology.num_nodes, 'node')} x "
-            f"{_count(topology.devices_per_node, topology.device)} x {_count(per_device, 'row')} = {at_once}; "
-            f"use {nearest}{other}",
-        )
-    row_tokens = view[method]["max_seq_length"] if methods.load(method).packs(view[method]) else None
-    return BatchPlan(topology, per_device, wanted // at_once, wanted, row_tokens)
+        divisor = f"{_devices(topology)} x {_count(per_device, unit)} = {at_once}"
+        problem = f"{_count(wanted, unit)} do not divide over {divisor}; use {nearest}{other}"
+        raise ConfigError("training.effective_batch_size", problem)
+    row_tokens = view[method]["max_seq_length"] if module.packs(view[method]) else None
+    return BatchPlan(topology, per_device, wanted // at_once, wanted, row_tokens, unit)
 
 
 def steps(view: dict[str, Any], method: str, rows: int | None = None) -> int | None:
@@ -129,10 +115,12 @@ def steps(view: dict[str, Any], method: str, rows: int | None = None) -> int | N
         return math.ceil(training["num_training_samples"] / batch)
     if training["num_training_tokens"] is not None:
         return math.ceil(training["num_training_tokens"] / (batch * view[method]["max_seq_length"]))
-    if rows is None:
-        return None
-    # Epochs follow one another without a smaller batch between them, and the next one's rows fill up the last step.
-    return math.ceil(rows * training["num_train_epochs"] / batch)
+    # Epochs follow one another without a smaller batch between them: the next one's rows fill up the last step.
+    return None if rows is None else math.ceil(rows * training["num_train_epochs"] / batch)
+
+
+def _devices(topology: Topology) -> str:
+    return f"{_count(topology.num_nodes, 'node')} x {_count(topology.devices_per_node, topology.device)}"
 
 
 def _count(number: int, noun: str) -> str:

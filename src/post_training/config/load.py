@@ -1,7 +1,7 @@
 """Layers of configuration -> one checked, flat view a stage.
 
 Precedence, later wins: schema, file shared, file stage, run shared, run stage, command line shared, command line stage.
-Everything that can be wrong is a `ConfigError` that names the key.  Light: OmegaConf only.
+Every mistake is a `ConfigError` that names the key.
 """
 
 import re
@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from post_training import methods
-from post_training.config import typed
 from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED
 from post_training.config.schema.data import DatasetConfig
 from post_training.config.trees import INDEX, Tree, apply_dotted, get, load_file, merge_into, parse_dotted, plain
-from post_training.config.views import stage_view
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.config.views import section, stage_view
+from post_training.core.errors import ConfigError, did_you_mean, one_of
 
 __all__ = ["Pipeline", "load_file", "resolve", "resolve_runs"]
 
@@ -26,8 +25,8 @@ class Pipeline:
     """A checked configuration: the stages in order and the flat view of each."""
 
     views: dict[str, Tree]
-    """Stage name -> every section, resolved for that stage; its own keys stand below its method's name, which `method`
-    gives, as `stage` gives the stage's own."""
+    """Stage name -> every section, resolved for that stage. Its own keys are below the name of its method, which is under
+    `method`; `stage` is its own name."""
     stages: list[str] = field(default_factory=list)
     """From first to last."""
     run: Run = field(default_factory=Run)
@@ -39,28 +38,27 @@ class Pipeline:
         return self.views[self.stages[-1]]
 
     def value(self, dotted: str) -> Any:
-        """The value of a key as a person writes it: `dpo.beta`, `dpo.training.seed`, `data.datasets[0].weight`."""
+        """The value of a key as the user writes it: `dpo.beta`, `dpo.training.seed`, `data.datasets[0].weight`."""
         stage, _, rest = dotted.partition(".")
         view, path = (self.views[stage], rest) if stage in self.views else (self.last, dotted)
         if path.partition(".")[0] not in (*SHARED, *GLOBAL):
             path = f"{view['method']}.{path}"
         found: Any = view
-        for part in re.findall(r"[^.\[\]]+", path):
-            try:
+        try:
+            for part in re.findall(r"[^.\[\]]+", path):
                 found = found[int(part)] if isinstance(found, list) else found[part]
-            except (KeyError, IndexError, TypeError, ValueError):
-                return self.run.values.get(dotted)
+        except (KeyError, IndexError, TypeError, ValueError):
+            return self.run.values.get(dotted)
         return found
 
     def frozen(self, stage: str) -> Tree:
         """A complete configuration that makes the same pipeline up to `stage`, defaults written out."""
-        upto = self.stages[: self.stages.index(stage) + 1]
-        view = self.views[stage]
-        tree = {key: view[key] for key in GLOBAL if key not in (*KEYS, "publish", "recorded_files")} | {"method": stage}
-        for name in upto:
+        last = self.views[stage]
+        tree = {key: last[key] for key in GLOBAL if key not in (*KEYS, "publish", "recorded_files")} | {"method": stage}
+        for name in self.stages[: self.stages.index(stage) + 1]:
             view, method = self.views[name], self.views[name]["method"]
             named = {} if name == method else {"method": method}
-            tree[name] = {**named, **view[method], **{section: view[section] for section in SHARED}}
+            tree[name] = {**named, **view[method], **{key: view[key] for key in SHARED}}
         return tree
 
 
@@ -71,10 +69,14 @@ def resolve(file: Mapping[str, Any], command_line: Mapping[str, Any] | None = No
         file: the configuration file(s), merged.
         command_line: nested overrides (`--config training={...}`), with dotted ones under `set`: a
             string of `key=value` words, or a list of them for values with spaces.
+
+    Raises ConfigError for a key or value that cannot work, and where `run` names none of several runs.
     """
     base, override, runs = _layers(file, command_line)
     if len(runs) > 1:
-        raise ConfigError("run", f"this is about one run of {len(runs)}; name it. {_some([run.name for run in runs])}")
+        more = f", and {len(runs) - 12:,} more" if len(runs) > 12 else ""
+        offered = ", ".join(run.name for run in runs[:12])
+        raise ConfigError("run", f"this is about one run of {len(runs)}; name it. On offer: {offered}{more}")
     return _resolve(base, runs[0], override)
 
 
@@ -101,7 +103,7 @@ def _layers(file: Mapping[str, Any], command_line: Mapping[str, Any] | None) -> 
 
 
 def _resolve(base: Tree, run: Run, override: Tree) -> Pipeline:
-    with run.blamed():
+    with run.error_context():
         if any(INDEX.match(key) for key in run.values):
             base = plain(base)
         own = apply_dotted(run.values.items(), base)
@@ -115,17 +117,15 @@ def _views(*layers: Tree) -> dict[str, Tree]:
     for layer in layers:
         _check_layer(layer, stages)
     chosen = next((layer["method"] for layer in reversed(layers) if "method" in layer), "sft")
-    if chosen not in stages:
-        raise ConfigError("method", f"found {chosen!r}. {did_you_mean(str(chosen), stages)}")
+    one_of(chosen, stages, "method")
     given = [name for name in stages if any(name in layer for layer in layers)]
     views: dict[str, Tree] = {}
     stage = chosen
     while stage != "base":
+        child = next(iter(views), "")
         if stage in views:
-            child = next(iter(views))
             raise ConfigError(f"{child}.init_from", f"{stage} cannot start from itself; use base or another stage")
         if stage not in stages:
-            child = next(iter(views))
             offered = did_you_mean(stage, ["auto", "base", *stages])
             raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
         view = stage_view(stage, stages[stage], *layers)
@@ -138,30 +138,20 @@ def _views(*layers: Tree) -> dict[str, Tree]:
     return views
 
 
-def _some(names: list[str], at_most: int = 12) -> str:
-    more = f", and {len(names) - at_most:,} more" if len(names) > at_most else ""
-    return f"On offer: {', '.join(names[:at_most])}{more}"
-
-
 def _stage_methods(*layers: Tree) -> dict[str, str]:
     """Stage -> its method: each method is a stage of that name, and so is a section that says `method: <name>`."""
     found = {name: name for name in methods.names()}
     for layer in layers:
-        for name, section in layer.items():
-            if name in (*GLOBAL, *SHARED) or not isinstance(section, dict) or "method" not in section:
+        for name, own in layer.items():
+            if name in (*GLOBAL, *SHARED) or not isinstance(own, dict) or "method" not in own:
                 continue
-            method = section["method"]
-            if method not in methods.names():
-                offered = did_you_mean(str(method), methods.names())
-                raise ConfigError(f"{name}.method", f"found {method!r}. {offered}")
+            method, key = own["method"], f"{name}.method"
+            one_of(method, methods.names(), key)
             if name in methods.names() and name != method:
-                raise ConfigError(
-                    f"{name}.method", f"found {method}, but {name} is a method itself; name the stage otherwise"
-                )
+                raise ConfigError(key, f"found {method}, but {name} is a method itself; name the stage otherwise")
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name) or name in ("auto", "base", "set"):
-                raise ConfigError(
-                    name, "cannot name a stage; use small letters, digits and _, and not auto, base or set"
-                )
+                problem = "cannot name a stage; use small letters, digits and _, and not auto, base or set"
+                raise ConfigError(name, problem)
             found[name] = method
     return found
 
@@ -175,7 +165,7 @@ def _automatic_parent(stage: str, candidates: list[str]) -> str:
 
 
 def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
-    """Unknown sections, and list entries one by one: OmegaConf's own error for those has no path."""
+    """Raise ConfigError for unknown sections, and for list entries, whose errors have no path in OmegaConf."""
     offered = [*GLOBAL, *SHARED, *stages]
     for key, value in layer.items():
         if key not in offered:
@@ -199,7 +189,6 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
                 raise ConfigError(path, f"found {entries!r}, expected a list of datasets")
             for index, entry in enumerate(entries or []):
                 if not isinstance(entry, dict):
-                    raise ConfigError(
-                        f"{path}[{index}]", f"found {entry!r}, expected a mapping with path and transform"
-                    )
-                typed.section(DatasetConfig, [(f"{path}[{index}].{{}}", entry)])
+                    problem = f"found {entry!r}, expected a mapping with path and transform"
+                    raise ConfigError(f"{path}[{index}]", problem)
+                section(DatasetConfig, [(f"{path}[{index}].{{}}", entry)])

@@ -1,4 +1,4 @@
-"""Names that datasets and files have in results."""
+"""Names of datasets and files in results."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from post_training.core.locate import parse_split
 
 
 def dataset_name(entry: dict[str, Any], key: str) -> str:
-    """The dataset's name, given or made from its path."""
+    """The dataset's name, given or made from its path. Raises ConfigError when it cannot be a file name."""
     path = entry["path"][0] if isinstance(entry["path"], list) else entry["path"]
     name = entry["name"] or slug(Path(path).name.split(".")[0])
     require(is_safe_name(name), f"{key}.name", f"found {name!r}; use letters, digits, '.', '_' and '-' only")

@@ -1,4 +1,4 @@
-"""`runs` and `sweep` -> what each run of a configuration changes, and its name. Light."""
+"""`runs` and `sweep` -> the runs of a configuration: name and changed keys of each."""
 
 import itertools
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from post_training.config.trees import Tree
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.core.fingerprint import is_safe_name, slug
 
 KEYS = ("runs", "sweep", "run")
@@ -24,17 +24,17 @@ class Run:
     values: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value."""
     written: dict[str, str] = field(default_factory=dict)
-    """Dotted key -> where the person wrote it: `sweep.dpo.beta`, `runs.low.dpo.beta`."""
+    """Dotted key -> where the user wrote it: `sweep.dpo.beta`, `runs.low.dpo.beta`."""
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Whatever is wrong with one of its keys is said of the key that the person wrote."""
+    def error_context(self) -> Iterator[None]:
+        """Errors about one of its keys name the key that the user wrote."""
         try:
             yield
         except ConfigError as error:
-            raise self._blame(error) if self.name else error from None
+            raise self._as_written(error) if self.name else error from None
 
-    def _blame(self, error: ConfigError) -> ConfigError:
+    def _as_written(self, error: ConfigError) -> ConfigError:
         for key, written in self.written.items():
             if error.key == key or error.key.startswith(f"{key}."):
                 return ConfigError(written + error.key.removeprefix(key), error.problem)
@@ -56,14 +56,10 @@ def expand(runs: Any, sweep: Any) -> list[Run]:
     found: dict[str, Run] = {}
     for name, own in _named(runs).items():
         for point_name, point in grid:
-            for key in own:
-                if key in point:
-                    raise ConfigError(
-                        f"runs.{name}.{key}", f"is in sweep too, which gives {point[key]!r}; leave one out"
-                    )
+            for key in (key for key in own if key in point):
+                raise ConfigError(f"runs.{name}.{key}", f"is in sweep too, which gives {point[key]!r}; leave one out")
             label = "-".join(filter(None, [name, point_name]))
-            if label in found:
-                raise ConfigError(f"runs.{name}", f"its run {label} has the name of another one; rename it")
+            require(label not in found, f"runs.{name}", f"its run {label} has the name of another one; rename it")
             written = {key: f"runs.{name}.{key}" for key in own} | {key: f"sweep.{key}" for key in point}
             found[label] = Run(label, own | point, written)
     return list(found.values())
@@ -92,9 +88,8 @@ def _named(runs: Any) -> dict[str, Tree]:
         if not is_safe_name(name):
             raise ConfigError(f"runs.{name}", "the name is used in paths; use letters, digits, '.', '_' and '-' only")
         if not isinstance(keys, dict) and keys is not None:
-            raise ConfigError(
-                f"runs.{name}", f"found {keys!r}, expected a mapping of keys, or {{}} for the file as it is"
-            )
+            expected = "a mapping of keys, or {} for the file as it is"
+            raise ConfigError(f"runs.{name}", f"found {keys!r}, expected {expected}")
         found[name] = dict(_flat(keys or {}))
         _check_keys(found[name], f"runs.{name}")
     return found
@@ -111,14 +106,12 @@ def _grid(sweep: Any) -> list[tuple[str, Tree]]:
     short = _short_names(list(axes))
     points = []
     for key, values in axes.items():
-        if not isinstance(values, list):
-            raise ConfigError(f"sweep.{key}", f"found {values!r}, expected a list of values, such as [{values}]")
-        if not values:
-            raise ConfigError(f"sweep.{key}", "is an empty list; give values, or leave the key out")
+        where, is_list = f"sweep.{key}", isinstance(values, list)
+        require(is_list, where, f"found {values!r}, expected a list of values, such as [{values}]")
+        require(bool(values), where, "is an empty list; give values, or leave the key out")
         texts = [short[key] + _text(value, index) for index, value in enumerate(values)]
-        twice = next((value for index, value in enumerate(values) if texts[index] in texts[:index]), None)
-        if len(set(texts)) < len(texts):
-            raise ConfigError(f"sweep.{key}", f"{twice!r} is there twice, or would give two runs the same name")
+        twice = [value for index, value in enumerate(values) if texts[index] in texts[:index]]
+        require(not twice, where, f"{(*twice, None)[0]!r} is there twice, or would give two runs the same name")
         points.append([(text, (key, value)) for text, value in zip(texts, values, strict=True)])
     return [
         ("-".join(text for text, _ in point), dict(pair for _, pair in point)) for point in itertools.product(*points)
@@ -142,7 +135,7 @@ def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:
-    """Of each key as few of its last parts as tell it from the others: `beta`, `dpo.seed` beside `sft.seed`."""
+    """The fewest last parts of each key that distinguish it from the others: `beta`, `dpo.seed` beside `sft.seed`."""
     parts = {key: re.sub(r"\[(\d+)\]", r"\1", key).split(".") for key in keys}
     found = {}
     for key in keys:
@@ -155,7 +148,7 @@ def _short_names(keys: list[str]) -> dict[str, str]:
 
 
 def _text(value: Any, index: int) -> str:
-    """What a name says of a value: `0.1`, `5e-7`, `-true`, `-org--model`; its place in the list where it is a container."""
+    """A value in a run's name: `0.1`, `5e-7`, `-true`, `-org--model`; a container's number in the list."""
     if isinstance(value, list | dict):
         return f"-{index + 1}"
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

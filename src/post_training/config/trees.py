@@ -1,4 +1,4 @@
-"""Plain nested containers: copying, merging, dotted keys. Light."""
+"""Plain nested containers: copying, merging, dotted keys."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from post_training.config.schema import SHARED
-from post_training.core.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError, brief
 
 Tree = dict[str, Any]
 INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
 
 
 def load_file(path: str | Path) -> Tree:
-    """Read one YAML file into plain containers."""
+    """Read one YAML file into plain containers. Raises UserError when it is no mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -24,7 +24,7 @@ def load_file(path: str | Path) -> Tree:
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
         tree = OmegaConf.to_container(loaded, resolve=False)
     except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
-        raise UserError(f"config error: {path}: not a YAML mapping: {' '.join(str(error).split())}") from None
+        raise UserError(f"config error: {path}: not a YAML mapping: {brief(error, 2000)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"config error: {path}: expected a mapping of sections, found {type(tree).__name__}")
     return {str(key): value for key, value in tree.items()}
@@ -36,7 +36,7 @@ def read_config(path: str | Path) -> Tree:
 
 
 def beside(tree: Any, folder: Path) -> Any:
-    """A configuration of that folder: what an export keeps in its `provenance/` is found from any working directory."""
+    """A configuration stored in that folder: files of an export's `provenance/` are found from any working directory."""
     if isinstance(tree, Mapping):
         return {key: beside(value, folder) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -52,9 +52,8 @@ def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
     for word in words:
         key, separator, value = str(word).partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_][\w.\[\]]*", key):
-            raise ConfigError(
-                "set", f"expected key=value, found {word!r}; for values with spaces use a list: set='[\"key=a b\"]'"
-            )
+            remedy = "for values with spaces use a list: set='[\"key=a b\"]'"
+            raise ConfigError("set", f"expected key=value, found {word!r}; {remedy}")
         if "$" in value:
             # Under Slurm the submitting shell would expand it and the job would run with another value.
             raise ConfigError(key, f"'$' in {value!r} would be expanded by the submitting shell; set it in the file")
@@ -68,8 +67,8 @@ def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
 def apply_dotted(pairs: Iterable[tuple[str, Any]], file: Tree) -> Tree:
     """Edit list entries of the file layer in place; return the other overrides as a tree.
 
-    An index edits the list where it stands: `data.datasets[0].weight` the shared list, which a stage
-    with a list of its own does not use; `dpo.data.datasets[0].weight` DPO's.
+    `data.datasets[0].weight` edits the shared list, which a stage with a list of its own does not use;
+    `dpo.data.datasets[0].weight` edits DPO's. Raises ConfigError for an index or a key that is not there.
     """
     override: Tree = {}
     for key, value in pairs:
@@ -122,7 +121,7 @@ def merge_into(tree: Tree, other: Tree) -> None:
 
 
 def get(tree: Any, path: list[str], default: Any = None) -> Any:
-    """What stands at a path, or the default."""
+    """The value at a path, or the default."""
     for part in path:
         if not isinstance(tree, dict) or part not in tree:
             return default
@@ -131,7 +130,7 @@ def get(tree: Any, path: list[str], default: Any = None) -> Any:
 
 
 def put(tree: Tree, dotted: str, value: Any) -> None:
-    """Set a dotted key, in place."""
+    """Set a dotted key, in place. Raises ConfigError where a part of it is no mapping."""
     *parents, last = dotted.split(".")
     for part in parents:
         child = tree.get(part)

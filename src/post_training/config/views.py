@@ -1,26 +1,44 @@
-"""All layers -> the flat view of one stage. Light: OmegaConf only."""
+"""All layers -> the flat view of one stage, typed by the schema."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from post_training import methods
-from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
+from post_training.config.schema import GLOBAL, RENAMED, SHARED, GlobalSections, SharedSections
 from post_training.config.trees import Tree, copied, get, load_file
-from post_training.config.typed import Layers, refuse_secrets, resolved, section, values
 from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.secrets import find_in
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
+Layers = Sequence[tuple[str, Tree]]
+"""Each layer's own keys, later wins, after a format of the key that errors name: `dpo.training.{}`."""
 _SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(SharedSections)}
+# OmegaConf is slow, and the runs of a sweep differ in few sections.
+_merged: dict[tuple[type, str], Any] = {}
+_plain: dict[tuple[type, str], Tree] = {}
+# Parts of OmegaConf's messages about a wrong type, and what to say instead.
+_EXPECTED = {
+    "not a valid bool": "true or false",
+    "is not a ListConfig": "a list, such as [value]",
+    "to Dict[": "a mapping",
+    "is not a subclass": "a mapping",
+}
 
 
 def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
-    """Merge the layers for one stage into a view of plain values; in each, the stage's own section wins."""
-    parts = {name: (_SECTIONS[name], _layers_of(name, stage, layers)) for name in SHARED}
-    parts["slurm"][1].insert(0, ("slurm.{} (of slurm.cluster)", _cluster(stage, *layers)))
+    """Merge the layers for one stage into a view of plain values; in each, the stage's own section wins.
+
+    Raises ConfigError for an unknown key, a wrong type, a secret, and a reference that cannot be resolved.
+    """
+    parts: dict[str, tuple[Any, Layers]] = {}
+    for name in SHARED:
+        cluster = [("slurm.{} (of slurm.cluster)", _cluster(stage, *layers))] if name == "slurm" else []
+        parts[name] = _SECTIONS[name], [*cluster, *_layers_of(name, stage, layers)]
     own = {f.name for f in fields(methods.load(method).Config)}
     sections = [{k: v for k, v in layer.get(stage, {}).items() if k in own} for layer in layers]
     parts[method] = (methods.load(method).Config, [(f"{stage}.{{}}", part) for part in sections])
@@ -28,10 +46,32 @@ def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
     if "${" in repr((top, parts)):
         view = _interpolated(stage, method, top, parts)
     else:
-        view = {**values(*top), **{name: values(*part) for name, part in parts.items()}}
-    # Its keys are in the view now: what a job is told must not depend on a file that may change before it starts.
+        view = {**_values(*top), **{name: _values(*part) for name, part in parts.items()}}
+    # The cluster's keys are in the view now: a job must not depend on a file that may change before it starts.
     # A copy: equal sections of two views are one object, and a change of one would reach the other.
     return copied({**view, "slurm": {**view["slurm"], "cluster": None}, "method": method, "stage": stage})
+
+
+def section(schema: type, layers: Layers) -> Any:
+    """One section as OmegaConf has it, read-only. Raises ConfigError for an unknown key or a wrong type."""
+    given = [(shown, layer) for shown, layer in layers if layer]
+    key = (schema, repr(given))
+    if key not in _merged:
+        if given:
+            _merged[key] = _merge(section(schema, given[:-1]), given[-1][1], given[-1][0])
+        else:
+            _merged[key] = OmegaConf.structured(schema)
+    return _merged[key]
+
+
+def _values(schema: type, layers: Layers) -> Tree:
+    """One section in plain containers, read-only: equal layers give the same object."""
+    key = (schema, repr(layers))
+    if key not in _plain:
+        for shown, layer in layers:
+            _refuse_secrets(layer, shown)
+        _plain[key] = _resolved(section(schema, layers))
+    return _plain[key]
 
 
 def _layers_of(name: str, stage: str, layers: tuple[Tree, ...]) -> list[tuple[str, Tree]]:
@@ -48,34 +88,66 @@ def _layers_of(name: str, stage: str, layers: tuple[Tree, ...]) -> list[tuple[st
 
 def _interpolated(stage: str, method: str, top: tuple[type, Layers], parts: Mapping[str, tuple[Any, Layers]]) -> Tree:
     """The view where a value refers to another (`${training.seed}`), perhaps of another section."""
-    whole = {name: section(*part) for name, part in parts.items()}
+    sections = {name: section(*part) for name, part in parts.items()}
     plain = dict(OmegaConf.to_container(section(*top)))  # type: ignore[arg-type]
-    tree = OmegaConf.create({**plain, **whole, stage: whole[method]})
-    view = resolved(tree)
-    refuse_secrets(view)  # `${oc.env:HF_TOKEN}` too
+    view = _resolved(OmegaConf.create({**plain, **sections, stage: sections[method]}))
+    _refuse_secrets(view)  # `${oc.env:HF_TOKEN}` too
     return {name: value for name, value in view.items() if name in (*GLOBAL, *parts)}
 
 
 def _cluster(stage: str, *layers: Tree) -> Tree:
-    """The `slurm` keys of the cluster that is named, from `profiles/<name>/slurm.yaml` or a file."""
-    paths = ["slurm.cluster".split("."), f"{stage}.slurm.cluster".split(".")]
+    """The `slurm` keys of `slurm.cluster`, from `profiles/<name>/slurm.yaml` or a file."""
+    paths = [["slurm", "cluster"], [stage, "slurm", "cluster"]]
     named = [found for layer in layers for path in paths if (found := get(layer, path)) is not None]
     if not named:
         return {}
-    name = str(named[-1])
-    places = [Path(name), *(folder / name / "slurm.yaml" for folder in (Path("profiles"), PROFILES))]
-    file = next((place for place in places if place.is_file()), None)
+    name, folders = str(named[-1]), (Path("profiles"), PROFILES)
+    file = next((path for path in (Path(name), *(f / name / "slurm.yaml" for f in folders)) if path.is_file()), None)
     if file is None:
-        offered = sorted(
-            path.parent.name for folder in (Path("profiles"), PROFILES) for path in folder.glob("*/slurm.yaml")
-        )
-        raise ConfigError(
-            "slurm.cluster",
-            f"found {name!r}, expected a YAML file or a folder of profiles. {did_you_mean(name, offered)}",
-        )
+        offered = did_you_mean(name, [path.parent.name for folder in folders for path in folder.glob("*/slurm.yaml")])
+        raise ConfigError("slurm.cluster", f"found {name!r}, expected a YAML file or a folder of profiles. {offered}")
     tree = load_file(file)
     if set(tree) != {"slurm"} or not isinstance(tree["slurm"], dict):
-        raise ConfigError(
-            "slurm.cluster", f"{file}: expected the one section slurm, found {', '.join(tree) or 'nothing'}"
-        )
+        found = ", ".join(tree) or "nothing"
+        raise ConfigError("slurm.cluster", f"{file}: expected the one section slurm, found {found}")
     return tree["slurm"]
+
+
+def _refuse_secrets(tree: Tree, shown: str = "{}") -> None:
+    """Raise ConfigError for a value that is a secret: a job's configuration is written to files."""
+    if found := find_in(tree):
+        key, kind = found
+        problem = f"holds {kind}; secrets come from the environment only, such as HF_TOKEN and WANDB_API_KEY"
+        raise ConfigError(shown.format(key), problem)
+
+
+def _resolved(typed: Any) -> Tree:
+    """Plain containers with every `${...}` looked up."""
+    try:
+        return {str(key): value for key, value in OmegaConf.to_container(typed, resolve=True).items()}  # type: ignore[union-attr]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
+
+
+def _merge(typed: Any, layer: Tree, shown: str) -> Any:
+    """OmegaConf's typed merge with its errors in one line."""
+    try:
+        return OmegaConf.merge(typed, OmegaConf.create(layer))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key)
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
+            offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
+            name = key.rpartition(".")[2]
+            problem = f"unknown key. {did_you_mean(name, offered)}"
+            if RENAMED.get(name) in offered:
+                problem = f"is called {shown.format(key.removesuffix(name) + RENAMED[name])} now; rename it"
+        else:
+            said = _first_line(error)
+            kind = said.rpartition(" to ")[2].lower() if "could not be converted to" in said else said
+            expected = next((words for part, words in _EXPECTED.items() if part in said), kind)
+            problem = f"found {get(layer, key.split('.'))!r}, expected {expected}"
+        raise ConfigError(shown.format(key), problem) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -36,7 +36,7 @@ def make_graph(pipelines: list[Pipeline]) -> Graph:
     graph = Graph(Path(view["paths"]["debug_base"] if view["debug"]["enabled"] else view["paths"]["output_base"]))
     files = Files(graph.base, view["recorded_files"])
     for pipeline in pipelines:
-        with pipeline.run.blamed():
+        with pipeline.run.error_context():
             plan = _plan_run(pipeline, graph, files)
         _check_other(plan, graph)
         graph.plans[plan.run_name] = plan

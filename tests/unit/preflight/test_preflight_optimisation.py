@@ -28,7 +28,7 @@ def test_published_recipes_are_silent(subject_of, verdicts):
             "sft",
             {"training__effective_batch_size": 30},
             "failure",
-            "30 rows do not divide over 1 node x 8 GPUs",
+            "30 sequences do not divide over 1 node x 8 GPUs",
         ),
         ("epochs", "sft", {"training__effective_batch_size": 800}, "warning", "0.5 steps an epoch"),
         ("epochs", "sft", {"training__num_train_epochs": 40}, "warning", "40.00 epochs"),
