@@ -123,7 +123,7 @@ def _as_stored(row: dict[str, list[int]]) -> dict[str, list[int]]:
     if "labels" not in row:
         return row
     trained = np.array(row["labels"]) != loss_mask.IGNORED
-    column = loss_mask.mark(np.array(row["input_ids"], dtype=np.int32), trained).tolist()
+    column = loss_mask.with_loss_mask(np.array(row["input_ids"], dtype=np.int32), trained).tolist()
     return {loss_mask.COLUMN: column, **{name: row[name] for name in row.keys() - {"input_ids", "labels"}}}
 
 
@@ -139,7 +139,7 @@ def as_read(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in loss_mask.unmarked(row).items()
+            for name, value in loss_mask.input_ids_and_labels(row).items()
         }
         for row in rows
     ]
@@ -230,7 +230,7 @@ def compute_reference(reference: Task) -> Path:
 def train_here(training: Task) -> Path:
     """Train in this process, as one rank without a launcher; returns the manifest."""
     from post_training.config import batch
-    from post_training.data.mixing.epochs import lay_out
+    from post_training.data.mixing.epochs import write_epochs
     from post_training.launch.finish import finish_if_complete
     from post_training.launch.launcher import prepare_directory
     from post_training.training.run import train_rank
@@ -239,7 +239,7 @@ def train_here(training: Task) -> Path:
     method = view["method"]
     prepare_directory(training, view)
     steps = batch.steps(view, method, training.input_manifest("data")["rows_out"])
-    lay_out(training.inputs["data"], (steps or 0) * view["training"]["effective_batch_size"])
+    write_epochs(training.inputs["data"], (steps or 0) * view["training"]["effective_batch_size"])
     train_rank(training)
     assert finish_if_complete(training, steps or 0)
     return training.output

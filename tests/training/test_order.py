@@ -3,7 +3,7 @@
 import pytest
 from tiny import metrics_of, train_here, train_task, write_mix
 
-from post_training.data.mixing.epochs import lay_out
+from post_training.data.mixing.epochs import write_epochs
 from post_training.data.view import open_rows
 from post_training.launch import launcher
 from post_training.training.step_samples import read_samples, row_digest, step_hash
@@ -20,7 +20,7 @@ def rows(tmp_path_factory, sft_rows):
 
 @pytest.fixture(scope="module")
 def expected(rows):
-    lay_out(rows, 24)
+    write_epochs(rows, 24)
     opened = open_rows(rows, 24)
     digests = [row_digest(number, opened[number]) for number in range(24)]
     assert len(set(digests)) == 24

@@ -38,7 +38,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     _set_defaults(view)
     hide_unused(view)
     rank = int(os.environ["RANK"])
-    from post_training.data.mixing.epochs import lay_out
+    from post_training.data.mixing.epochs import write_epochs
     from post_training.training.run import topology_from_environment
 
     topology = topology_from_environment()
@@ -50,7 +50,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     os.environ.update(library_environment(view, task.directory, topology.device))
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
-    lay_out(task.inputs["data"], steps * batches.rows)  # by every rank: none waits, and all write the same
+    write_epochs(task.inputs["data"], steps * batches.rows)  # by every rank: none waits, and all write the same
     if rank != 0:
         return _train(plan, task, view, steps, first=False)
     # Nobody stands above the ranks here: the first of them is the one writer.

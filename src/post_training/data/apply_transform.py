@@ -9,15 +9,15 @@ from typing import Any
 import orjson
 
 from post_training.data.reading.records import Block, Problem, parse
-from post_training.data.rows import Bad, Rules, checker
+from post_training.data.rows import InvalidRow, Rules, checker
 from post_training.data.transforms import Skip, load_transform
 
-Fault = tuple[str, str, bool]
+Rejection = tuple[str, str, bool]
 """Reason code, detail, and whether the transform chose to leave a sound row out."""
 
 
 @dataclass
-class Done:
+class BlockResult:
     """What came of some rows."""
 
     lines: bytes = b""
@@ -35,17 +35,17 @@ class Done:
     dropped_examples: Counter[str] = field(default_factory=Counter)
     trimmed_rows: int = 0
     trimmed_turns: int = 0
-    first_fault: str = ""
+    first_rejection: str = ""
     """What `data.strict` stops at."""
 
-    def refuse(self, found: Fault, file: Path, number: int, record: Any, of_example: bool = False) -> None:
+    def reject(self, found: Rejection, file: Path, number: int, record: Any, of_example: bool = False) -> None:
         """Count a row that gave nothing, or an example of a row that gave others; `number` counts from 0 in its file."""
         reason, detail, by_choice = found
         (self.dropped_examples if of_example else self.dropped)[reason] += 1
         if by_choice:
             self.skipped[reason] += 1
-        elif not self.first_fault:
-            self.first_fault = f"{file}: row {number + 1:,}: {reason}: {detail}"
+        elif not self.first_rejection:
+            self.first_rejection = f"{file}: row {number + 1:,}: {reason}: {detail}"
         entry = {
             "file": str(file),
             "row": number + 1,
@@ -72,16 +72,16 @@ class Application:
         self.rules = Rules(config["last_turn"])
         self.check = checker(config["rows"])
 
-    def block(self, block: Block, base: int) -> Done:
+    def block(self, block: Block, base: int) -> BlockResult:
         """Every record of a block; `base` is the number of its file's first record over all files."""
-        done = Done(rows_in=block.rows)
+        done = BlockResult(rows_in=block.rows)
         self.rules.trimmed_rows = self.rules.trimmed_turns = 0
         first = block.first + block.skip
         made_lines: list[bytes] = []
         for number, record in enumerate(block.records(), start=first):
             row = parse(record) if type(record) is bytes else record
             try:
-                made = _refuse(row) if type(row) is Problem else self.transform(row)
+                made = _invalid(row) if type(row) is Problem else self.transform(row)
                 if type(made) is dict:
                     made_lines.append(_dump({"row": base + number, **self.check(made, self.rules)}))
                     done.rows_out += 1
@@ -90,11 +90,11 @@ class Application:
             except (
                 Exception
             ) as error:  # a user's transform may fail in any way; the row is at fault until shown otherwise
-                lines, faults = [], [fault(error, row)]
+                lines, faults = [], [rejection(error, row)]
             made_lines += lines
             done.rows_out += bool(lines)
             for one in faults if lines else faults[:1]:
-                done.refuse(one, block.file, number, record, of_example=bool(lines))
+                done.reject(one, block.file, number, record, of_example=bool(lines))
         done.examples = len(made_lines)
         made_lines.append(b"")
         done.lines = b"\n".join(made_lines)
@@ -104,10 +104,10 @@ class Application:
     def line(self, example: Any, place: dict[str, int]) -> bytes:
         """One line of `rows.jsonl`, without its end."""
         if not isinstance(example, dict):
-            raise Bad("not_an_object", f"the transform returned {type(example).__name__}")
+            raise InvalidRow("not_an_object", f"the transform returned {type(example).__name__}")
         return _dump({**place, **self.check(example, self.rules)})
 
-    def _parts(self, made: Any, number: int) -> tuple[list[bytes], list[Fault]]:
+    def _parts(self, made: Any, number: int) -> tuple[list[bytes], list[Rejection]]:
         """Of a row that gave several examples, or something that is none."""
         parts = list(made) if isinstance(made, list | tuple | Iterator) else [made]
         lines: list[bytes] = []
@@ -116,7 +116,7 @@ class Application:
             try:
                 lines.append(self.line(example, {"row": number, "part": part} if len(parts) > 1 else {"row": number}))
             except Exception as error:
-                faults.append(fault(error, {}))
+                faults.append(rejection(error, {}))
         return lines, faults
 
 
@@ -124,18 +124,18 @@ def _dump(example: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(example)
     except TypeError as error:  # an integer of 65 bits, half a surrogate pair, a type of Python's own
-        raise Bad("undecodable_text" if "surrogate" in str(error) else "not_json", str(error)) from None
+        raise InvalidRow("undecodable_text" if "surrogate" in str(error) else "not_json", str(error)) from None
 
 
-def _refuse(row: Problem) -> Any:
-    raise Bad(row.reason, row.detail)
+def _invalid(row: Problem) -> Any:
+    raise InvalidRow(row.reason, row.detail)
 
 
-def fault(error: Exception, row: Any) -> Fault:
+def rejection(error: Exception, row: Any) -> Rejection:
     """The reason that an exception of a transform or of the validation stands for."""
     if isinstance(error, MemoryError):
         raise error
-    if isinstance(error, Bad):
+    if isinstance(error, InvalidRow):
         return error.reason, error.detail, False
     if isinstance(error, KeyError):
         has = f" (the row has {', '.join(map(str, row))})" if isinstance(row, dict) else ""

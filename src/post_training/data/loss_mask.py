@@ -15,7 +15,7 @@ Ids = npt.NDArray[np.int32]
 _SIGN, _REST = np.int32(-(2**31)), np.int32(2**31 - 1)
 
 
-def mark(ids: Ids, trained: npt.NDArray[np.bool_]) -> Ids:
+def with_loss_mask(ids: Ids, trained: npt.NDArray[np.bool_]) -> Ids:
     """Ids, and for each whether it is trained on, as one column."""
     return np.where(trained, ids, ids | _SIGN)
 
@@ -30,7 +30,7 @@ def labels_of(tokens: Ids) -> Ids:
     return np.maximum(tokens, np.int32(IGNORED))
 
 
-def unmarked(columns: dict[str, Any]) -> dict[str, Any]:
+def input_ids_and_labels(columns: dict[str, Any]) -> dict[str, Any]:
     """The columns of a training row: `input_ids` and `labels` from the marked one, all others as they are."""
     if COLUMN not in columns:
         return columns

@@ -211,7 +211,7 @@ def _document_keys(part: Part, seed: int) -> Keys:
 
 
 def _epochs(runtime: dict[str, Any], rows: int) -> int:
-    """How many epochs the planned training needs; a longer one adds them (epochs.lay_out)."""
+    """How many epochs the planned training needs; a longer one adds them (epochs.write_epochs)."""
     batch = runtime.get("batch") or 1
     steps = runtime.get("steps") or math.ceil(rows * (runtime.get("epochs") or 1) / batch)
     return max(1, math.ceil(steps * batch / rows))

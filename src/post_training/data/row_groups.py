@@ -11,14 +11,16 @@ from typing import Any
 
 import orjson
 
-from post_training.data.apply_transform import Application, Done, Fault, fault
+from post_training.data.apply_transform import Application, BlockResult, Rejection, rejection
 from post_training.data.reading.records import Block, Problem, parse
-from post_training.data.rows import Bad
+from post_training.data.rows import InvalidRow
 
 _GROUPS_AT_ONCE = 1000
 
 
-def apply_to_groups(application: Application, blocks: Iterator[tuple[int, Block]], folder: Path) -> Iterator[Done]:
+def apply_to_groups(
+    application: Application, blocks: Iterator[tuple[int, Block]], folder: Path
+) -> Iterator[BlockResult]:
     """What a transform makes of groups of rows, in the order of their first rows.
 
     Args:
@@ -30,23 +32,23 @@ def apply_to_groups(application: Application, blocks: Iterator[tuple[int, Block]
         groups = _Groups()
         starts = array("Q")
         for base, block in blocks:
-            done = Done(rows_in=block.rows)
+            done = BlockResult(rows_in=block.rows)
             for number, record in enumerate(block.records(), start=block.first + block.skip):
                 row = parse(record) if isinstance(record, bytes) else record
                 try:
                     if isinstance(row, Problem):
-                        raise Bad(row.reason, row.detail)
+                        raise InvalidRow(row.reason, row.detail)
                     keys = application.transform.group_keys(row)
                     waits = orjson.dumps([str(block.file), number, base + number, row], default=str)
                 except Exception as error:
-                    done.refuse(fault(error, row), block.file, number, record)
+                    done.reject(rejection(error, row), block.file, number, record)
                     continue
                 groups.add(keys)
                 starts.append(waiting.tell())
                 waiting.write(waits)
             yield done
         starts.append(waiting.tell())
-        done = Done()
+        done = BlockResult()
         for count, members in enumerate(groups):
             rows = []
             for member in members:
@@ -55,7 +57,7 @@ def apply_to_groups(application: Application, blocks: Iterator[tuple[int, Block]
             _apply(application, rows, done)
             if count % _GROUPS_AT_ONCE == _GROUPS_AT_ONCE - 1:
                 yield done
-                done = Done()
+                done = BlockResult()
         yield done
 
 
@@ -94,23 +96,23 @@ class _Groups:
             yield list(group)
 
 
-def _apply(application: Application, waited: list[list[Any]], done: Done) -> None:
+def _apply(application: Application, waited: list[list[Any]], done: BlockResult) -> None:
     """One group: lines for its examples, and a reason for each row that is in none."""
     rows = [row for *_, row in waited]
     before = application.rules.trimmed_rows, application.rules.trimmed_turns
-    reasons: dict[int, Fault] = {}
+    reasons: dict[int, Rejection] = {}
     used: set[int] = set()
     examples: list[tuple[list[int], Any]] = []
     try:
         for indices, made in application.transform(rows):
             if isinstance(made, ValueError):
-                reasons.update((index, fault(made, {})) for index in indices)
+                reasons.update((index, rejection(made, {})) for index in indices)
             else:
                 examples.append((indices, made))
     except Exception as error:
         examples = []
-        reasons = dict.fromkeys(range(len(rows)), fault(error, rows[0]))
-    failed: list[tuple[list[int], Fault]] = []
+        reasons = dict.fromkeys(range(len(rows)), rejection(error, rows[0]))
+    failed: list[tuple[list[int], Rejection]] = []
     for part, (indices, example) in enumerate(examples):
         place = {"row": waited[0][2]} if len(examples) == 1 else {"row": waited[0][2], "part": part}
         try:
@@ -118,17 +120,17 @@ def _apply(application: Application, waited: list[list[Any]], done: Done) -> Non
             done.examples += 1
             used.update(indices)
         except Exception as error:
-            failed.append((indices, fault(error, {})))
+            failed.append((indices, rejection(error, {})))
     for indices, found in failed:
         unused = [index for index in indices if index not in used]
         reasons = dict.fromkeys(unused, found) | reasons
         if not unused:
             file, number, _, row = waited[indices[-1]]
-            done.refuse(found, Path(file), number, row, of_example=True)
+            done.reject(found, Path(file), number, row, of_example=True)
     done.rows_out += len(used)
     for index, (file, number, _, row) in enumerate(waited):
         if index not in used:
-            done.refuse(
+            done.reject(
                 reasons.get(index, ("not_used", "the transform made nothing of it", True)), Path(file), number, row
             )
     done.trimmed_rows += application.rules.trimmed_rows - before[0]

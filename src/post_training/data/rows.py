@@ -25,7 +25,7 @@ _TEXT_BLOCKS = {"text": "text", "input_text": "text", "output_text": "text", "re
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
-class Bad(Exception):
+class InvalidRow(Exception):
     """A row that cannot be used: a reason code, and what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -43,7 +43,7 @@ class Rules:
 
 
 def checker(shape: str) -> Callable[[dict[str, Any], Rules], dict[str, Any]]:
-    """The check of a transformed row of a shape, or of `any` (by its columns): gives the row, or raises Bad."""
+    """The check of a transformed row of a shape, or of `any` (by its columns): gives the row, or raises InvalidRow."""
     if shape != "any":
         checked: Callable[[dict[str, Any], Rules], dict[str, Any]] = shapes.load(shape).validate
         return checked
@@ -53,7 +53,7 @@ def checker(shape: str) -> Callable[[dict[str, Any], Rules], dict[str, Any]]:
 def _of_any_shape(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     shape = shapes.name_of(row) or "messages"
     if shape == "unpaired":
-        raise Bad("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
+        raise InvalidRow("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
     return checker(shape)(row, rules)
 
 
@@ -62,10 +62,10 @@ def turns(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
     found = row.get(key)
     if not isinstance(found, list):
         if found is None:
-            raise Bad("missing_column", key)
-        raise Bad("wrong_type", f"{key} is {type(found).__name__}, expected a list of messages")
+            raise InvalidRow("missing_column", key)
+        raise InvalidRow("wrong_type", f"{key} is {type(found).__name__}, expected a list of messages")
     if not found:
-        raise Bad("empty_conversation", key)
+        raise InvalidRow("empty_conversation", key)
     made = []
     for index, turn in enumerate(found):
         if type(turn) is dict and len(turn) == 2:  # the common case, in as few steps as can be
@@ -85,7 +85,7 @@ def check_order(turns: list[dict[str, Any]]) -> None:
         if (before, role) not in _FOLLOWS and not (
             before == "assistant" and role == "tool" and "tool_calls" in turns[index - 1]
         ):
-            raise Bad("role_order", f"turn {index}: {role} after {before or 'nothing'}")
+            raise InvalidRow("role_order", f"turn {index}: {role} after {before or 'nothing'}")
         before = role
 
 
@@ -96,9 +96,9 @@ def end_with_assistant(turns: list[dict[str, Any]], rules: Rules) -> list[dict[s
         return turns
     size = next((index for index in range(len(turns), 0, -1) if turns[index - 1]["role"] == "assistant"), 0)
     if not size:
-        raise Bad("no_assistant_turn")
+        raise InvalidRow("no_assistant_turn")
     if rules.last_turn == "reject":
-        raise Bad("last_turn_not_assistant", f"it is {last}'s")
+        raise InvalidRow("last_turn_not_assistant", f"it is {last}'s")
     rules.trimmed_rows += 1
     rules.trimmed_turns += len(turns) - size
     return turns[:size]
@@ -121,13 +121,13 @@ def check_tools(row: dict[str, Any]) -> dict[str, Any]:
         if not tools:
             return {}
     if not isinstance(tools, list):
-        raise Bad("wrong_type", f"tools is {type(tools).__name__}, expected a list of objects")
+        raise InvalidRow("wrong_type", f"tools is {type(tools).__name__}, expected a list of objects")
     made = []
     for index, tool in enumerate(tools):
         if isinstance(tool, str):
             tool = _parsed(tool, f"tools[{index}]")
         if not isinstance(tool, dict):
-            raise Bad("wrong_type", f"tools[{index}] is {type(tool).__name__}, expected an object")
+            raise InvalidRow("wrong_type", f"tools[{index}] is {type(tool).__name__}, expected an object")
         bare = "function" not in tool and "name" in tool
         made.append({"type": "function", "function": tool} if bare else tool)
     _check_numbers(made, "tools")
@@ -136,16 +136,18 @@ def check_tools(row: dict[str, Any]) -> dict[str, Any]:
 
 def _turn(turn: Any, where: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
-        raise Bad("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
+        raise InvalidRow("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
     rest = {key: value for key, value in turn.items() if value is not None}
     role, content = rest.pop("role", None), rest.pop("content", None)
     if role not in ROLES:
-        raise Bad("unknown_role", f"{where}: {role!r}" if role is not None else f"{where} has no role")
+        raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else f"{where} has no role")
     if rest.get("weight") == 0:
-        raise Bad("message_weight", f"{where}.weight is 0, a turn that must not be trained on, which no row can say")
+        raise InvalidRow(
+            "message_weight", f"{where}.weight is 0, a turn that must not be trained on, which no row can say"
+        )
     calls = _tool_calls(rest, where)
     if calls and role != "assistant":
-        raise Bad("wrong_type", f"{where}.tool_calls: only the assistant calls tools")
+        raise InvalidRow("wrong_type", f"{where}.tool_calls: only the assistant calls tools")
     reasoning = [rest.pop(key) for key in _REASONING if key in rest]
     if content is None:
         content = rest.pop("refusal", "" if calls or role == "tool" else None)
@@ -154,11 +156,11 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
         reasoning += thoughts
     if not isinstance(content, str):
         found = "missing" if content is None else type(content).__name__
-        raise Bad("wrong_type", f"{where}.content is {found}, expected text")
+        raise InvalidRow("wrong_type", f"{where}.content is {found}, expected text")
     if (not content or content.isspace()) and not calls and role != "tool":
-        raise Bad("empty_content", where)
+        raise InvalidRow("empty_content", where)
     if any(not isinstance(text, str) for text in reasoning):
-        raise Bad("wrong_type", f"{where}.reasoning_content is not text")
+        raise InvalidRow("wrong_type", f"{where}.reasoning_content is not text")
     thought = next((text for text in reasoning if text), None)
     extra = {"reasoning_content": thought} if thought else {}
     return {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
@@ -169,17 +171,19 @@ def _text_of_blocks(blocks: list[Any], where: str) -> tuple[str, list[Any]]:
     parts, thoughts = [], []
     for index, block in enumerate(blocks):
         if not isinstance(block, dict):
-            raise Bad("wrong_type", f"{where}.content[{index}] is {type(block).__name__}, expected a block of text")
+            raise InvalidRow(
+                "wrong_type", f"{where}.content[{index}] is {type(block).__name__}, expected a block of text"
+            )
         kind = block.get("type")
         if kind in _TEXT_BLOCKS:
             text = block.get(_TEXT_BLOCKS[kind])
             if not isinstance(text, str):
-                raise Bad("wrong_type", f"{where}.content[{index}] has no text")
+                raise InvalidRow("wrong_type", f"{where}.content[{index}] has no text")
             parts.append(text)
         elif kind in ("thinking", "reasoning"):
             thoughts.append(block.get(kind, block.get("text")))
         else:
-            raise Bad("unsupported_content", f"{where}.content[{index}] is of type {kind!r}, expected text")
+            raise InvalidRow("unsupported_content", f"{where}.content[{index}] is of type {kind!r}, expected text")
     return "".join(parts), thoughts
 
 
@@ -191,17 +195,17 @@ def _tool_calls(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if isinstance(calls, str):
         calls = _parsed(calls, where)
     if not isinstance(calls, list):
-        raise Bad("wrong_type", f"{where} is {type(calls).__name__}, expected a list")
+        raise InvalidRow("wrong_type", f"{where} is {type(calls).__name__}, expected a list")
     made = []
     for call in calls:
         function = (call.get("function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
-            raise Bad("bad_tool_call", f"{where}: names no function")
+            raise InvalidRow("bad_tool_call", f"{where}: names no function")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             arguments = _parsed(arguments, f"{where}: arguments of {name}") if arguments.strip() else {}
         if not isinstance(arguments, dict | None):
-            raise Bad(
+            raise InvalidRow(
                 "bad_tool_call", f"{where}: arguments of {name} are {type(arguments).__name__}, expected an object"
             )
         _check_numbers(arguments, f"{where}: arguments of {name}")
@@ -215,7 +219,7 @@ def _parsed(text: str, where: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         reason = "wrong_type" if where.startswith("tools") else "bad_tool_call"
-        raise Bad(reason, f"{where}: not JSON ({error})") from None
+        raise InvalidRow(reason, f"{where}: not JSON ({error})") from None
 
 
 def _check_numbers(value: Any, where: str) -> None:
@@ -228,4 +232,4 @@ def _check_numbers(value: Any, where: str) -> None:
         elif isinstance(value, list):
             pending += value
         elif isinstance(value, float) and abs(value) >= 2.0**63 and value.is_integer():
-            raise Bad("huge_number", f"{where}: {value!r} does not fit 64 bits; write it as text")
+            raise InvalidRow("huge_number", f"{where}: {value!r} does not fit 64 bits; write it as text")

@@ -37,15 +37,15 @@ def run(task: Task) -> None:
         task.config.get("train_on", "assistant"),
     )
     file = TokenizerFile.read(folder)
-    judge = Tokenization(folder, settings, file)
-    check_template(judge)
+    reference = Tokenization(folder, settings, file)
+    check_template(reference)
     task.directory.mkdir(parents=True, exist_ok=True)
     for left in task.directory.glob("tokens-*.tmp"):  # of a job that was killed
         left.unlink()
     total = rows["examples"]
     identity = digest([task.spec["fingerprint"], settings.__dict__, file_sha256(file.path), _content_of(rows)])
     job = Job(source, task.directory, folder, settings, file, _may_be_fast(file, source), identity)
-    shards, engine = _make(job, judge, task.runtime.get("num_proc"), total)
+    shards, engine = _make(job, reference, task.runtime.get("num_proc"), total)
     dropped = sum((shard.dropped for shard in shards), Counter[str]())
     rows_in, lengths = sum(shard.rows_in for shard in shards), np.concatenate([shard.lengths for shard in shards])
     if rows_in != total:
@@ -89,12 +89,12 @@ def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
         return False
 
 
-def _make(job: Job, judge: Tokenization, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
+def _make(job: Job, reference: Tokenization, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
     """All shards, and what encoded them."""
     progress = Progress("tokenize", "rows", total)
     shards: list[Shard] = []
     try:
-        for shard in _shards(job, judge, num_proc):
+        for shard in _shards(job, reference, num_proc):
             shards.append(shard)
             progress.update(sum(shard.rows_in for shard in shards))
     except EngineFails as error:
@@ -104,13 +104,13 @@ def _make(job: Job, judge: Tokenization, num_proc: int | None, total: int) -> tu
         for path in job.directory.glob("tokens-*.arrow"):  # also those of a killed job that did not get so far
             path.unlink()
         job.fast = False
-        shards = list(_shards(job, judge, num_proc))
+        shards = list(_shards(job, reference, num_proc))
     for shard in shards:
         shard.samples.clear()
-    return shards, fastokens_name() if job.fast else judge.encoder.engine.name
+    return shards, fastokens_name() if job.fast else reference.encoder.engine.name
 
 
-def _shards(job: Job, judge: Tokenization, num_proc: int | None) -> Iterator[Shard]:
+def _shards(job: Job, reference: Tokenization, num_proc: int | None) -> Iterator[Shard]:
     """Shards in order; with the fast engine each is looked at before it is taken."""
     ranges = byte_ranges(job.source)
     cores = len(os.sched_getaffinity(0))
@@ -118,23 +118,23 @@ def _shards(job: Job, judge: Tokenization, num_proc: int | None) -> Iterator[Sha
     processes = min(allowed, len(ranges))
     # A lone worker may use the tokenizer library's threads; those of several would fight for the same cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if processes <= 1 < allowed else "false"
-    workers = Workers(job, processes, judge)
+    workers = Workers(job, processes, reference)
     try:
         if job.fast:
             texts = hard_cases(list(job.file.control))
-            _compare(judge, texts, *workers.encode(texts))
+            _compare(reference, texts, *workers.encode(texts))
         for shard in workers.shards(ranges):
             if job.fast and shard.samples:
                 texts = [text for text, _ in shard.samples]
-                _compare(judge, texts, *flat([ids for _, ids in shard.samples]))
+                _compare(reference, texts, *flat([ids for _, ids in shard.samples]))
             shard.samples.clear()
             yield shard
     finally:
         workers.close()
 
 
-def _compare(judge: Tokenization, texts: list[str], ids: Ids, offsets: Offsets) -> None:
-    expected, places = judge.encoder.engine.encode(texts)
+def _compare(reference: Tokenization, texts: list[str], ids: Ids, offsets: Offsets) -> None:
+    expected, places = reference.encoder.engine.encode(texts)
     if np.array_equal(expected, ids) and np.array_equal(places, offsets):
         return
     for index, text in enumerate(texts):

@@ -19,7 +19,7 @@ from post_training.core.fingerprint import write_atomically
 from post_training.core.locate import Slice
 from post_training.core.progress import Progress
 from post_training.core.task import Task
-from post_training.data.apply_transform import Application, Done
+from post_training.data.apply_transform import Application, BlockResult
 from post_training.data.pool import in_order
 from post_training.data.reading.readers import BLOCK_BYTES
 from post_training.data.reading.records import Block
@@ -39,15 +39,15 @@ def run(task: Task) -> None:
     task.directory.mkdir(parents=True, exist_ok=True)
     rows_path, rejects_path = task.directory / "rows.jsonl", task.directory / "rejects.jsonl"
     unfinished = rows_path.with_suffix(".jsonl.tmp")
-    total = Done()
+    total = BlockResult()
     progress = Progress("transform", "rows")
     with _Hashed(unfinished) as rows, _Hashed(rejects_path) as rejects:
         for done in _results(task, files):
             rows.write(done.lines)
             rejects.write(done.rejects)
             _add(total, done)
-            if task.runtime.get("strict") and done.first_fault:
-                raise DataError(f"{done.first_fault}; data.strict stops at the first")
+            if task.runtime.get("strict") and done.first_rejection:
+                raise DataError(f"{done.first_rejection}; data.strict stops at the first")
             progress.update(total.rows_in)
     # What a person reads after a failure is in place before the verdict.
     print(_summary(total))
@@ -100,7 +100,7 @@ class _Hashed:
         self.size += len(data)
 
 
-def _results(task: Task, files: list[Path]) -> Iterator[Done]:
+def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:
     """What came of each block, in order, whatever the number of processes."""
     setting = (task.config, Path(task.runtime["file"]))
     application = Application(*setting)  # here too, so that a mistake in it is one line
@@ -136,7 +136,7 @@ def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block
             return
 
 
-def _apply(application: Application, base: int, block: Block) -> Done:
+def _apply(application: Application, base: int, block: Block) -> BlockResult:
     try:
         return application.block(block, base)
     except (OSError, EOFError) as error:
@@ -151,18 +151,18 @@ def _start_worker(config: dict[str, Any], file: Path) -> None:
     _worker = Application(config, file)
 
 
-def _worker_block(base: int, block: Block) -> Done:
+def _worker_block(base: int, block: Block) -> BlockResult:
     return _apply(_worker, base, block)
 
 
-def _add(total: Done, done: Done) -> None:
+def _add(total: BlockResult, done: BlockResult) -> None:
     for name in ("rows_in", "rows_out", "examples", "trimmed_rows", "trimmed_turns"):
         setattr(total, name, getattr(total, name) + getattr(done, name))
     for name in ("dropped", "skipped", "dropped_examples"):
         getattr(total, name).update(getattr(done, name))
 
 
-def _check(task: Task, total: Done, rejects: Path) -> None:
+def _check(task: Task, total: BlockResult, rejects: Path) -> None:
     tolerated = task.runtime.get("max_reject_fraction", 0.0)
     rows_in, rejected = total.rows_in, total.dropped - total.skipped
     if rows_in == 0:
@@ -177,7 +177,7 @@ def _check(task: Task, total: Done, rejects: Path) -> None:
         )
 
 
-def _summary(total: Done) -> str:
+def _summary(total: BlockResult) -> str:
     said = [f"{total.rows_in:,} rows in, {total.rows_out:,} out{_reasons(total.dropped)}"]
     if total.examples != total.rows_out:
         said.append(f"{total.examples:,} examples")

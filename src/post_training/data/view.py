@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from post_training.core import manifest
 from post_training.core.errors import DataError
-from post_training.data.loss_mask import Ids, unmarked
+from post_training.data.loss_mask import Ids, input_ids_and_labels
 
 Row = dict[str, Ids]
 
@@ -79,7 +79,10 @@ class Rows(Sequence[Row]):
     @property
     def column_names(self) -> list[str]:
         """Keys of a row."""
-        return [*unmarked(dict.fromkeys(self.columns, np.empty(0, np.int32))), *(["seq_lengths"] * self.packed)]
+        return [
+            *input_ids_and_labels(dict.fromkeys(self.columns, np.empty(0, np.int32))),
+            *(["seq_lengths"] * self.packed),
+        ]
 
     def __len__(self) -> int:
         return self._length
@@ -94,8 +97,10 @@ class Rows(Sequence[Row]):
                 start = spans[2 * place]
                 parts.append(tokens[start : start + spans[2 * place + 1]])
         if not self.packed:
-            return unmarked({name: parts[0] for name, parts in zip(self.columns, columns, strict=True)})
-        row = unmarked({name: np.concatenate(parts) for name, parts in zip(self.columns, columns, strict=True)})
+            return input_ids_and_labels({name: parts[0] for name, parts in zip(self.columns, columns, strict=True)})
+        row = input_ids_and_labels(
+            {name: np.concatenate(parts) for name, parts in zip(self.columns, columns, strict=True)}
+        )
         row["seq_lengths"] = np.array([len(part) for part in columns[0]], dtype=np.int32)
         return row
 

@@ -14,7 +14,7 @@ from post_training.config.trees import read_config
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.data import shapes
-from post_training.data.loss_mask import unmarked
+from post_training.data.loss_mask import input_ids_and_labels
 from post_training.data.mixing.shards import Tokenized
 from post_training.data.reading.sources import read_blocks
 from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
@@ -215,7 +215,7 @@ class _Look:
         return {
             (int(rows[place]), int(self.opened.numbers[place] >> 40)): (
                 int(self.opened.lengths[place]),
-                unmarked({name: values[index] for name, values in columns.items()}),
+                input_ids_and_labels({name: values[index] for name, values in columns.items()}),
             )
             for index, place in enumerate(places)
         }

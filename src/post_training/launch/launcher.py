@@ -154,7 +154,7 @@ def run(task: Task) -> int:
 def _run_owned(task: Task, lock: Lock) -> int:
     view = resolve(task.runtime["pipeline"]).last
     method = view["method"]
-    from post_training.data.mixing.epochs import lay_out
+    from post_training.data.mixing.epochs import write_epochs
 
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
     if task.stage == "reference":
@@ -167,7 +167,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     print(f"{view['stage']}: {plan.describe(steps)}", flush=True)
     prepare_directory(task, view)
     predictions.begin(task, view["stage"])
-    lay_out(task.inputs["data"], steps * plan.rows)
+    write_epochs(task.inputs["data"], steps * plan.rows)
     return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))
 
 

@@ -8,7 +8,13 @@ from typing import Any
 from post_training.core.errors import DataError, UserError
 from post_training.data import registry
 from post_training.data.tokens.blocks import Settings, Tokenization, check_template
-from post_training.data.tokens.chat_template import ChatTemplate, as_passed, resolve_template, special_tokens, unmark
+from post_training.data.tokens.chat_template import (
+    ChatTemplate,
+    as_passed,
+    resolve_template,
+    special_tokens,
+    text_and_spans,
+)
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 from post_training.preflight.check import FAILURE, Check, judged, refused
 from post_training.preflight.data import template_texts
@@ -63,7 +69,7 @@ def _clock(text: str, named: dict[str, str]) -> Check:
     texts = set()
     for number in range(_RENDERINGS):
         try:
-            texts.add(ChatTemplate(text, named, clock=clock(_CLOCKS[number % 2])).marked(_TURNS))
+            texts.add(ChatTemplate(text, named, clock=clock(_CLOCKS[number % 2])).render_marked(_TURNS))
         except ValueError as error:
             return Check("template.same_text_always", str(error), FAILURE, "mend the template")
     value = "the same under two clocks" if len(texts) == 1 else "another text at each rendering"
@@ -80,7 +86,7 @@ def _clock(text: str, named: dict[str, str]) -> Check:
 def _prefix(template: ChatTemplate) -> Check:
     """A turn is rendered alike whether or not others follow: in training as in the conversation that inference continues."""
     try:
-        short, whole = (unmark(template.marked(_TURNS[:end]))[0] for end in (2, 4))
+        short, whole = (text_and_spans(template.render_marked(_TURNS[:end]))[0] for end in (2, 4))
     except ValueError as error:
         return Check("template.prefix_stable", str(error), FAILURE, "the template must render several turns")
     place = next((i for i, (a, b) in enumerate(zip(short, whole, strict=False)) if a != b), min(len(short), len(whole)))
@@ -98,8 +104,8 @@ def _prefix(template: ChatTemplate) -> Check:
 def _generation_prompt(template: ChatTemplate) -> Check:
     """What inference asks with must be what stands before each trained answer."""
     try:
-        prompt = unmark(template.marked(_TURNS[:1], None, True))[0]
-        whole, spans = unmark(template.marked(_TURNS[:2]))
+        prompt = text_and_spans(template.render_marked(_TURNS[:1], None, True))[0]
+        whole, spans = text_and_spans(template.render_marked(_TURNS[:2]))
     except ValueError as error:
         return Check(
             "template.generation_prompt", str(error), FAILURE, "the template must render add_generation_prompt"
@@ -145,7 +151,7 @@ def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate
     if others:
         return Check(name, "the rows were made with another template than the export gets", FAILURE, remedy)
     try:
-        rendered = unmark(template.marked(as_passed(_TURNS)))[0]
+        rendered = text_and_spans(template.render_marked(as_passed(_TURNS)))[0]
     except ValueError as error:
         return Check(name, str(error), FAILURE, "mend the template")
     ours = file.load().encode(rendered, add_special_tokens=False).ids

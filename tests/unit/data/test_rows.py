@@ -2,13 +2,13 @@
 
 import pytest
 
-from post_training.data.rows import Bad, Rules, checker
+from post_training.data.rows import InvalidRow, Rules, checker
 
 
 def validate(row, shape, last_turn="reject"):
     try:
         return checker(shape)(row, Rules(last_turn)), ""
-    except Bad as bad:
+    except InvalidRow as bad:
         return None, bad.reason
 
 

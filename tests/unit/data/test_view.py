@@ -11,7 +11,7 @@ from tiny import lists_of, write_mix
 
 from post_training.core.errors import DataError
 from post_training.data import collate
-from post_training.data.mixing.epochs import lay_out
+from post_training.data.mixing.epochs import write_epochs
 from post_training.data.view import open_rows
 
 
@@ -62,7 +62,7 @@ def test_distinct_documents(tmp_path):
     mixed = write_mix(tmp_path, pairs(), packing=False)
     rows = open_rows(mixed)
     assert rows.documents == len(rows.distinct()) == 12
-    lay_out(mixed, 30)
+    write_epochs(mixed, 30)
     rows = open_rows(mixed, 30)
     distinct = rows.distinct()
     for index in range(30):
@@ -78,7 +78,7 @@ def test_epochs_have_all_documents_in_another_order_and_packing(stages):
     ]
     mixed = stages.mix({"d": stages.tokens_of(conversations)}, max_seq_length=128)
     one = lists_of(mixed)
-    lay_out(mixed, 3 * len(one))
+    write_epochs(mixed, 3 * len(one))
     rows = lists_of(mixed)
     assert len(rows) == 3 * len(one) and rows[: len(one)] == one
 

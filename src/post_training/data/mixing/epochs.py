@@ -22,7 +22,7 @@ the tokens that it takes up in a row."""
 Keys = npt.NDArray[np.uint64]
 
 
-def lay_out(path: Path, rows: int) -> None:
+def write_epochs(path: Path, rows: int) -> None:
     """Write the epochs that `rows` rows of training need and the mix does not have yet.
 
     Args:

@@ -5,7 +5,7 @@ A shape is one module here, and whatever stages need to know of it stands there:
 - `KEY`: the column that rows of no other shape have;
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
   trainer's view maps them into memory;
-- `validate(row, rules)`: the checked row; raises `rows.Bad` with the reason;
+- `validate(row, rules)`: the checked row; raises `rows.InvalidRow` with the reason;
 - `conversations(row)`: what is rendered of a row, each with whether the prompt for an answer ends it; as many for
   every row;
 - `columns(rows, encoded, train_on, dropped)`: which rows can be trained on, and the columns of those, from the

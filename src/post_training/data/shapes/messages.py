@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.loss_mask import COLUMN, IGNORED, mark
+from post_training.data.loss_mask import COLUMN, IGNORED, with_loss_mask
 from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask
 
@@ -39,7 +39,7 @@ def columns(
         tokens = np.repeat(kept, sizes)
         ids, trained = ids[tokens], trained[tokens]
         offsets = np.concatenate([[0], np.cumsum(sizes[kept])])
-    return kept, {COLUMN: (mark(ids, trained), offsets)}
+    return kept, {COLUMN: (with_loss_mask(ids, trained), offsets)}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Bad, Rules, answer, check_tools, turns
+from post_training.data.rows import InvalidRow, Rules, answer, check_tools, turns
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix
 from post_training.data.tokens.engine import flat
 
@@ -20,7 +20,7 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     prompt = turns(row, "prompt")
     chosen, rejected = (answer(row, key, prompt, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:
-        raise Bad("identical_pair")
+        raise InvalidRow("identical_pair")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Bad, Rules, answer, check_tools, turns
+from post_training.data.rows import InvalidRow, Rules, answer, check_tools, turns
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix
 from post_training.data.tokens.engine import flat
 
@@ -23,7 +23,9 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     completion = answer(row, "completion", prompt, rules)
     label = row.get("label")
     if not isinstance(label, bool):
-        raise Bad("missing_column" if label is None else "wrong_type", f"label is {label!r}, expected true or false")
+        raise InvalidRow(
+            "missing_column" if label is None else "wrong_type", f"label is {label!r}, expected true or false"
+        )
     return {"prompt": prompt, "completion": completion, "label": label, **check_tools(row)}
 
 

@@ -20,7 +20,7 @@ from post_training.data.tokens.chat_template import (
     RESERVED,
     ChatTemplate,
     as_passed,
-    only_last,
+    last_span_only,
     special_tokens,
 )
 from post_training.data.tokens.control_tokens import ControlTokens
@@ -98,7 +98,7 @@ class Tokenization:
                 for messages, prompt in self.shape.conversations(row)
             ]
             try:
-                texts = [self.template.marked(messages, tools, prompt) for messages, prompt in conversations]
+                texts = [self.template.render_marked(messages, tools, prompt) for messages, prompt in conversations]
             except ValueError as error:
                 dropped[_reason(error)] += 1
                 continue
@@ -108,7 +108,7 @@ class Tokenization:
             asked += [(messages, tools, prompt) for messages, prompt in conversations]
             marked += texts
         if self.last:
-            marked = [only_last(text) for text in marked]
+            marked = [last_span_only(text) for text in marked]
         encoded = self.encoder.encode(marked)
         if guarded:
             careful |= self.control.unexpected(marked, encoded)
@@ -199,7 +199,7 @@ def check_template(tokenization: Tokenization) -> int:
         )
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        marked = tokenization.template.marked(conversation)
+        marked = tokenization.template.render_marked(conversation)
     except ValueError as error:
         raise DataError(f"data.chat_template: cannot render a question and its answer ({error}); mend it") from None
     ids, mask = tokenization.encoder.encode([marked])[0]

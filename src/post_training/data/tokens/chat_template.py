@@ -72,7 +72,9 @@ class ChatTemplate:
         self._template = environment.template_class.from_code(environment, code, environment.make_globals(None))
         self._given = {**self._template.globals, "documents": None, **special_tokens}
 
-    def marked(self, messages: Messages, tools: list[Any] | None = None, add_generation_prompt: bool = False) -> str:
+    def render_marked(
+        self, messages: Messages, tools: list[Any] | None = None, add_generation_prompt: bool = False
+    ) -> str:
         """The text with U+FDD0 and U+FDD1 around what is trained on; `messages` as `as_passed` returns them.
 
         Raises ValueError, `template_error: detail`, when the template cannot render the conversation.
@@ -93,10 +95,10 @@ class ChatTemplate:
         """
         if holds_reserved(messages) or holds_reserved(tools):
             raise ValueError("reserved_character: the text holds U+FDD0, U+FDD1 or U+FDD2")
-        return unmark(self.marked(as_passed(messages), tools, add_generation_prompt))
+        return text_and_spans(self.render_marked(as_passed(messages), tools, add_generation_prompt))
 
 
-def unmark(marked: str) -> tuple[str, list[Span]]:
+def text_and_spans(marked: str) -> tuple[str, list[Span]]:
     """Marked text -> the text without marks and the marked [start, end) characters."""
     parts = marked.replace(CLOSE, OPEN).split(OPEN)
     spans, position = [], 0
@@ -107,7 +109,7 @@ def unmark(marked: str) -> tuple[str, list[Span]]:
     return "".join(parts), spans
 
 
-def only_last(marked: str) -> str:
+def last_span_only(marked: str) -> str:
     """Marked text without the marks before its last span."""
     start = marked.rfind(OPEN)
     return marked if start < 0 else marked[:start].replace(OPEN, "").replace(CLOSE, "") + marked[start:]

@@ -23,8 +23,8 @@ from post_training.data.tokens.chat_template import (
     ChatTemplate,
     Messages,
     as_passed,
-    only_last,
-    unmark,
+    last_span_only,
+    text_and_spans,
 )
 from post_training.data.tokens.encode import Encoded, Encoder, Ids, Mask, by_offsets
 
@@ -81,18 +81,18 @@ class ControlTokens:
         Raises ValueError `control_token: ...` under the policy `reject`, and where the template's own tokens cannot be
         told from the row's.
         """
-        marked = self._template.marked(messages, tools, prompt)
-        traced = self._traced.marked(messages, tools, prompt) if self._is_traceable else ""
+        marked = self._template.render_marked(messages, tools, prompt)
+        traced = self._traced.render_marked(messages, tools, prompt) if self._is_traceable else ""
         if traced.replace(GENUINE, "") != marked:
             raise ValueError("control_token: the template hides which control tokens are its own")
         named, genuine = self._own.subn(lambda match: self._names[match[1]], traced)
-        text, spans = unmark(only_last(named) if last else named)
+        text, spans = text_and_spans(last_span_only(named) if last else named)
         ids, mask = by_offsets(self._twin.encode(text, add_special_tokens=False), spans)
         made = int(np.take(self._is_control, ids, mode="clip").sum())
         if made != genuine or traced.count(GENUINE) != genuine:
             raise ValueError("control_token: the text becomes a control token however it is encoded")
         if policy == "reject":
-            plain = self._encoder.tokenizer.encode(unmark(marked)[0], add_special_tokens=False).ids
+            plain = self._encoder.tokenizer.encode(text_and_spans(marked)[0], add_special_tokens=False).ids
             if plain != ids.tolist():
                 raise ValueError("control_token: the text spells one")
         return ids, mask
@@ -138,7 +138,7 @@ class ControlTokens:
         for messages in _PROBES:
             for given, prompt in ((None, False), (tools, False), (None, True)):
                 try:
-                    found.append(template.marked(as_passed(messages), given, prompt))
+                    found.append(template.render_marked(as_passed(messages), given, prompt))
                 except (
                     ValueError
                 ):  # a template may have no tools, no system turn; rows that need them fail by themselves

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from post_training.data.tokens.chat_template import CLOSE, OPEN, Span, unmark
+from post_training.data.tokens.chat_template import CLOSE, OPEN, Span, text_and_spans
 from post_training.data.tokens.engine import Engine, HuggingFace, flat
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 
@@ -72,7 +72,7 @@ class Encoder:
     def encode(self, marked: list[str]) -> Encoded:
         """Ids and masks of marked texts."""
         if self.file.byte_lengths is None:
-            plain = [unmark(text) for text in marked]
+            plain = [text_and_spans(text) for text in marked]
             encodings = self.tokenizer.encode_batch([text for text, _ in plain], add_special_tokens=False)
             return Encoded.of([by_offsets(e, spans) for e, (_, spans) in zip(encodings, plain, strict=True)])
         return self._by_byte_lengths(marked, self.file.byte_lengths)
@@ -120,7 +120,7 @@ class Encoder:
         np.greater(np.cumsum(steps[:-1]), 0, out=encoded.mask)
         for index in np.flatnonzero(~good).tolist():
             # The library's own offsets refer to the text before the normaliser.
-            plain, spans = unmark(marked[index])
+            plain, spans = text_and_spans(marked[index])
             encoded[index][1][:] = by_offsets(self.tokenizer.encode(plain, add_special_tokens=False), spans)[1]
         return encoded
 
