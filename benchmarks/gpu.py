@@ -100,12 +100,9 @@ def child(job_file: Path) -> None:
     """Train one variant in this process; write what was seen to the job's `result`."""
     job = json.loads(job_file.read_text())
     if job["who"] == "ours":  # as a rank does it
-        from post_training.config import resolve
         from post_training.launch.launcher import read_task
-        from post_training.training.startup import hide_unused
 
         task = read_task(Path(job["task"]))
-        hide_unused(resolve(task.runtime["pipeline"]).last)
     import torch
     from transformers import TrainerCallback
     from transformers import trainer as transformers_trainer

@@ -133,11 +133,10 @@ def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
     from post_training import methods
     from post_training.config import batch, resolve
     from post_training.training.arguments import load_dtype, trainer_arguments
-    from post_training.training.run import topology_from_environment
 
     view = resolve(task.runtime["pipeline"]).last
     method = view["method"]
-    plan = batch.batch_plan(view, method, topology_from_environment())
+    plan = batch.batch_plan(view, method())
     steps = view["training"]["max_steps"]
     arguments = trainer_arguments(view, method, folder / "plain", plan, steps, methods.load(method).config_class())
     arguments |= {"save_strategy": "no", "logging_nan_inf_filter": True}

@@ -24,10 +24,8 @@ def main() -> int:
     mask_output()
     import argparse
 
-    from post_training.config import resolve
     from post_training.launch.launcher import LAUNCHER, read_task
     from post_training.run_dir import failures
-    from post_training.training.startup import hide_unused
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
         die_with_parent(int(os.environ[LAUNCHER]))
@@ -38,7 +36,6 @@ def main() -> int:
     task_file = parser.parse_args().task
     try:
         task = read_task(task_file)
-        hide_unused(resolve(task.runtime["pipeline"]).last)
         if task.stage == "reference":
             # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))

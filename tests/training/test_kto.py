@@ -90,7 +90,7 @@ def test_a_tokenizer_without_padding_token(tmp_path, model_manifest, template, j
     tokenizer = AutoTokenizer.from_pretrained(folder(model_manifest))
     end, tokenizer.pad_token = tokenizer.eos_token_id, None
     model = load_model(folder(model_manifest), view)
-    trainer = kto.build_trainer(view, model, args, open_rows(mix), processing_class=tokenizer)
+    trainer = kto.trainer_class()(view, open_rows(mix), model=model, args=args, processing_class=tokenizer)
     batch_of_two = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
     assert batch_of_two["input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]
     assert batch_of_two["KL_input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]

@@ -4,33 +4,16 @@ from types import SimpleNamespace
 import torch
 from trl import SFTConfig
 
-from post_training.training import callbacks
-from post_training.training.measure import Meter
-from post_training.training.peak_memory import PeakMemory
+from post_training.training import callbacks, saving
+from post_training.training.measure import PeakMemory, TokenCounter
 
 
 def state(step: int, **more) -> SimpleNamespace:
     return SimpleNamespace(global_step=step, epoch=step / 10, max_steps=100, is_world_process_zero=True, **more)
 
 
-class FakeTrainer:
-    """What a meter attaches to."""
-
-    def __init__(self, losses):
-        self.losses = iter(losses)
-        self.logged = []
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        return torch.tensor(next(self.losses))
-
-    def log(self, logs, start_time=None):
-        self.logged.append(logs)
-
-
 def test_tokens_are_counted_without_padding():
-    meter, trainer = Meter(), FakeTrainer([1.0, 1.0, 1.0])
-    meter.restore({"tokens": 1000, "trained_tokens": 100, "seconds": 50.0})
-    meter.attach(trainer)
+    tokens = TokenCounter(earlier={"tokens": 1000, "trained_tokens": 100, "seconds": 50.0})
     packed = {"input_ids": torch.ones(1, 8), "labels": torch.tensor([[-100, 1, 1, -100, 1, 1, 1, -100]])}
     padded = {**packed, "attention_mask": torch.tensor([[1] * 6 + [0] * 2])}
     pairs = {
@@ -39,28 +22,28 @@ def test_tokens_are_counted_without_padding():
         "completion_mask": torch.tensor([[0, 0, 1, 1]] * 2),
     }
     for inputs in (packed, padded, pairs):
-        trainer.training_step(None, inputs)
-    trainer.log({"loss": 1.0})
-    assert trainer.logged[0]["tokens"] == 1000 + 8 + 6 + 8
-    assert trainer.logged[0]["trained_tokens"] == 100 + 5 + 5 + 4
-    assert trainer.logged[0]["tokens_per_second"] > 0
-    totals = meter.totals()
+        tokens.count(inputs)
+    logs = {"loss": 1.0}
+    tokens.add_to(logs)
+    assert logs["tokens"] == 1000 + 8 + 6 + 8
+    assert logs["trained_tokens"] == 100 + 5 + 5 + 4
+    assert logs["tokens_per_second"] > 0
+    totals = tokens.totals()
     assert totals["tokens"] == 1022
     assert totals["seconds"] >= 50
 
 
 def test_a_switched_off_count_is_not_logged_but_known():
-    meter, trainer = Meter(report_tokens=False), FakeTrainer([1.0])
-    meter.attach(trainer)
-    trainer.training_step(None, {"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)})
-    trainer.log({"loss": 1.0})
-    assert trainer.logged == [{"loss": 1.0}]
-    assert meter.totals()["tokens"] == 4
+    tokens, logs = TokenCounter(in_logs=False), {"loss": 1.0}
+    tokens.count({"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)})
+    tokens.add_to(logs)
+    assert logs == {"loss": 1.0}
+    assert tokens.totals()["tokens"] == 4
 
 
 def test_metrics_have_one_line_a_step_and_no_summary(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    callback = callbacks.MetricsCallback(path, Meter(), PeakMemory(SFTConfig), steps_per_epoch=4)
+    callback = callbacks.MetricsCallback(path, TokenCounter(), PeakMemory(SFTConfig), steps_per_epoch=4)
     callback.on_log(None, state(1), None, logs={"loss": 2.0, "learning_rate": 0.1, "num_tokens": 7, "epoch": 0.1})
     callback.on_log(None, state(1), None, logs={"train_runtime": 3.0})
     other = state(1)
@@ -84,7 +67,7 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
 
 
 def test_progress_is_a_plain_line_now_and_then(capsys):
-    callback = callbacks.ProgressCallback("sft", Meter(), every_seconds=3600)
+    callback = callbacks.ProgressCallback("sft", TokenCounter(), every_seconds=3600)
     callback.on_train_begin(None, state(0), None)
     for step in (1, 2, 50, 100):
         callback.on_log(None, state(step), None, logs={"loss": 2.5})
@@ -98,17 +81,18 @@ def test_a_folder_is_replaced_whole(tmp_path):
     for path, text in ((new, "new"), (target, "old")):
         path.mkdir()
         (path / "file").write_text(text)
-    callbacks.replace_folder(new, target)
+    saving.replace_folder(new, target)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
     assert (target / "file").read_text() == "new"
 
 
-def test_peak_memory_of_an_interval_and_of_the_whole():
+def test_peak_memory_of_an_interval_and_of_the_run():
     peak = PeakMemory(SFTConfig)
-    before = peak.since_last()
+    before = peak.since_last()["peak_memory_bytes"]
     block = torch.ones(64 << 20, dtype=torch.uint8)
-    assert peak.since_last() >= before + (60 << 20)
+    assert peak.since_last()["peak_memory_bytes"] >= before + (60 << 20)
     del block
-    most = peak.bytes
+    most = peak.so_far()["peak_memory_bytes"]
     peak.since_last()
-    assert peak.since_last() < most - (50 << 20) and peak.bytes == most
+    assert peak.since_last()["peak_memory_bytes"] < most - (50 << 20) and peak.so_far()["peak_memory_bytes"] == most
+    assert peak.facts({"peak_memory_bytes": most + 1}) == {"peak_memory_bytes": most + 1, "device_name": "CPU"}

@@ -23,7 +23,6 @@ from post_training.run_dir import wandb_offline
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.lock import LOCKED, LockedError, owned
 from post_training.run_dir.stop import EXIT_CODES, clear_stop_marker
-from post_training.training.startup import hide_unused
 from post_training.workflow.links import point_links
 
 _POLL_SECONDS = 0.5
@@ -36,12 +35,10 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     view, stage = plan.pipeline.last, plan.trained[name]
     method = view["method"]
     _set_defaults(view)
-    hide_unused(view)
     rank = int(os.environ["RANK"])
     from post_training.data.mixing.epochs import write_epochs
-    from post_training.training.run import topology_from_environment
 
-    topology = topology_from_environment()
+    topology = batch.topology_from_environment()
     batches = batch.batch_plan(view, method, topology)
     _check_upstream(plan, stage)
     # Before torch is imported: preparing data may take long, and the other ranks only wait.

@@ -1,6 +1,7 @@
 """Devices, batch and length: the arithmetic of a run, refused early where it does not work out."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,13 @@ def local_topology(view: dict[str, Any]) -> Topology:
     require(wanted is None or wanted >= 1, key, f"found {wanted}, expected 1 or more")
     require(wanted is None or not gpus or wanted <= gpus, key, f"found {wanted}, but this machine shows {gpus} GPUs")
     return Topology(1, wanted or gpus or 1, "GPU" if gpus else "CPU")
+
+
+def topology_from_environment() -> Topology:
+    """Ranks and nodes as the launcher, srun or `accelerate launch` set them; one rank where none did."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return Topology(world // local, local, "GPU" if count_gpus() else "CPU")
 
 
 def slurm_topology(view: dict[str, Any]) -> Topology:

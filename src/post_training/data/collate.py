@@ -16,19 +16,21 @@ from post_training.data.view import Row, Rows
 Batch = dict[str, Any]
 
 
-def trainer_on(trainer_class: type, rows: Rows, **kwargs: Any) -> Any:
-    """A TRL trainer on the rows of a mix.
+class OnRows:
+    """Mixin over a TRL trainer: trains on the rows of a mix, which are tokenised already.
 
     TRL's constructors insist on a `datasets.Dataset`, of which they look at the columns and the first
     row. Training itself goes through Transformers' Trainer, which takes anything with `len` and `[i]`.
     """
-    from datasets import Dataset
 
-    first = Dataset.from_list([{name: values.tolist() for name, values in rows[0].items()}])
-    trainer = trainer_class(train_dataset=first, **kwargs)
-    trainer.train_dataset = rows
-    trainer.data_collator = as_fast(trainer.data_collator)
-    return trainer
+    def __init__(self, view: dict[str, Any], rows: Rows, **kwargs: Any) -> None:
+        """`view` is the stage's flat configuration, for methods that need it; `kwargs` are TRL's arguments."""
+        from datasets import Dataset
+
+        first = Dataset.from_list([{name: values.tolist() for name, values in rows[0].items()}])
+        super().__init__(train_dataset=first, **kwargs)  # type: ignore[call-arg]
+        self.train_dataset: Any = rows
+        self.data_collator: Any = as_fast(self.data_collator)
 
 
 def as_fast(collator: Any) -> Any:

@@ -12,7 +12,7 @@ A method is one module here with, light to import, on top:
 and, importing torch and TRL only when called, below:
 
 - `config_class()` and `training_arguments(view)`, TRL's configuration and what it is given besides the shared arguments;
-- `build_trainer(view, model, args, train_dataset, **kwargs)`, its TRL trainer on the mixed rows.
+- `trainer_class()`, its TRL trainer, made with `(view, rows, model=..., args=..., ...)`; see `data.collate.OnRows`.
 
 A method is also the name of a stage: `view["method"]`, below which a view has the method's own keys, is not
 always `view["stage"]`.

@@ -7,9 +7,6 @@ from post_training.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from post_training.data.view import Rows
 
 ROWS = "messages"
 
@@ -68,10 +65,10 @@ def config_class() -> "type[SFTConfig]":
     return SFTConfig
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: Any, train_dataset: "Rows", **kwargs: Any) -> "SFTTrainer":
+def trainer_class() -> type:
     """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from post_training.data.collate import trainer_on
+    from post_training.data.collate import OnRows
 
-    return trainer_on(SFTTrainer, train_dataset, model=model, args=args, **kwargs)
+    return type("SFT", (OnRows, SFTTrainer), {})

@@ -112,17 +112,18 @@ def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:
 
 def probe_rank(task: Task) -> None:
     """Take the steps and write what they took. Raises UserError as a training would."""
-    from transformers import PrinterCallback
-
-    from post_training.training.measure import Meter
-    from post_training.training.peak_memory import PeakMemory
-    from post_training.training.run import arguments_of, topology_from_environment, trainer_of
+    from post_training.data.dataset_of_row import origins
+    from post_training.run_dir.stop import StopRequest
+    from post_training.training.measure import PeakMemory, TokenCounter
+    from post_training.training.run import arguments_of, make_trainer
+    from post_training.training.step_monitor import StepMonitor
+    from post_training.training.trainer import trainer_class
 
     steps = int(task.config["steps"])
     view = probed_view(resolve(task.runtime["pipeline"]).last, steps)
     name = view["method"]
     method = methods.load(name)
-    topology = topology_from_environment()
+    topology = batch.topology_from_environment()
     plan = batch.batch_plan(view, name, topology)
     args = arguments_of(task, view, plan, steps, save_strategy="no", report_to=["none"], logging_steps=steps + 1)
     rows = longest_rows(task.inputs["data"], steps * plan.rows)
@@ -130,17 +131,16 @@ def probe_rank(task: Task) -> None:
     stored = None
     if "reference_model" not in task.inputs and getattr(method, "stored_reference", lambda _: None)(view) is not None:
         stored = _ZeroReference(task.inputs["data"])
-    trainer = trainer_of(task, view, args, rows, stored)
-    meter = Meter()
-    meter.attach(trainer)
-    clock = _clock(meter)
-    trainer.remove_callback(PrinterCallback)
+    tokens = TokenCounter()
+    monitor = StepMonitor(args.device, StopRequest(), lambda index: origins(rows.rows, rows.number(index)))
+    trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
+    clock = _clock(tokens)
     trainer.add_callback(clock)
     trainer.train()
     write_atomically(task.directory / _RESULT, json.dumps(clock.measured(peak, topology)))
 
 
-def _clock(meter: Any) -> Any:
+def _clock(tokens: Any) -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -154,7 +154,7 @@ def _clock(meter: Any) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             _synchronize()
-            self.marks.append((time.monotonic(), meter.totals()["tokens"]))
+            self.marks.append((time.monotonic(), tokens.totals()["tokens"]))
 
         def measured(self, peak: Any, topology: Topology) -> dict[str, Any]:
             """The first step warms up, and is told apart."""
@@ -168,7 +168,7 @@ def _clock(meter: Any) -> Any:
                 "tokens_per_second": round(statistics.median(rates), 1),
                 "step_seconds": round(statistics.median(seconds[1:] or seconds), 4),
                 "first_step_seconds": round(seconds[0], 4),
-                "peak_memory_bytes": peak.bytes,
+                **peak.so_far(),
                 "world_size": topology.world_size,
                 "hardware": peak.device_name,
             }
@@ -207,11 +207,15 @@ class LongestRows(Sequence[Any]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        return self.rows[self.numbers[index % len(self.numbers)]]
+        return self.rows[self.number(index)]
+
+    def number(self, index: int) -> int:
+        """Number of the row in the mix."""
+        return self.numbers[index % len(self.numbers)]
 
     def document(self, index: int) -> int:
         """As of the mix's rows."""
-        return int(self.rows.document(self.numbers[index % len(self.numbers)]))
+        return int(self.rows.document(self.number(index)))
 
     def distinct(self) -> Any:
         """As of the mix's rows."""

@@ -1,45 +1,36 @@
-"""What was trained on so far, counted where the batches are: tokens and time."""
+"""Tokens, time, energy and peak memory of a run, over all its ranks and attempts."""
 
+import contextlib
+import importlib.util
 import time
+from pathlib import Path
 from typing import Any
 
+import torch
 
-class Meter:
-    """Counts on the device, without waiting for it, and adds up over ranks when asked.
+from post_training.training.ranks import gather
 
-    `tokens` are all that are not padding; `trained_tokens` those with a label (SFT) or in an answer
-    (DPO: of both answers).
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class TokenCounter:
+    """Counts tokens where the batches are, without waiting for the device; adds up over ranks when asked.
+
+    `tokens` are all that are not padding; `trained_tokens` those with a label (SFT) or in an answer (DPO: of both).
     """
 
-    def __init__(self, report_tokens: bool = True) -> None:
-        self.report_tokens = report_tokens
-        self.tokens = 0
-        self.trained_tokens = 0
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
-        self._counts: Any = None
-        self._last_log = (0, 0.0)
+    def __init__(self, in_logs: bool = True, earlier: dict[str, Any] | None = None) -> None:
+        """`in_logs`: whether logs get the counts; `earlier`: the marker of the checkpoint that the run resumes from."""
+        earlier = earlier or {}
+        self.in_logs = in_logs
+        self.tokens, self.trained_tokens = int(earlier.get("tokens") or 0), int(earlier.get("trained_tokens") or 0)
         self.tokens_per_second = 0.0
+        self._seconds_before = float(earlier.get("seconds") or 0.0)
+        self._on_host, self._on_device = 0, torch.zeros(2, dtype=torch.int64)
+        self.start()
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        """Go on from the counts of a checkpoint's marker."""
-        self.tokens, self.trained_tokens = int(facts.get("tokens") or 0), int(facts.get("trained_tokens") or 0)
-        self._seconds_before = float(facts.get("seconds") or 0.0)
-
-    def attach(self, trainer: Any) -> None:
-        """Look at each micro-batch and add the counts to each log; on the instance, so for every method alike."""
-        train, log = trainer.training_step, trainer.log
-
-        def training_step(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            self._count(inputs)
-            return train(model, inputs, *args, **kwargs)
-
-        def log_with_counts(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            if "loss" in logs:
-                self._add_to(logs)
-            log(logs, *args, **kwargs)
-
-        trainer.training_step, trainer.log = training_step, log_with_counts
+    def start(self) -> None:
+        """The clock runs from now on: the model is loaded."""
         self._started = time.monotonic()
         self._last_log = (self.tokens, self.seconds)
 
@@ -48,68 +39,149 @@ class Meter:
         """Training time of all attempts that the current weights come from."""
         return self._seconds_before + time.monotonic() - self._started
 
+    def count(self, inputs: dict[str, Any]) -> None:
+        """Add a micro-batch of this rank."""
+        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+        trained = inputs["completion_mask"].sum() if labels is None else (labels != -100).sum()
+        if mask is None:  # a packed batch has no padding
+            self._on_host += inputs["input_ids"].numel()
+        padded = torch.zeros_like(trained) if mask is None else mask.sum()
+        self._on_device = self._on_device.to(trained.device) + torch.stack([padded, trained])
+
     def totals(self) -> dict[str, Any]:
         """Counts over all ranks, for a checkpoint's marker. Every rank must call it."""
-        self._reduce()
+        padded, trained = self._on_device.tolist()
+        tokens, trained = gather(torch.tensor([padded + self._on_host, trained])).sum(0).tolist()
+        self.tokens, self.trained_tokens = self.tokens + tokens, self.trained_tokens + trained
+        self._on_host, self._on_device = 0, torch.zeros(2, dtype=torch.int64)
         return {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "seconds": round(self.seconds, 3)}
 
-    def _count(self, inputs: dict[str, Any]) -> None:
-        import torch
-
-        ids, labels = inputs["input_ids"], inputs.get("labels")
-        mask = inputs.get("attention_mask")
-        seen = torch.tensor(ids.numel()) if mask is None else mask.sum()
-        trained = inputs["completion_mask"].sum() if labels is None else (labels != -100).sum()
-        counts = torch.stack([seen.to(trained.device), trained]).to(torch.int64)
-        self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
-
-    def _reduce(self) -> None:
-        import torch
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            counts = torch.zeros(2, dtype=torch.int64) if self._counts is None else self._counts
-            if dist.get_backend() == "nccl":
-                counts = counts.cuda()  # it reduces nothing else
-            dist.all_reduce(counts)
-            self._counts = counts
-        if self._counts is not None:
-            tokens, trained = self._counts.tolist()
-            self.tokens += tokens
-            self.trained_tokens += trained
-            self._counts = None
-
-    def _add_to(self, logs: dict[str, float]) -> None:
-        self._reduce()
-        tokens, seconds = self._last_log
-        now = self.seconds
-        self.tokens_per_second = (self.tokens - tokens) / max(now - seconds, 1e-9)
-        self._last_log = (self.tokens, now)
-        if self.report_tokens:
+    def add_to(self, logs: dict[str, float]) -> None:
+        """Add the counts and the rate since the last log. Every rank must call it."""
+        self.totals()
+        (tokens, seconds), self._last_log = self._last_log, (self.tokens, self.seconds)
+        self.tokens_per_second = (self.tokens - tokens) / max(self._last_log[1] - seconds, 1e-9)
+        if self.in_logs:
             logs |= {"tokens": self.tokens, "trained_tokens": self.trained_tokens}
             logs["tokens_per_second"] = round(self.tokens_per_second, 1)
 
 
-def unlogged(trainer: Any) -> dict[str, Any]:
-    """What the trainer has summed up since its last log, for a checkpoint's marker. Every rank must call it.
+class PeakMemory:
+    """Peak memory of a device, the largest of all ranks; starts when it is made: after the imports, before the model.
 
-    A log is a mean over the steps since the last one; without this the first after a resume would be over
-    fewer steps than in a run that was never interrupted.
+    On a GPU, what PyTorch's allocator has given to tensors (allocated) and has taken from the device (reserved: what runs
+    out). On the CPU, how much the process has grown since the start, by the kernel's high-water mark of the resident set.
     """
-    loss = trainer.accelerator.gather(trainer._tr_loss.detach().reshape(1))
-    return {
-        "since": trainer._globalstep_last_logged,
-        "loss": loss.tolist(),
-        "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
-    }
+
+    def __init__(self, config_class: type) -> None:
+        """`config_class` is TRL's; its trainer's module is imported here, so that its memory is not counted."""
+        trainer = config_class.__module__.replace("_config", "_trainer")
+        if importlib.util.find_spec(trainer):
+            importlib.import_module(trainer)
+        self.on_gpu = torch.cuda.is_available()
+        self.device_name = torch.cuda.get_device_name() if self.on_gpu else "CPU"
+        self._largest: dict[str, int] = {}
+        self._reset()
+        self.before = _memory_status().get("VmRSS", 0)
+
+    def so_far(self) -> dict[str, int]:
+        """The peak since the start, with the keys of `since_last`. Every rank must call it."""
+        self._note()
+        return _largest_of_ranks(self._largest)
+
+    def since_last(self) -> dict[str, int]:
+        """`peak_memory_bytes` since the last call, and `peak_reserved_bytes` on a GPU; empty where the system does not tell.
+
+        Every rank must call it.
+        """
+        peak = self._note()
+        self._reset()
+        return _largest_of_ranks(peak)
+
+    def facts(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """`so_far` and `device_name` for a checkpoint's marker; `earlier` is the marker that the run resumed from."""
+        peak = {name: max(size, earlier.get(name) or 0) or None for name, size in self.so_far().items()}
+        return {"peak_memory_bytes": None, **peak, "device_name": self.device_name}
+
+    def _note(self) -> dict[str, int]:
+        """The peak on this rank since the last reset."""
+        if self.on_gpu:
+            allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            peak = {"peak_memory_bytes": allocated, "peak_reserved_bytes": reserved}
+        else:
+            high = _memory_status().get("VmHWM")
+            peak = {} if high is None else {"peak_memory_bytes": max(0, high - self.before)}
+        self._largest = {name: max(size, self._largest.get(name, 0)) for name, size in peak.items()}
+        return peak
+
+    def _reset(self) -> None:
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        with contextlib.suppress(OSError):  # then the imports' own peak counts, which matters for tiny models only
+            _RESET.write_text("5")
 
 
-def restore_unlogged(trainer: Any, told: dict[str, Any] | None) -> None:
-    """Go on with the sums of a marker; called when the trainer has set its own to zero."""
-    if told is None:
-        return
-    losses, rank = told["loss"], trainer.args.process_index
-    own = losses[rank] if len(losses) == trainer.args.world_size else sum(losses) / len(losses)
-    trainer._tr_loss += own
-    trainer._globalstep_last_logged = told["since"]
-    trainer._metrics["train"].update(told["metrics"])
+def _largest_of_ranks(sizes: dict[str, int]) -> dict[str, int]:
+    return dict(zip(sizes, gather(torch.tensor(list(sizes.values()), dtype=torch.int64)).amax(0).tolist(), strict=True))
+
+
+def _memory_status() -> dict[str, int]:
+    """`VmRSS` and the like in bytes; empty where there is no /proc."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = [line.split(":", 1) for line in lines if line.endswith(" kB")]
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+class Energy:
+    """What this rank's GPU uses from now on, by the counter of NVIDIA's driver (Volta and later).
+
+    It counts the whole board, so on a GPU that others use too, their share is included.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._board = _nvml_board(device)
+        self._before = self._millijoules()
+
+    @property
+    def joules(self) -> float | None:
+        """Since this was made; None without a GPU, or where the driver does not report it, as for a MIG slice."""
+        now = self._millijoules()
+        return None if now is None or self._before is None else (now - self._before) / 1000
+
+    def facts(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """`energy_joules` of all ranks for a checkpoint's marker, None where a part of it is not known.
+
+        Every rank must call it. `earlier` is the marker that the run resumed from.
+        """
+        own = float("nan") if self.joules is None else self.joules
+        total = float(gather(torch.tensor([own], dtype=torch.float64)).sum())
+        if total != total or (earlier and earlier.get("energy_joules") is None):
+            return {"energy_joules": None}
+        return {"energy_joules": round(total + (earlier.get("energy_joules") or 0.0), 1)}
+
+    def _millijoules(self) -> int | None:
+        if self._board is None:
+            return None
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._board))
+        return None
+
+
+def _nvml_board(device: torch.device) -> Any:
+    """NVML's handle of a CUDA device; None where there is none. By UUID, because CUDA's numbers are not NVML's."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return None

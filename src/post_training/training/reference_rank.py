@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from post_training import methods
-from post_training.config import resolve
+from post_training.config import batch, resolve
 from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import deepspeed_config
 from post_training.core.errors import UserError
@@ -17,7 +17,8 @@ from post_training.core.task import Task
 from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import Logps, Shard, missing_shards, shard_path, write_array
 from post_training.models import folder as model_folder
-from post_training.training.run import arguments_of, load_model, load_tokenizer, topology_from_environment
+from post_training.training import ranks
+from post_training.training.run import arguments_of, load_model, load_tokenizer
 
 
 def reference_rank(task: Task) -> None:
@@ -28,8 +29,7 @@ def reference_rank(task: Task) -> None:
     """
     view = resolve(task.runtime["pipeline"]).last
     name = view["method"]
-    method = methods.load(name)
-    topology = topology_from_environment()
+    topology = batch.topology_from_environment()
     size = view[name]["reference_batch_size"] or view["training"]["per_device_train_batch_size"]
     plan = BatchPlan(topology, size, 1, size * topology.world_size, None)
     args = arguments_of(task, view, plan, 1, report_to=["none"])
@@ -37,13 +37,8 @@ def reference_rank(task: Task) -> None:
     pending = _agree_on_missing(task.directory, len(pairs))
 
     folder = model_folder(task.inputs["model"])
-    trainer = method.build_trainer(
-        view,
-        load_model(folder, view),
-        args,
-        train_dataset=pairs,
-        processing_class=load_tokenizer(folder, view),
-    )
+    model, tokenizer = load_model(folder, view), load_tokenizer(folder, view)
+    trainer = methods.load(name).trainer_class()(view, pairs, model=model, args=args, processing_class=tokenizer)
     scorer = Scorer(trainer, size)
     # Under ZeRO-3 every rank holds a part of each layer: all must take the same number of forward passes.
     zero = (deepspeed_config(view) or {}).get("zero_optimization") or {}
@@ -62,7 +57,7 @@ def reference_rank(task: Task) -> None:
         done += sum(stop - start for start, stop in together)
         if rank == 0:
             progress.update(done)
-    _wait_and_leave()
+    ranks.leave()
 
 
 class Scorer:
@@ -109,18 +104,15 @@ def _rounds(pending: list[Shard], world: int) -> Iterator[list[Shard]]:
 
 
 def _agree_on_missing(directory: Path, documents: int) -> list[Shard]:
-    """Rank 0 looks and all ranks get its answer: one that looked later would see what another has just written."""
-    import torch.distributed as dist
+    """The shards that rank 0 finds missing, on all ranks."""
 
-    distributed = dist.is_available() and dist.is_initialized()
-    first = not distributed or dist.get_rank() == 0
-    told = [missing_shards(directory, documents) if first else []]
-    if distributed:
-        dist.broadcast_object_list(told, src=0)
-    if first:
-        kept = documents - sum(stop - start for start, stop in told[0])
+    def find() -> list[Shard]:
+        missing = missing_shards(directory, documents)
+        kept = documents - sum(stop - start for start, stop in missing)
         print(f"reference: {documents:,} pairs" + (f", {kept:,} of them done before" if kept else ""), flush=True)
-    return told[0]
+        return missing
+
+    return ranks.from_rank_0(find)
 
 
 def _check_finite(logps: Logps, shard: Shard, folder: Path, data: Path) -> None:
@@ -129,11 +121,3 @@ def _check_finite(logps: Logps, shard: Shard, folder: Path, data: Path) -> None:
         raise UserError(
             f"{folder}: the reference model computes NaN or infinity for pair {shard[0] + bad[0]} of {data}"
         )
-
-
-def _wait_and_leave() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()

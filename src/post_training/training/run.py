@@ -1,16 +1,17 @@
-"""One rank of a training run, from the task to the last whole checkpoint."""
+"""One rank of a training run, from the task to the last complete checkpoint."""
 
-import os
 import signal
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from post_training import methods
 from post_training.config import batch, resolve
-from post_training.config.batch import BatchPlan, Topology
+from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import strategy
-from post_training.core import devices
 from post_training.core.errors import ConfigError, UserError
 from post_training.core.task import Task
 from post_training.data import registry
@@ -22,26 +23,30 @@ from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.loading import quiet
+from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
 from post_training.run_dir.stop import REQUEST, write_stopped
+from post_training.training import callbacks, ranks
 from post_training.training.arguments import load_dtype, trainer_arguments
-from post_training.training.measure import Meter, unlogged
-from post_training.training.peak_memory import PeakMemory
+from post_training.training.measure import Energy, PeakMemory, TokenCounter
+from post_training.training.saving import Checkpoints, InferenceCheckpointCallback
+from post_training.training.step_monitor import SpikeRule, StepMonitor
 from post_training.training.step_samples import SamplesLog
+from post_training.training.trainer import RestoreCallback, trainer_class
 from post_training.training.universal import repair_loading
 
 
 def train_rank(task: Task) -> signal.Signals | None:
-    """Train to the last step, resuming from the newest whole checkpoint. The launcher writes the manifest.
+    """Train to the last step, resuming from the newest complete checkpoint. The launcher writes the manifest.
 
     Returns the signal that ended it before its last step, if one did.
 
     Raises:
-        UserError: for what the user can mend, on the rank that saw it.
+        UserError: for what the user can fix, on the rank that saw it.
     """
     view = resolve(task.runtime["pipeline"]).last
     name = view["method"]
-    plan = batch.batch_plan(view, name, topology_from_environment())
+    plan = batch.batch_plan(view, name, batch.topology_from_environment())
     steps = batch.steps(view, name, task.input_manifest("data")["rows_out"])
     assert steps is not None
 
@@ -62,90 +67,68 @@ def train_rank(task: Task) -> signal.Signals | None:
     if "reference" in task.inputs:
         stored = StoredReference(task.inputs["reference"], start=task.spec["inputs"]["model"])
     rows = open_rows(task.inputs["data"], rows=steps * plan.rows)
-    trainer = trainer_of(task, view, args, rows, stored)
+    first, logging, earlier = args.process_index == 0, view["logging"], start.facts if start else {}
+    samples = SamplesLog(task.directory / "logs" / "samples.jsonl") if first else None
+    spikes = SpikeRule(task.config["method"], logging["loss_spike_sigmas"], earlier.get("losses") or [])
+    monitor = StepMonitor(args.device, REQUEST, lambda index: origins(rows, index), samples, spikes)
+    tokens = TokenCounter(logging["include_num_input_tokens_seen"], earlier)
+    trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
-    return _train(trainer, task, view, start, peak, lambda index: origins(rows, index))
-
-
-def _train(
-    trainer: Any,
-    task: Task,
-    view: dict[str, Any],
-    start: Checkpoint | None,
-    peak: PeakMemory,
-    origins: Callable[[int], list[str]],
-) -> signal.Signals | None:
-    """The training loop with its callbacks; ends with a whole checkpoint of the last step, or of the one it stopped at."""
-    import warnings
-
-    from transformers import PrinterCallback
-
-    # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from post_training.run_dir import metrics as metrics_file
-    from post_training.run_dir import timeline
-    from post_training.training import callbacks
-    from post_training.training.energy import Energy
-    from post_training.training.step_monitor import SpikeRule, StepWatch
-
-    directory, checkpointing, first = task.directory, view["checkpointing"], trainer.args.process_index == 0
-    told = start.facts if start else {}
-    meter = Meter(view["logging"]["include_num_input_tokens_seen"])
-    meter.restore(told)
-    meter.attach(trainer)
-    energy = Energy(trainer.args.device)
-    metrics = metrics_file.path_of(directory)
-    lost: dict[str, Any] = {}
+    sizes, energy = lora.parameter_counts(trainer.model), Energy(args.device)
     if first:
-        lost = callbacks.cut_metrics(metrics, start.step if start else 0, meter.seconds)
-    every = checkpointing["inference_checkpoint_steps"]
-    every = every if every is not None and every > 0 else None
-    samples = SamplesLog(directory / "logs" / "samples.jsonl") if first else None
-    spikes = SpikeRule(task.config["method"], view["logging"]["loss_spike_sigmas"], told.get("losses") or [])
-    watch = StepWatch(trainer, REQUEST, samples, spikes, every, origins)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch)
-    steps_per_epoch = task.input_manifest("data")["rows_out"] / view["training"]["effective_batch_size"]
-    trainer.add_callback(callbacks.MetricsCallback(metrics, meter, peak, steps_per_epoch))
-    trainer.add_callback(callbacks.ProgressCallback(task.config["method"], meter))
-    if first:
-        trainer.add_callback(callbacks.TimelineCallback(directory, lost))
-    if every is not None:
-        elsewhere = checkpointing["inference_checkpoint_path"]
-        folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
-        dtype = view["model"]["dtype"]
-        trainer.add_callback(callbacks.InferenceCheckpointCallback(trainer, directory, folder, every, dtype))
-    limit, sizes = checkpointing["save_total_limit"], lora.parameter_counts(trainer.model)
-    if first:
-        print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, trainer.args)}", flush=True)
+        print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, args)}", flush=True)
 
     def facts() -> dict[str, Any]:
         return {
             "strategy": strategy(view),
-            "world_size": trainer.args.world_size,
+            "world_size": args.world_size,
             **sizes,
-            **meter.totals(),
-            **peak.facts(told),
-            **energy.facts(trainer.accelerator.gather, trainer.args.device, told),
+            **tokens.totals(),
+            **peak.facts(earlier),
+            **energy.facts(earlier),
             "losses": list(spikes.losses),
-            "unlogged": unlogged(trainer),
         }
 
-    trainer.add_callback(
-        callbacks.CheckpointCallback(trainer, directory / "checkpoints", limit, facts, told.get("unlogged"))
-    )
+    trainer.checkpoints = Checkpoints(args, task.directory, view["checkpointing"]["save_total_limit"], facts)
+    trainer.add_callback(RestoreCallback(trainer, earlier.get("unlogged")))
+    _add_reports(trainer, task, view, peak, start.step if start else 0)
+    return _train(trainer, task.directory, start)
+
+
+def _add_reports(trainer: Any, task: Task, view: dict[str, Any], peak: PeakMemory, start: int) -> None:
+    """The callbacks that write metrics, timeline, progress and inference checkpoints."""
+    directory, checkpointing, name = task.directory, view["checkpointing"], task.config["method"]
+    path = metrics.path_of(directory)
+    if trainer.args.process_index == 0:
+        lost = callbacks.cut_metrics(path, start, trainer.tokens.seconds)
+        trainer.add_callback(callbacks.TimelineCallback(directory, lost))
+    steps_per_epoch = task.input_manifest("data")["rows_out"] / view["training"]["effective_batch_size"]
+    trainer.add_callback(callbacks.MetricsCallback(path, trainer.tokens, peak, steps_per_epoch))
+    trainer.add_callback(callbacks.ProgressCallback(name, trainer.tokens))
+    every = checkpointing["inference_checkpoint_steps"]
+    if every is not None and every > 0:
+        elsewhere = checkpointing["inference_checkpoint_path"]
+        folder = Path(elsewhere) / directory.name if elsewhere else directory / "inference_checkpoints"
+        dtype = view["model"]["dtype"]
+        trainer.add_callback(InferenceCheckpointCallback(trainer, directory, folder, every, dtype))
+
+
+def _train(trainer: Any, directory: Path, start: Checkpoint | None) -> signal.Signals | None:
+    """Train; ends with a complete checkpoint of the last step, or of the one at which it was stopped."""
+    # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     step = start.step if start else 0
-    if not watch.asked_to_stop():
+    if not trainer.monitor.stop_requested():
         trainer.train(resume_from_checkpoint=str(start.path) if start else None)
         step = trainer.state.global_step
-    callbacks.barrier()
-    stopped = watch.stopped if step < trainer.args.max_steps else None
-    if first:
+    ranks.barrier()
+    stopped: signal.Signals | None = trainer.monitor.stopped if step < trainer.args.max_steps else None
+    if trainer.args.process_index == 0:
         timeline.note(directory, "end", step=step, why=stopped.name if stopped else "done")
-    if stopped and first:
-        write_stopped(directory, stopped, step)
-    _leave_group()
+        if stopped:
+            write_stopped(directory, stopped, step)
+    ranks.leave()
     return stopped
 
 
@@ -158,27 +141,21 @@ def arguments_of(task: Task, view: dict[str, Any], plan: BatchPlan, steps: int, 
     )
 
 
-def trainer_of(task: Task, view: dict[str, Any], args: Any, rows: Any, reference: Any = None) -> Any:
-    """The method's trainer on the task's model with its adapters, and the reference model or what is stored of one."""
+def make_trainer(
+    trainer_class: Any, task: Task, view: dict[str, Any], args: Any, rows: Any, stored: Any, **kwargs: Any
+) -> Any:
+    """The trainer on the task's model with its adapters, and the reference model or what is `stored` of one."""
     if view["training"]["deterministic"]:
-        import torch
-
         # With the launcher's variables. Not the trainer's `full_determinism`, which also makes every kernel launch wait.
         torch.use_deterministic_algorithms(True)
     folder = model_folder(task.inputs["model"])
     model = load_model(folder, view)
-    beside: dict[str, Any] = {} if reference is None else {"reference": reference}
+    if stored is not None:
+        kwargs["reference"] = stored
     if "reference_model" in task.inputs:
-        beside["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
-    return methods.load(view["method"]).build_trainer(
-        view,
-        model,
-        args,
-        train_dataset=rows,
-        processing_class=load_tokenizer(folder, view),
-        **lora.adapter_arguments(view, model, folder),
-        **beside,
-    )
+        kwargs["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
+    kwargs |= lora.adapter_arguments(view, model, folder)
+    return trainer_class(view, rows, model=model, args=args, processing_class=load_tokenizer(folder, view), **kwargs)
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
@@ -202,32 +179,18 @@ def _join_deepspeed() -> None:
 
 
 def agree_on_checkpoint(directory: Path) -> Choice:
-    """Rank 0 looks and all ranks get its answer; what never became whole is removed."""
-    import torch.distributed as dist
+    """The newest complete checkpoint, found by rank 0 for all ranks; incomplete ones are removed."""
 
-    distributed = dist.is_available() and dist.is_initialized()
-    first = not distributed or dist.get_rank() == 0
-    told = [newest_complete(directory) if first else None]
-    if distributed:
-        dist.broadcast_object_list(told, src=0)
-    choice = told[0]
-    assert choice is not None
-    if first:
+    def choose() -> Choice:
+        choice = newest_complete(directory)
         discard_incomplete(choice)
-    return choice
+        return choice
 
-
-def topology_from_environment() -> Topology:
-    """Ranks and nodes as the launcher, srun or `accelerate launch` has set them; one rank without them."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    return Topology(world // local, local, "GPU" if devices.count_gpus() else "CPU")
+    return ranks.from_rank_0(choose)
 
 
 def load_model(folder: Path, view: dict[str, Any]) -> Any:
     """The model with its attention backend; one line where that backend or the folder cannot be used."""
-    from transformers import AutoModelForCausalLM
-
     quiet()
     attention = view["model"]["attn_implementation"]
     try:
@@ -246,24 +209,10 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
 
 
 def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
-    """The model's tokenizer, read when it is needed, with our chat template so that every save carries it."""
-    from transformers import AutoTokenizer
-
-    from post_training.training.deferred_tokenizer import defer
-
-    def load() -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
-        tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
-        return tokenizer
-
-    return defer(folder, load)
-
-
-def _leave_group() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """The model's tokenizer, with our chat template so that every save carries it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
+    tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
+    return tokenizer
 
 
 def _line(error: BaseException) -> str:

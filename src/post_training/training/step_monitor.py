@@ -1,108 +1,111 @@
-"""Looks at every step with the eyes of all ranks: stop on request, numbers that are none, spikes, and the rows seen."""
+"""Checks of each step over all ranks: stop requests, NaN and Inf, loss spikes, and which rows were seen."""
 
 import math
 import signal
 import statistics
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from post_training.core.errors import UserError
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.stop import StopRequest, decisive
-from post_training.training.exchange import Exchange, Record
-from post_training.training.step_samples import KEY, NumberedRows, Remembering, SamplesLog, Seen
+from post_training.training.ranks import gather
+from post_training.training.step_samples import SamplesLog, Seen
 
 _SHOWN = 16
 
 
-class StepWatch(TrainerCallback):
-    """Gathers each step's record, and acts on it, on all ranks alike.
+@dataclass(frozen=True)
+class StepRecord:
+    """One step over all ranks; each list has one entry a rank."""
 
-    Must be added before the callbacks that save, so that nothing is saved of a step that went wrong.
+    step: int
+    signal: list[int]
+    """Number of the stop signal that a rank has received, 0 for none."""
+    rows: list[int]
+    """How many rows of the mix were in a rank's micro-batches."""
+    digest: list[int]
+    """Sum of the rows' hashes modulo 2**64, as int64; see step_samples.py."""
+    loss: list[float]
+    """Sum over a rank's micro-batches of what TRL logs as the loss."""
+    grad_norm: list[float]
+    """Norm of the gradient over all ranks, before clipping; the same on all."""
+
+
+class StepMonitor(TrainerCallback):
+    """Gathers each step's record and acts on it, so that all ranks take the same decision at the same step.
+
+    `training/trainer.py` feeds it. It must come before the callbacks that save: a bad step must not be saved.
     """
 
     def __init__(
         self,
-        trainer: Any,
+        device: torch.device,
         request: StopRequest,
-        samples: SamplesLog | None,
-        spikes: "SpikeRule",
-        save_also_every: int | None,
         origins: Callable[[int], list[str]],
+        samples: SamplesLog | None = None,
+        spikes: "SpikeRule | None" = None,
     ) -> None:
-        """Take hold of the trainer's steps.
+        """Make it on every rank.
 
         Args:
-            trainer: its rows, collator and two methods are wrapped, on the instance.
+            device: of the trainer.
             request: this process's stop signals.
+            origins: documents of a row of the mix, for errors.
             samples: where rank 0 notes the rows; None on other ranks.
             spikes: warns on rank 0.
-            save_also_every: steps between saves that the trainer does not know of.
-            origins: where a row of the mix comes from, for errors.
         """
-        self.trainer, self.request, self.samples, self.spikes = trainer, request, samples, spikes
-        self.save_also_every, self.origins = save_also_every, origins
+        self.device, self.request, self.origins = device, request, origins
+        self.samples, self.spikes = samples, spikes
         self.stopped: signal.Signals | None = None
-        """The signal at which training has ended, if it did not come to its last step."""
-        self.exchange = Exchange(trainer.args.device)
-        self._seen, self._loss, self._grad_norm = Seen(), 0.0, 0.0
-        self._rows: dict[int, list[int]] = {}
-        trainer.train_dataset = NumberedRows(trainer.train_dataset)
-        trainer.data_collator = Remembering(trainer.data_collator)
-        take_step, get_grad_norm = trainer.training_step, trainer._get_grad_norm
+        """The signal that ended training before its last step."""
+        self._seen, self._loss, self.grad_norm = Seen(), torch.zeros((), device=device), 0.0
 
-        def training_step(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            self._seen += inputs.pop(KEY)
-            loss = take_step(model, inputs, *args, **kwargs)
-            self._loss = self._loss + loss.detach()
-            return loss
+    def add(self, seen: Seen, loss: torch.Tensor) -> None:
+        """Note a micro-batch of this rank and its loss."""
+        self._seen, self._loss = self._seen + seen, self._loss + loss
 
-        def remember_grad_norm(*args: Any, **kwargs: Any) -> Any:
-            norm = get_grad_norm(*args, **kwargs)
-            self._grad_norm = 0.0 if norm is None else norm  # DeepSpeed has none before its first step
-            return norm
+    def gather(self, step: int) -> StepRecord:
+        """This step's record, which waits for the device. Every rank must call it."""
+        counts = torch.tensor([self.request.wanted or 0, len(self._seen.rows), self._seen.digest]).to(self.device)
+        reals = [
+            torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in (self._loss, self.grad_norm)
+        ]
+        everyone = gather(torch.cat([counts, torch.stack(reals).view(torch.int64)])).cpu()
+        columns = everyone[:, :3].T.tolist() + everyone[:, 3:].T.contiguous().view(torch.float64).tolist()
+        return StepRecord(step, *columns)
 
-        trainer.training_step, trainer._get_grad_norm = training_step, remember_grad_norm
-
-    def asked_to_stop(self) -> bool:
-        """Whether any rank was asked to before the first step, while the model was loaded for instance."""
-        self.exchange.start(0, self.request.wanted or 0, 0, 0, 0.0, 0.0)
-        (record,) = self.exchange.finish(everything=True)
-        self.stopped = decisive(record.signal)
+    def stop_requested(self) -> bool:
+        """Whether any rank was asked to stop before the first step, for instance while the model was loaded."""
+        self.stopped = decisive(self.gather(0).signal)
         return self.stopped is not None
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell the others about this step; the gather runs beside the optimizer."""
-        step, seen = state.global_step + 1, self._seen
-        self._rows[step] = seen.rows
-        self.exchange.start(step, self.request.wanted or 0, len(seen.rows), seen.digest, self._loss, self._grad_norm)
-        self._seen, self._loss, self._grad_norm = Seen(), 0.0, 0.0
-
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Act on what is known by now; before a save, on everything."""
-        step = state.global_step
-        saves = control.should_save or step >= state.max_steps
-        saves = saves or bool(self.save_also_every and step % self.save_also_every == 0)
-        self._look(self.exchange.finish(everything=saves), args)
+        """Check the step, before anything of it is saved."""
+        record, rows = self.gather(state.global_step), self._seen.rows
+        self._seen, self._loss, self.grad_norm = Seen(), torch.zeros((), device=self.device), 0.0
+        check_finite(record, rows, args, self.origins)
+        if self.samples is not None:
+            self.samples.add(record.step, sum(record.rows), record.digest)
+        if self.spikes is not None:
+            self.spikes.check(record.step, statistics.fmean(record.loss))
+        self.stopped = decisive(record.signal)
         if self.stopped:
-            self._look(self.exchange.finish(everything=True), args)
             control.should_save = control.should_training_stop = True
 
-    def _look(self, records: list[Record], args: Any) -> None:
-        for record in records:
-            rows = self._rows.pop(record.step)
-            _check_numbers(record, rows, args, self.origins)
-            if self.samples is not None:
-                self.samples.add(record.step, sum(record.rows), record.digest)
-                self.spikes.look(record.step, statistics.fmean(record.loss))
-            self.stopped = self.stopped or decisive(record.signal)
 
+def check_finite(record: StepRecord, rows: list[int], args: Any, origins: Callable[[int], list[str]]) -> None:
+    """End the run at a loss or gradient that is NaN or Inf.
 
-def _check_numbers(record: Record, rows: list[int], args: Any, origins: Callable[[int], list[str]]) -> None:
-    """End the run at a loss or gradient that is no number: on the rank that has it with the reason, on others without."""
+    Raises:
+        UserError: on the rank that has it, naming its `rows` of the mix.
+        PeerError: on the others.
+    """
     bad = [rank for rank, loss in enumerate(record.loss) if not math.isfinite(loss)]
     what = f"loss is {record.loss[bad[0]]}" if bad else ""
     # With float16 the loss is scaled up until the gradient overflows now and then; such steps are skipped.
@@ -117,8 +120,8 @@ def _check_numbers(record: Record, rows: list[int], args: Any, origins: Callable
     shown = ", ".join(documents[:_SHOWN]) + (f" and {len(documents) - _SHOWN} more" if len(documents) > _SHOWN else "")
     raise UserError(
         f"{what}, not a finite number, at step {record.step} on rank {bad[0]}; its rows of the mix: "
-        f"{', '.join(map(str, rows))}, of {shown}. The last whole checkpoint is kept. Lower training.learning_rate or "
-        "training.max_grad_norm, raise training.warmup_ratio, or look at these rows"
+        f"{', '.join(map(str, rows))}, of {shown}. The last complete checkpoint is kept. Lower training.learning_rate or "
+        "training.max_grad_norm, raise training.warmup_ratio, or check these rows"
     )
 
 
@@ -126,7 +129,7 @@ class SpikeRule:
     """Warns of a loss that is more than `sigmas` standard deviations above the mean of the last WINDOW steps.
 
     The rule by which OLMo-core skips steps (6 standard deviations, 128 steps); here it only warns, once half
-    of the window has been seen.
+    of the window is filled.
     """
 
     WINDOW = 128
@@ -136,7 +139,7 @@ class SpikeRule:
         self.name, self.sigmas = name, sigmas
         self.losses: deque[float] = deque(losses, self.WINDOW)
 
-    def look(self, step: int, loss: float) -> None:
+    def check(self, step: int, loss: float) -> None:
         """Note the loss of a step, and warn."""
         if self.sigmas is not None and len(self.losses) >= self.WINDOW // 2:
             mean, deviation = statistics.fmean(self.losses), statistics.pstdev(self.losses)

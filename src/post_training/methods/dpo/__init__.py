@@ -8,7 +8,8 @@ from post_training.methods.dpo.losses import SORTED, check_losses, needs_referen
 
 if TYPE_CHECKING:
     from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
+
+    from post_training.methods.dpo.trainer import DPO
 
 ROWS = "preference"
 
@@ -94,8 +95,8 @@ def config_class() -> "type[DPOConfig]":
     return DPOConfig
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: Any, **kwargs: Any) -> "DPOTrainer":
-    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; see trainer.py."""
-    from post_training.methods.dpo.trainer import build
+def trainer_class() -> "type[DPO]":
+    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    from post_training.methods.dpo.trainer import DPO
 
-    return build(view, model, args, **kwargs)
+    return DPO

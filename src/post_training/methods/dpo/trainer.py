@@ -8,56 +8,52 @@ import numpy as np
 from trl.trainer import dpo_trainer
 
 from post_training.core.errors import UserError
-from post_training.data.collate import trainer_on
+from post_training.data.collate import OnRows
 from post_training.methods.dpo.losses import needs_reference, start_loss
+from post_training.methods.dpo.reference import RowsWithReference, StoredReference
 
 
-def build(
-    view: dict[str, Any], model: Any, args: Any, *, train_dataset: Any, reference: Any = None, **kwargs: Any
-) -> dpo_trainer.DPOTrainer:
-    """The trainer.
-
-    Args:
-        view: the stage's flat configuration.
-        model: the policy.
-        args: TRL's DPOConfig.
-        train_dataset: rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
-        reference: `StoredReference` of these rows; None with `dpo.reference=online`, and in the stage that computes it.
-        kwargs: `ref_model`, `processing_class`, ... Without `ref_model`, online, TRL loads the model's folder again.
-    """
-    with _without_hash_of_weights():
-        trainer = trainer_on(PairTrainer, train_dataset, model=model, args=args, **kwargs)
-    trainer.expected_loss = start_loss(view)
-    if reference is not None:
-        trainer.train_dataset = reference.join(train_dataset)
-        trainer.reference = str(reference.path)
-        trainer.starts_at_reference = reference.of_start
-    elif not needs_reference(view["dpo"]):
-        from post_training.methods.dpo.reference import RowsWithReference
-
-        trainer.train_dataset = RowsWithReference(
-            train_dataset, np.zeros((len(train_dataset.distinct()), 2), np.float32)
-        )
-        trainer.starts_at_reference = False
-    else:
-        trainer.starts_at_reference = kwargs.get("ref_model") is None
-    return trainer
-
-
-class PairTrainer(dpo_trainer.DPOTrainer):
+class DPO(OnRows, dpo_trainer.DPOTrainer):
     """TRL has no switch for tokenised pairs, nor for log-probabilities that are there already."""
 
     args: Any
     model: Any
-    reference = "dpo.reference=online"
-    """Where the reference's log-probabilities come from, for the error."""
-    starts_at_reference = True
-    expected_loss: float | None = None
+
+    def __init__(
+        self, view: dict[str, Any], rows: Any, *, reference: StoredReference | None = None, **kwargs: Any
+    ) -> None:
+        """Make the trainer.
+
+        Args:
+            view: the stage's flat configuration.
+            rows: of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+            reference: stored log-probabilities of these rows; None with `dpo.reference=online`, and in the stage that
+                computes them.
+            kwargs: `model`, `args`, `ref_model`, ... Without `ref_model`, online, TRL loads the model's folder again.
+
+        Raises:
+            UserError: when the reference belongs to other pairs.
+        """
+        with _without_hash_of_weights():
+            super().__init__(view, rows, **kwargs)
+        self.expected_loss = start_loss(view)
+        self.reference = "dpo.reference=online" if reference is None else str(reference.path)
+        """Where the reference's log-probabilities come from, for the error."""
+        if reference is not None:
+            self.train_dataset = reference.join(rows)
+            self.starts_at_reference = reference.of_start
+        elif not needs_reference(view["dpo"]):
+            self.train_dataset = RowsWithReference(rows, np.zeros((len(rows.distinct()), 2), np.float32))
+            self.starts_at_reference = False
+        else:
+            self.starts_at_reference = kwargs.get("ref_model") is None
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """TRL calls it in its constructor and would look for text."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """TRL calls it in its constructor with `precompute_ref_log_probs`, which also has it read the stored values."""
         return dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306) on answers that are judged one by one."""
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306) on unpaired completions with binary labels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,9 +7,9 @@ from post_training.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from trl.trainer.kto_config import KTOConfig
-    from trl.trainer.kto_trainer import KTOTrainer
 
     from post_training.data.view import Rows
+    from post_training.methods.kto.trainer import KTO
 
 ROWS = "unpaired"
 LOSSES = ("kto", "apo_zero_unpaired")
@@ -80,43 +80,11 @@ def config_class() -> "type[KTOConfig]":
     return KTOConfig
 
 
-def build_trainer(view: dict[str, Any], model: Any, args: Any, train_dataset: "Rows", **kwargs: Any) -> "KTOTrainer":
-    """TRL's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label` (`[1]` or `[0]`).
+def trainer_class() -> "type[KTO]":
+    """TRL's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label` (`[1]` or `[0]`)."""
+    from post_training.methods.kto.trainer import KTO
 
-    Without `ref_model` TRL loads the folder that `model` came from a second time.
-    """
-    import numpy as np
-    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
-
-    from post_training.data.collate import trainer_on
-
-    class Collator(DataCollatorForUnpairedPreference):
-        """Adds the mismatched answers of the KL term, each row's from the row before it in the micro-batch.
-
-        TRL puts them into its text dataset in the same order, a micro-batch being so many rows of the file. Here
-        they come from the micro-batch itself, and cannot disagree with it.
-        """
-
-        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-            rows = [{name: np.asarray(values).tolist() for name, values in row.items()} for row in examples]
-            for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True):
-                row["label"] = bool(row["label"][0])
-                if args.loss_type == "kto":
-                    row["KL_completion_ids"] = before["completion_ids"]
-            return dict(super().torch_call(rows))
-
-    class TokenizedKTOTrainer(KTOTrainer):
-        """TRL has no switch for tokenised rows: its preparation would look for text columns."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-    trainer = trainer_on(TokenizedKTOTrainer, train_dataset, model=model, args=args, **kwargs)
-    theirs = trainer.data_collator
-    trainer.data_collator = Collator(theirs.pad_token_id, theirs.max_length, theirs.pad_to_multiple_of)
-    if args.process_index == 0 and (advice := balance(view["kto"], desirable_share(train_dataset))):
-        print(f"{view['stage']}: {advice}", flush=True)
-    return trainer
+    return KTO
 
 
 def desirable_share(rows: "Rows", at_most: int = 2000) -> float:

@@ -1,0 +1,43 @@
+"""Collectives over the ranks of a run; a process without a group is the only rank."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def leave() -> None:
+    """Wait for all ranks, and end the process group."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def from_rank_0(compute: Callable[[], T]) -> T:
+    """What rank 0 alone computes, on all ranks: one that computed it later could see what another has just written."""
+    if not dist.is_initialized():
+        return compute()
+    values: list[Any] = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0)
+    result: T = values[0]
+    return result
+
+
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """`values` `[n]` of every rank, `[ranks, n]`, in the same type. Every rank must call it."""
+    if not dist.is_initialized():
+        return values[None]
+    if dist.get_backend() == "nccl":  # it takes nothing else
+        values = values.cuda()
+    everyone = values.new_empty(dist.get_world_size() * len(values))
+    dist.all_gather_single(everyone, values)
+    return everyone.reshape(-1, len(values))

@@ -1,0 +1,123 @@
+"""Complete checkpoints to resume from, and models for inference, written while training."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from post_training.core.errors import UserError
+from post_training.models import lora
+from post_training.models.files import cast_weights, make_readable, polish
+from post_training.run_dir import timeline
+from post_training.run_dir.checkpoints import flush, mark_complete, rotate
+from post_training.run_dir.failures import no_room
+from post_training.training.ranks import barrier
+
+
+@contextmanager
+def needs_room(path: Path) -> Iterator[None]:
+    """Raises UserError, in one line, for a full disk. torch does not say why a write has failed: it is tried."""
+    try:
+        yield
+    except Exception as error:
+        reason = no_room(error) or _try_to_write(path.parent)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{path}: cannot be written, {reason}; the last complete checkpoint is kept. Free some room and start again to resume"
+        ) from None
+
+
+def _try_to_write(folder: Path) -> str | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return no_room(error)
+    return None
+
+
+class Checkpoints:
+    """Saves checkpoints, marks each one as complete, then removes the oldest ones."""
+
+    def __init__(self, args: Any, directory: Path, limit: int | None, facts: Callable[[], dict[str, Any]]) -> None:
+        """Make it on every rank.
+
+        Args:
+            args: TRL's configuration.
+            directory: of the run.
+            limit: complete checkpoints to keep.
+            facts: content of the marker; called on every rank.
+        """
+        self.args, self.directory, self.limit, self.facts = args, directory, limit, facts
+
+    def save(self, step: int, write: Callable[[], None], unlogged: dict[str, Any]) -> None:
+        """Have `write` save the checkpoint of `step`; its marker, written when all ranks' files are on disk, has `unlogged`."""
+        began, folder = time.time(), self.directory / "checkpoints"
+        checkpoint = folder / f"checkpoint-{step}"
+        with needs_room(checkpoint):
+            write()
+            facts = self.facts()
+            barrier()
+            if self.args.local_process_index == 0:
+                flush(checkpoint)
+            barrier()
+            if self.args.process_index == 0:
+                make_readable(checkpoint)
+                mark_complete(checkpoint, step, **facts, unlogged=unlogged)
+                rotate(folder, self.limit)
+        barrier()
+        if self.args.process_index == 0:
+            note_save(self.directory, step, began)
+
+
+def note_save(directory: Path, step: int, began: float) -> None:
+    """A line of the timeline: no step was taken since `began`."""
+    timeline.note(directory, "save", step=step, seconds=round(time.time() - began, 3))
+
+
+class InferenceCheckpointCallback(TrainerCallback):
+    """Every `every` steps a model that inference can load, `step-<n>`, complete or absent; with LoRA its adapters."""
+
+    def __init__(self, trainer: Any, directory: Path, folder: Path, every: int, dtype: str) -> None:
+        self.trainer, self.directory, self.folder, self.every, self.dtype = trainer, directory, folder, every, dtype
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Every rank takes part: under ZeRO-3 each holds a share of the weights."""
+        if state.global_step % self.every:
+            return
+        began = time.time()
+        unfinished = self.folder / f".step-{state.global_step}"
+        final = self.folder / f"step-{state.global_step}"
+        with needs_room(final):
+            if state.is_world_process_zero:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+            barrier()
+            self.trainer.save_model(str(unfinished))
+            barrier()
+            if state.is_world_process_zero:
+                (unfinished / "training_args.bin").unlink(missing_ok=True)
+                if not lora.is_adapter(unfinished):
+                    cast_weights(unfinished, self.dtype)
+                polish(unfinished)
+                flush(unfinished)
+                replace_folder(unfinished, final)
+                note_save(self.directory, state.global_step, began)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a finished folder to its path; one that exists there already (a repeated step) is removed only then."""
+    old = target.with_name(f".{target.name}.old.{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
