@@ -139,7 +139,7 @@ def test_snakemake_has_the_pages_in_its_own_report(swept):
     shutil.unpack_archive(folder / "snakemake.zip", unpacked)
     assert len([path for path in unpacked.rglob("report.html") if "Spread over seeds" in path.read_text()]) == 1
     pages = [path.read_text() for path in unpacked.rglob("report.html")]
-    assert sum("What preflight foretold" in page for page in pages) == len(graph.plans)
+    assert sum("Preflight: predicted vs. measured" in page for page in pages) == len(graph.plans)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def config(tmp_path_factory, model_manifest, template):
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [{"prompt": f"{n} and 1?", "chosen": f"{n + 1}", "rejected": f"{n + 2}"} for n in range(5)]
     (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    told = {
+    settings = {
         "method": "dpo", "offline": True, "paths": {"output_base": str(folder / "outputs")}, "training": {"max_steps": 1},
         "model": {"name_or_path": str(model_manifest.parent / "model")},
         "data": {
@@ -32,7 +32,7 @@ def config(tmp_path_factory, model_manifest, template):
         "dpo": {"max_seq_length": 64, "data": {"datasets": [{"name": "p", "path": str(folder / "p.jsonl"), "transform": "preference"}]}},
     }  # fmt: skip
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(told))
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
@@ -55,6 +55,17 @@ def test_what_became_of_rows_that_are_not_trained_on(config):
     assert found[99] == "there is no such row in the source"
 
 
+def test_a_rejected_row_of_a_second_file_has_its_own_reason(config):
+    files = [config.parent / "a.jsonl", config.parent / "b.jsonl"]
+    rows = [{"messages": conversation(20)}, {"messages": []}, {"messages": conversation(21)}]
+    files[1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [f"data.datasets[0].path=[{files[0]},{files[1]}]"]
+    plan, method = collect.prepared(str(config), overrides, "sft")
+    rejected, good = collect.examples(plan, method, 1, ["9", "10"], 0)
+    assert rejected.fate.startswith("rejected: empty_conversation: ") and rejected.raw == rows[1]
+    assert good.raw == rows[2] and not good.fate
+
+
 def test_in_the_terminal_and_as_a_page(config, capsys, tmp_path):
     page = tmp_path / "page.html"
     arguments = ["inspect", "--config", str(config), "--stage", "sft", "--row", "5", "--row", "1", "--html", str(page)]
@@ -63,7 +74,7 @@ def test_in_the_terminal_and_as_a_page(config, capsys, tmp_path):
     assert "«1<|im_end|>»" in shown and "\x1b" not in shown and "\\x1b[2J" in shown
     html = page.read_text()
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html and "\x1b" not in html
-    assert 'class="t on"' in html and "http" not in html
+    assert 'class="t on"' in html and "://" not in html
 
 
 def test_pairs_show_both_answers(config, capsys):

@@ -6,28 +6,27 @@ from pathlib import Path
 
 from rich.console import Console
 
-from post_training.inspection import collect, page, stats, terminal
+from post_training.inspection import collect, show, stats
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Show rows from their source to their tokens, in the terminal and as a page."""
-    plan, method = collect.prepared(options.config, options.overrides, options.stage)
-    found = collect.examples(plan, method, options.n, options.row, options.seed)
-    terminal.show(found, _console())
+    """Show examples from their source rows to their tokens, in the terminal and as a page."""
+    plan, stage = collect.prepared(options.config, options.overrides, options.stage)
+    found = collect.examples(plan, stage, options.n, options.row, options.seed)
+    show.show(found, _console())
     if options.html:
-        path = Path(options.html)
-        page.write(path, f"{plan.run_name}: rows of {method}", found)
-        print(path, file=sys.stderr)
+        show.write_page(Path(options.html), f"{plan.run_name}: rows of {stage}", found)
+        print(options.html, file=sys.stderr)
     return 0
 
 
 def token_stats(options: argparse.Namespace) -> int:
-    """Print the table."""
-    plan, method = collect.prepared(options.config, options.overrides, options.stage)
-    _console().print(stats.as_table(stats.statistics(plan, method), f"{plan.run_name}: data of {method}"))
+    """Print the table of a stage's datasets."""
+    plan, stage = collect.prepared(options.config, options.overrides, options.stage)
+    _console().print(stats.as_table(stats.statistics(plan, stage), f"{plan.run_name}: data of {stage}"))
     return 0
 
 
 def _console() -> Console:
-    # Without a terminal there is no width to fit: nothing is cut where a file or a pager is written to.
+    # A file or a pager has no width to fit: nothing is cut off.
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=True)

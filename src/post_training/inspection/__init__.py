@@ -1,1 +1,1 @@
-"""Looking at data: rows on their way to tokens, and tables of what became of them. Tools that a person calls by hand."""
+"""`inspect` and `token-stats`: examples from their source rows to their tokens, and counts for each dataset."""

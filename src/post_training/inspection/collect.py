@@ -1,17 +1,19 @@
-"""Rows of a stage's mix as they were at every step: raw, transformed, formatted, tokens."""
+"""Examples of a training stage at every step: raw, transformed, formatted, tokens."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from post_training import models
 from post_training.config import resolve
 from post_training.config.trees import read_config
-from post_training.core import manifest
+from post_training.core import json_lines, manifest
 from post_training.core.errors import UserError
 from post_training.data import shapes
 from post_training.data.loss_mask import input_ids_and_labels
@@ -20,6 +22,11 @@ from post_training.data.reading.sources import read_blocks
 from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import make
+
+# A tokenised row's number: its source row in the lower bits, the part of it in those above.
+_PART_BIT = 40
+_ROW_BITS = (1 << _PART_BIT) - 1
+_OVERLONG = {"drop": "dropped", "truncate": "cut off", "split": "split"}
 
 
 @dataclass
@@ -33,7 +40,7 @@ class Token:
 
 @dataclass
 class Sequence:
-    """What the model reads of a row: all of a conversation, or a prompt with one of its answers."""
+    """One input of the model: a conversation, or a prompt with one of its answers."""
 
     name: str
     text: str
@@ -42,13 +49,13 @@ class Sequence:
 
     @property
     def trained(self) -> int:
-        """Tokens that are trained on."""
+        """Number of tokens that are trained on."""
         return sum(token.trained for token in self.tokens)
 
 
 @dataclass
 class Example:
-    """One example of one source row, or what became of it."""
+    """One example of a source row, or the row alone where it gave none."""
 
     dataset: str
     row: int
@@ -61,200 +68,178 @@ class Example:
     """Why it is not trained on; empty when it may be."""
 
 
+class Steps(NamedTuple):
+    """Manifests of one dataset on its way to the mix."""
+
+    raw: Path
+    transformed: Path
+    filtered: Path | None
+    tokenized: Path
+
+
+class Source(NamedTuple):
+    """One source row, and its number in its own file, from 0."""
+
+    record: Any
+    file: Path
+    number: int
+
+
 def prepared(path: str, overrides: list[str], stage: str | None) -> tuple[Plan, str]:
     """The plan of a configuration, with the data of one training stage made where it is missing; and that stage's name.
 
     Raises UserError for a stage that the pipeline does not have.
     """
     plan = make_plan(resolve(read_config(path), {"set": overrides}))
-    method = stage or plan.pipeline.stages[-1]
-    if method not in plan.mixed:
-        raise UserError(f"--stage: found {method!r}; this configuration has {', '.join(plan.mixed)}")
-    make(plan, plan.mixed[method])
-    return plan, method
+    name = stage or plan.pipeline.stages[-1]
+    if name not in plan.mixed:
+        raise UserError(f"--stage: found {name!r}; this configuration has {', '.join(plan.mixed)}")
+    make(plan, plan.mixed[name])
+    return plan, name
 
 
-def datasets_of(plan: Plan, mixed: Stage) -> dict[str, tuple[Stage, Stage, Stage]]:
-    """Dataset -> its download, transform and tokenise stages."""
+def steps_of(plan: Plan, mixed: Stage) -> dict[str, Steps]:
+    """Dataset -> its steps."""
     found = {}
     for name, tokenized in mixed.inputs.items():
-        transformed = tokenized.inputs["rows"]
-        if transformed.kind == "filter":
-            transformed = transformed.inputs["rows"]
-        found[name] = (transformed.inputs["raw"], transformed, tokenized)
+        rows, filtered = tokenized.inputs["rows"], None
+        if rows.kind == "filter":
+            rows, filtered = rows.inputs["rows"], plan.base / rows.manifest
+        raw = plan.base / rows.inputs["raw"].manifest
+        found[name] = Steps(raw, plan.base / rows.manifest, filtered, plan.base / tokenized.manifest)
     return found
 
 
-def examples(plan: Plan, method: str, count: int, rows: list[str], seed: int) -> list[Example]:
-    """Rows that are asked for by number (`5`, or `dataset:5`), or else `count` random ones."""
-    mixed = plan.mixed[method]
-    datasets = datasets_of(plan, mixed)
-    opened = {
-        name: Tokenized.open(name, plan.base / stages[2].manifest, mixed.config["rows"], 0)
-        for name, stages in datasets.items()
-    }
-    wanted = _asked(rows, datasets) if rows else _random(opened, count, seed)
-    found = []
-    for name, numbers in wanted.items():
-        look = _Look(plan, mixed, name, datasets[name], opened[name])
-        found += look.examples(numbers)
-    return found
+def examples(plan: Plan, stage: str, count: int, rows: list[str], seed: int) -> list[Example]:
+    """Examples of the source rows in `rows` (`5`, or `dataset:5`), or else of `count` random ones.
+
+    Raises UserError for an entry of `rows` that is neither.
+    """
+    mixed = plan.mixed[stage]
+    steps = steps_of(plan, mixed)
+    opened = {name: Tokenized.open(name, own.tokenized, mixed.config["rows"], 0) for name, own in steps.items()}
+    wanted = _asked(rows, steps) if rows else _random(opened, count, seed)
+    return [
+        example
+        for name, numbers in wanted.items()
+        for example in _Dataset(plan, mixed, name, steps[name], opened[name]).examples(numbers)
+    ]
 
 
-def _asked(rows: list[str], datasets: dict[str, Any]) -> dict[str, set[int]]:
+def _asked(rows: list[str], datasets: Collection[str]) -> dict[str, set[int]]:
     wanted: dict[str, set[int]] = {}
     for text in rows:
         name, colon, number = text.rpartition(":")
         if not number.isdecimal() or (colon and name not in datasets):
-            raise UserError(
-                f"--row: found {text!r}, expected a row's number or <dataset>:<number>; datasets are {', '.join(datasets)}"
-            )
+            expected = f"a row's number or <dataset>:<number>; datasets are {', '.join(datasets)}"
+            raise UserError(f"--row: found {text!r}, expected {expected}")
         for dataset in [name] if colon else datasets:
             wanted.setdefault(dataset, set()).add(int(number))
     return wanted
 
 
 def _random(opened: dict[str, Tokenized], count: int, seed: int) -> dict[str, set[int]]:
-    names = list(opened)
-    sizes = [len(dataset.numbers) for dataset in opened.values()]
-    chosen = np.random.default_rng(seed).choice(sum(sizes), min(count, sum(sizes)), replace=False)
-    starts = np.cumsum([0, *sizes[:-1]])
+    names, numbers = list(opened), np.concatenate([dataset.numbers for dataset in opened.values()]) & _ROW_BITS
+    owners = np.repeat(np.arange(len(names)), [len(dataset.numbers) for dataset in opened.values()])
     wanted: dict[str, set[int]] = {}
-    for place in chosen:
-        owner = int(np.searchsorted(starts, place, side="right")) - 1
-        number = int(opened[names[owner]].numbers[place - starts[owner]]) & _ROW
-        wanted.setdefault(names[owner], set()).add(number)
+    for index in np.random.default_rng(seed).choice(len(numbers), min(count, len(numbers)), replace=False):
+        wanted.setdefault(names[owners[index]], set()).add(int(numbers[index]))
     return wanted
 
 
-_ROW = (1 << 40) - 1
+class _Dataset:
+    """One dataset of a mix, at every step."""
 
-
-class _Look:
-    """One dataset, at every step."""
-
-    def __init__(
-        self, plan: Plan, mixed: Stage, name: str, stages: tuple[Stage, Stage, Stage], opened: Tokenized
-    ) -> None:
-        from tokenizers import Tokenizer
-
-        self.name, self.opened, self.capacity = name, opened, mixed.config["max_seq_length"]
-        self.overlong = mixed.config["overlong"]
-        self.raw, self.transformed, self.tokenized = (plan.base / stage.manifest for stage in stages)
-        folder = models.folder(plan.base / stages[2].inputs["model"].manifest)
-        config = stages[2].config
-        rows = stages[2].inputs["rows"]
-        self.filtered = plan.base / rows.manifest if rows.kind == "filter" else None
-        self.shape = shapes.load(config["rows"])
-        self.template = ChatTemplate(resolve_template(config["chat_template"], folder), special_tokens(folder))
+    def __init__(self, plan: Plan, mixed: Stage, name: str, steps: Steps, opened: Tokenized) -> None:
+        self.name, self.steps, self.opened = name, steps, opened
+        self.capacity, self.overlong = mixed.config["max_seq_length"], mixed.config["overlong"]
+        tokenized = mixed.inputs[name]
+        folder = models.folder(plan.base / tokenized.inputs["model"].manifest)
+        template = resolve_template(tokenized.config["chat_template"], folder)
+        self.shape = shapes.load(tokenized.config["rows"])
+        self.template = ChatTemplate(template, special_tokens(folder))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def examples(self, numbers: set[int]) -> list[Example]:
         """All examples of these source rows, in the order of their numbers."""
-        raw = self._raw(numbers)
-        lines = self._lines(numbers)
-        tokens = self._tokens(numbers)
-        removed = self._removed(numbers)
-        found = []
-        for number in sorted(numbers):
-            if number not in raw:
-                found.append(Example(self.name, number, fate="there is no such row in the source"))
-                continue
-            own = {part: line for (row, part), line in lines.items() if row == number}
-            if not own:
-                found.append(Example(self.name, number, raw=raw[number], fate=self._rejected(number)))
-            for part, line in own.items():
-                example = Example(self.name, number, part, raw[number], line)
-                row = tokens.get((number, part))
-                example.fate = removed.get((number, part)) or self._fate(row)
-                if row is not None:
-                    example.sequences = self._sequences(line, row[1])
-                found.append(example)
-        return found
+        sources, tokens = self._sources(numbers), self._tokens(numbers)
+        removed = {} if self.steps.filtered is None else self._lines(self.steps.filtered, "removed", numbers)
+        made: dict[int, list[Example]] = {number: [] for number in sorted(numbers)}
+        for (number, part), line in self._lines(self.steps.transformed, "rows", numbers).items():
+            content = {key: value for key, value in line.items() if key not in ("row", "part")}
+            example = Example(self.name, number, part, sources[number].record, content)
+            columns = tokens.get((number, part))
+            if (number, part) in removed:
+                example.fate = _removed(removed[number, part])
+            else:
+                example.fate = self._fate(columns)
+            if columns is not None:
+                example.sequences = self._sequences(line, columns[1])
+            made[number].append(example)
+        for number in (number for number, found in made.items() if not found):
+            source = sources.get(number)
+            fate = self._rejected(source) if source else "there is no such row in the source"
+            made[number] = [Example(self.name, number, raw=source.record if source else None, fate=fate)]
+        return list(chain.from_iterable(made.values()))
 
-    def _raw(self, numbers: set[int]) -> dict[int, Any]:
-        files = [self.raw.parent / entry["path"] for entry in manifest.read(self.raw)["files"]]
-        records = chain.from_iterable(block.records() for block in read_blocks(files))
-        found = {}
-        for number, record in enumerate(records):
-            if number in numbers:
-                found[number] = _plain(record)
+    def _sources(self, numbers: set[int]) -> dict[int, Source]:
+        files = [self.steps.raw.parent / entry["path"] for entry in manifest.read(self.steps.raw)["files"]]
+        found: dict[int, Source] = {}
+        first = 0
+        for block in read_blocks(files):
+            wanted = {number - first for number in numbers if first <= number < first + block.size}
+            for number, record in enumerate(block.records()) if wanted else ():
+                if number in wanted:
+                    found[first + number] = Source(_plain(record), block.file, block.first + number)
+            first += block.size
             if len(found) == len(numbers):
                 break
         return found
 
-    def _lines(self, numbers: set[int]) -> dict[tuple[int, int], dict[str, Any]]:
-        found = {}
-        with (self.transformed.parent / "rows.jsonl").open("rb") as lines:
-            for line in lines:
-                row = json.loads(line)
-                if row["row"] in numbers:
-                    found[row["row"], row.get("part", 0)] = row
-        return found
-
-    def _removed(self, numbers: set[int]) -> dict[tuple[int, int], str]:
-        """(row, part) -> why data.filters took it out."""
-        if self.filtered is None:
-            return {}
-        found = {}
-        with (self.filtered.parent / "removed.jsonl").open("rb") as lines:
-            for line in lines:
-                entry = json.loads(line)
-                if entry["row"] in numbers:
-                    beside = f" (beside {json.dumps(entry['partner'])})" if "partner" in entry else ""
-                    why = ": ".join(filter(None, [entry["reason"], entry["detail"]]))
-                    found[entry["row"], entry.get("part", 0)] = f"removed by data.filters: {why}{beside}"
-        return found
+    def _lines(self, made: Path, name: str, numbers: set[int]) -> dict[tuple[int, int], dict[str, Any]]:
+        """(row, part) -> its line of a stage's `<name>.jsonl`."""
+        lines = json_lines.read(made.parent / f"{name}.jsonl")
+        return {(line["row"], line.get("part", 0)): line for line in lines if line["row"] in numbers}
 
     def _tokens(self, numbers: set[int]) -> dict[tuple[int, int], tuple[int, dict[str, Any]]]:
         """(row, part) -> its length and its columns."""
-        rows = self.opened.numbers & _ROW
-        places = np.flatnonzero(np.isin(rows, np.fromiter(numbers, dtype=np.int64)))
-        records = self.opened.documents[places]
-        columns = {name: list(self.opened.values(records, name)) for name in self.shape.SCHEMA.names}
+        kept = np.flatnonzero(np.isin(self.opened.numbers & _ROW_BITS, np.fromiter(numbers, dtype=np.int64)))
+        columns = {
+            name: list(self.opened.values(self.opened.documents[kept], name)) for name in self.shape.SCHEMA.names
+        }
         return {
-            (int(rows[place]), int(self.opened.numbers[place] >> 40)): (
-                int(self.opened.lengths[place]),
+            (int(number) & _ROW_BITS, int(number) >> _PART_BIT): (
+                int(self.opened.lengths[position]),
                 input_ids_and_labels({name: values[index] for name, values in columns.items()}),
             )
-            for index, place in enumerate(places)
+            for index, (position, number) in enumerate(zip(kept, self.opened.numbers[kept], strict=True))
         }
 
-    def _rejected(self, number: int) -> str:
-        position = number
-        for entry in manifest.read(self.raw)["files"]:
-            path = self.raw.parent / entry["path"]
-            with (self.transformed.parent / "rejects.jsonl").open("rb") as lines:
-                own = [line for line in map(json.loads, lines) if Path(line["file"]).name == path.name]
-            for line in own:
-                if line["row"] == position + 1:
-                    return f"rejected: {line['reason']}: {line['detail']}"
-            break
+    def _rejected(self, source: Source) -> str:
+        for line in json_lines.read(self.steps.transformed.parent / "rejects.jsonl"):
+            if (line["file"], line["row"]) == (str(source.file), source.number + 1):
+                return f"rejected: {line['reason']}: {line['detail']}"
         return "rejected; see rejects.jsonl"
 
-    def _fate(self, row: tuple[int, dict[str, Any]] | None) -> str:
-        if row is None:
-            return f"dropped when it was tokenised: one of {manifest.read(self.tokenized)['dropped']}"
-        length = row[0]
-        if length > self.capacity:
-            done = {"drop": "dropped", "truncate": "cut off", "split": "split"}[self.overlong]
-            return f"{length:,} tokens, more than max_seq_length={self.capacity}: {done} by the mix"
-        return ""
+    def _fate(self, columns: tuple[int, dict[str, Any]] | None) -> str:
+        if columns is None:
+            return f"dropped when it was tokenised: one of {manifest.read(self.steps.tokenized)['dropped']}"
+        if columns[0] <= self.capacity:
+            return ""
+        fate = f"{_OVERLONG[self.overlong]} by the mix"
+        return f"{columns[0]:,} tokens, more than max_seq_length={self.capacity}: {fate}"
 
     def _sequences(self, line: dict[str, Any], columns: dict[str, Any]) -> list[Sequence]:
-        texts = [
-            self.template.render(messages, line.get("tools"))[0]
-            for messages, prompt in self.shape.conversations(line)
-            if not prompt
-        ]
+        tools, conversations = line.get("tools"), self.shape.conversations(line)
+        texts = [self.template.render(messages, tools)[0] for messages, prompt in conversations if not prompt]
         return [
             Sequence(name, text, tokens_of(self.tokenizer, ids, trained))
             for text, (name, ids, trained) in zip(texts, self.shape.sequences(columns), strict=True)
         ]
 
 
-def tokens_of(tokenizer: Any, ids: Any, trained: Any) -> list[Token]:
-    """Each token of a sequence with its text: ids int [n], trained bool [n], tokenizer of the library `tokenizers`."""
+def tokens_of(tokenizer: Tokenizer, ids: Any, trained: Any) -> list[Token]:
+    """Each token of a sequence with its text: ids int [n], trained bool [n]."""
     found = []
     for number, mark in zip(ids.tolist(), trained.tolist(), strict=True):
         text = tokenizer.decode([number], skip_special_tokens=False)
@@ -264,8 +249,15 @@ def tokens_of(tokenizer: Any, ids: Any, trained: Any) -> list[Token]:
     return found
 
 
+def _removed(line: dict[str, Any]) -> str:
+    """A line of a filter's `removed.jsonl` in words."""
+    reason = ": ".join(filter(None, [line["reason"], line["detail"]]))
+    partner = f" (beside {json.dumps(line['partner'])})" if "partner" in line else ""
+    return f"removed by data.filters: {reason}{partner}"
+
+
 def _plain(record: Any) -> Any:
-    """A record as JSON values, for showing."""
+    """A record as JSON values."""
     if isinstance(record, bytes):
         try:
             return json.loads(record)

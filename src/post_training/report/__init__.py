@@ -1,5 +1,1 @@
-"""One self-contained HTML page of a pipeline: losses, data, evaluation, samples."""
-
-from post_training.report.page import run
-
-__all__ = ["run"]
+"""Results of finished runs: a summary on the terminal, a self-contained HTML page for each run, and one that compares runs."""

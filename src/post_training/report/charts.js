@@ -1,5 +1,5 @@
 "use strict";
-// Draws every <div data-chart="name"> from <script id="charts" type="application/json">; report/charts.py tells the form.
+// Draws every <div data-chart="name"> from <script id="charts" type="application/json">; their form is in report/charts.py.
 (() => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -9,7 +9,7 @@
   const names = { step: "step", tokens: "tokens", seconds: "seconds of training" };
   let axis = "step";
 
-  // Where a run has not counted its tokens, its curves stay over steps.
+  // Curves of a run that has not counted its tokens stay over steps.
   const over = (chart) => (chart.lines.every((line) => line[axis]) ? axis : "step");
   const colour = (number) => palette()[number % palette().length];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -58,8 +58,8 @@
       })];
     },
     stack(chart) {
-      const traces = chart.parts.map((part, place) => ({
-        type: "bar", orientation: "h", name: part.name, y: chart.rows, x: part.values, marker: { color: colour(place) },
+      const traces = chart.parts.map((part, index) => ({
+        type: "bar", orientation: "h", name: part.name, y: chart.rows, x: part.values, marker: { color: colour(index) },
         hovertemplate: "%{y}, %{fullData.name}: %{x:,.1f} s<extra></extra>",
       }));
       return [traces, layout({
@@ -70,21 +70,21 @@
     },
   };
 
-  function draw(place) {
-    const chart = charts[place.dataset.chart];
+  function draw(element) {
+    const chart = charts[element.dataset.chart];
     const [traces, drawn] = kinds[chart.kind](chart);
-    if (!drawn.height) drawn.height = place.classList.contains("tall") ? 380 : 210;
-    Plotly.react(place.lastElementChild, traces, drawn, { displaylogo: false, responsive: true, displayModeBar: false });
+    if (!drawn.height) drawn.height = element.classList.contains("tall") ? 380 : 210;
+    Plotly.react(element.lastElementChild, traces, drawn, { displaylogo: false, responsive: true, displayModeBar: false });
   }
 
   // One after the other, so that the page can be read and scrolled from the first moment on.
   function drawAll(which) {
-    const places = [...document.querySelectorAll("[data-chart]")].filter((place) => which(charts[place.dataset.chart]));
+    const elements = [...document.querySelectorAll("[data-chart]")].filter((element) => which(charts[element.dataset.chart]));
     document.documentElement.dataset.drawn = "no";
     const next = () => {
-      const place = places.shift();
-      if (!place) { document.documentElement.dataset.drawn = "yes"; return; }
-      draw(place);
+      const element = elements.shift();
+      if (!element) { document.documentElement.dataset.drawn = "yes"; return; }
+      draw(element);
       setTimeout(next, 0);
     };
     next();

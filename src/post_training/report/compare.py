@@ -1,4 +1,4 @@
-"""Several runs on one page: what each was given, what its last stage reached, the spread over seeds, curves over one another."""
+"""Several runs on one page: their settings, results of the last stage, spread over seeds, and curves over one another."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from post_training.report.curves import TITLES
 from post_training.report.page import write
 from post_training.report.summary import MEASURES
 
-# Of the last stage's curves: their ends are measures, and they are drawn.
+# Metrics of the last stage whose curves are drawn, and whose ends are measures.
 _METRICS = ("loss", "rewards/accuracies", "rewards/margins")
+# Curves of more runs are not read: those of a thousand would fill the memory.
 _LINES = 100
 
 
@@ -22,19 +23,21 @@ def run(task: Task) -> None:
     """Write `report.html`, and its figures as `summary.json`, beside the manifest.
 
     The config's `runs` is a list of `[run name, {key: value}]`, and each input, by run name, that run's report.
+
+    Raises UserError for a report without readable numbers.
     """
     results: dict[str, dict[str, Any]] = {}
     curves: dict[str, dict[str, Any]] = {}
     for name, _ in task.config["runs"]:
         report = task.inputs[name]
-        told = _numbers(report)
+        numbers = _numbers(report)
         page = os.path.relpath(report.parent / "report.html", task.directory)
-        results[name] = {"measures": _measures(told), "page": page, "totals": told["totals"]}
-        if len(curves) < _LINES:  # those of a thousand runs would fill the memory, and no more are drawn
-            curves[name] = told["stages"][-1]["curves"]
-    numbers = compare(task.config["runs"], results)
-    shown = numbers["runs"][:_LINES]
-    write(task, "compare.html.jinja", numbers, charts=charts.of_runs(shown, curves, _METRICS), lines=len(shown))
+        results[name] = {"measures": _measures(numbers), "page": page, "totals": numbers["totals"]}
+        if len(curves) < _LINES:
+            curves[name] = numbers["stages"][-1]["curves"]
+    compared = compare(task.config["runs"], results)
+    shown = compared["runs"][:_LINES]
+    write(task, "compare.html.jinja", compared, charts=charts.of_runs(shown, curves, _METRICS), lines=len(shown))
 
 
 def compare(runs: list[tuple[str, dict[str, Any]]], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -45,27 +48,22 @@ def compare(runs: list[tuple[str, dict[str, Any]]], results: dict[str, dict[str,
         results: run name -> `measures` (title -> number), `page` (where its own report is) and `totals`.
 
     Returns `keys` (those that differ), `seeds` (those of them that are seeds), `measures` (titles), `runs`, and
-    `groups`: runs that differ in seeds alone, with mean, sample standard deviation, least and greatest of each measure.
+    `groups`: runs that differ in seeds alone, with mean, sample standard deviation, minimum and maximum of each measure.
     """
     keys = list(dict.fromkeys(key for _, values in runs for key in values))
     seeds = [key for key in keys if key.rpartition(".")[2] == "seed"]
     groups: dict[str, dict[str, Any]] = {}
-    rows = []
+    shown = []
     for name, values in runs:
-        rows.append({"name": name, "values": values, **{k: results[name][k] for k in ("measures", "page", "totals")}})
         shared = {key: values.get(key) for key in keys if key not in seeds}
-        group = groups.setdefault(json.dumps(shared, sort_keys=True), {"values": shared, "runs": []})
-        group["runs"].append(name)
-        rows[-1]["group"] = list(groups).index(json.dumps(shared, sort_keys=True))
-    measures = list(dict.fromkeys(title for row in rows for title in row["measures"]))
-    for group in groups.values():
-        group["spread"] = {
-            title: _spread(
-                [results[name]["measures"][title] for name in group["runs"] if title in results[name]["measures"]]
-            )
-            for title in measures
-        }
-    return {"keys": keys, "seeds": seeds, "measures": measures, "runs": rows, "groups": list(groups.values())}
+        group = json.dumps(shared, sort_keys=True)
+        groups.setdefault(group, {"values": shared, "runs": []})["runs"].append(name)
+        shown.append({"name": name, "values": values, "group": list(groups).index(group), **results[name]})
+    measures = list(dict.fromkeys(title for one in shown for title in one["measures"]))
+    for found in groups.values():
+        own = [results[name]["measures"] for name in found["runs"]]
+        found["spread"] = {title: _spread([one[title] for one in own if title in one]) for title in measures}
+    return {"keys": keys, "seeds": seeds, "measures": measures, "runs": shown, "groups": list(groups.values())}
 
 
 def _spread(values: list[float]) -> dict[str, float] | None:
@@ -76,22 +74,20 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 
 def _measures(numbers: dict[str, Any]) -> dict[str, float]:
-    """Title -> what the last stage of one run has reached, by the numbers of its own page."""
+    """Title -> result of a run's last stage, from the numbers of its own page."""
     last = numbers["stages"][-1]
-    measures: dict[str, float] = {}
+    measures: dict[str, Any] = {}
     for metric in (metric for metric in _METRICS if metric in last["final"]):
         title = f"training {TITLES[metric]}, last tenth" if metric == "loss" else TITLES[metric]
         measures[title] = last["final"][metric]
     for dataset, models in numbers["evaluations"].items():
         if (found := models.get(last["name"])) and found["kind"] in MEASURES:
             key, title = MEASURES[found["kind"]]
-            if found[key] is not None:
-                measures[f"{dataset}: {title}"] = found[key]
+            measures[f"{dataset}: {title}"] = found[key]
     for task, models in numbers["lm_eval"].items():
-        for metric, told in models.get(last["name"], {}).items():
-            if told["value"] is not None:
-                measures[f"{task}: {metric}"] = told["value"]
-    return measures
+        for metric, result in models.get(last["name"], {}).items():
+            measures[f"{task}: {metric}"] = result["value"]
+    return {title: value for title, value in measures.items() if value is not None}
 
 
 def _numbers(report: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training was given: a line a dataset, how long its rows are, and some rows as the trainer sees them."""
+"""Data of a training: its datasets, the lengths of their examples, and some examples as the trainer sees them."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,13 +12,13 @@ from post_training import models
 from post_training.core import manifest
 from post_training.data import shapes
 from post_training.data.dataset_of_row import origins
-from post_training.data.view import Rows, open_rows
+from post_training.data.view import open_rows
 from post_training.inspection.collect import tokens_of
 
 EDGES = np.unique(np.round(np.geomspace(1, 1 << 24, 385)).astype(np.int64))
 """Bounds of the histogram's bins, in tokens: sixteen to each doubling."""
-_SHOWN_DOCUMENTS = 2
-_LOOKED_AT_ROWS = 64
+_SHOWN_EXAMPLES = 2
+_PREVIEW_ROWS = 64
 _SHOWN_TOKENS = 600
 
 
@@ -28,27 +28,25 @@ def mix_of(training: manifest.Manifest) -> Path:
 
 
 def datasets(mixed: Path) -> list[dict[str, Any]]:
-    """The mix's table, each dataset with `rows_in` of its source, all that was `dropped` by reason, and its `lengths`."""
-    told = manifest.read(mixed)
+    """The mix's table; each dataset with `rows_in` of its source, counts of `dropped` by reason, and its `lengths`."""
+    mix = manifest.read(mixed)
     found = []
-    for entry in told["table"]:
-        tokenized_path = Path(told["inputs"][entry["name"]]["path"])
-        tokenized = manifest.read(tokenized_path)
-        rows = manifest.read(Path(tokenized["inputs"]["rows"]["path"]))
-        stages = [rows, tokenized]
-        if rows["stage"] == "filter":
-            stages.insert(0, manifest.read(Path(rows["inputs"]["rows"]["path"])))
+    for entry in mix["table"]:
+        tokenized = Path(mix["inputs"][entry["name"]]["path"])
+        stages = [manifest.read(tokenized)]
+        while "rows" in stages[0]["inputs"]:  # back over the filter, if there is one, to the transform
+            stages.insert(0, manifest.read(Path(stages[0]["inputs"]["rows"]["path"])))
         dropped: Counter[str] = Counter()
         for counts in (*(stage["dropped"] for stage in stages), entry.get("dropped", {})):
             for reason, count in counts.items():
                 dropped[reason] += count["rows"] if isinstance(count, dict) else count
-        lengths = histogram(tokenized_path, told["config"]["rows"])
+        lengths = histogram(tokenized, mix["config"]["rows"])
         found.append({**entry, "rows_in": stages[0]["rows_in"], "dropped": dict(dropped), "lengths": lengths})
     return found
 
 
 def histogram(tokenized: Path, shape: str) -> dict[str, list[int]]:
-    """Rows of a tokenised dataset by length: `edges`, bounds in tokens, and one `counts` fewer. Reads no tokens."""
+    """Examples of a tokenised dataset by length: `edges`, bounds in tokens, and one `counts` fewer. Reads no tokens."""
     counts = np.zeros(len(EDGES) - 1, dtype=np.int64)
     for entry in manifest.read(tokenized)["files"]:
         reader = pa.ipc.open_file(pa.memory_map(str(tokenized.parent / entry["path"])))
@@ -57,55 +55,49 @@ def histogram(tokenized: Path, shape: str) -> dict[str, list[int]]:
     used = np.flatnonzero(counts)
     if not len(used):
         return {"edges": [], "counts": []}
-    part = slice(used[0], used[-1] + 1)
-    return {"edges": EDGES[used[0] : used[-1] + 2].tolist(), "counts": counts[part].tolist()}
+    first, end = used[0], used[-1] + 1
+    return {"edges": EDGES[first : end + 1].tolist(), "counts": counts[first:end].tolist()}
 
 
 def packing(mixed: Path) -> dict[str, Any]:
     """How full the rows are: `max_seq_length`, `rows`, `tokens`, `longest_row`, and of a packed mix `efficiency`."""
-    told = manifest.read(mixed)
+    mix = manifest.read(mixed)
     return {
-        "max_seq_length": told["config"]["max_seq_length"],
-        "rows": told["rows_out"],
-        "tokens": told["tokens"],
-        "longest_row": told.get("longest_row"),
-        "efficiency": told.get("packing_efficiency"),
-        "held_out": (told.get("held_out") or {}).get("rows", 0),
+        "max_seq_length": mix["config"]["max_seq_length"],
+        "rows": mix["rows_out"],
+        "tokens": mix["tokens"],
+        "longest_row": mix.get("longest_row"),
+        "efficiency": mix.get("packing_efficiency"),
+        "held_out": (mix.get("held_out") or {}).get("rows", 0),
     }
 
 
-def shown_rows(mixed: Path) -> dict[str, list[dict[str, Any]]]:
-    """Dataset -> some of its documents among the first rows of the first epoch.
+def shown_examples(mixed: Path) -> dict[str, list[dict[str, Any]]]:
+    """Dataset -> some of its examples among the first rows of the first epoch.
 
-    Each has `origin`, `<dataset> row <n>`, and `sequences`, whose tokens beyond the first 600 are left out and counted as `more`.
+    Each has `source`, `<dataset> row <n>`, and `sequences`; tokens after the first 600 are left out and counted as `more`.
     """
-    told = manifest.read(mixed)
-    # All of a mix have one tokenizer: planning gives each the pipeline's.
-    tokenized = manifest.read(Path(next(iter(told["inputs"].values()))["path"]))
+    mix = manifest.read(mixed)
+    # All datasets of a mix have one tokenizer: planning gives each the pipeline's.
+    tokenized = manifest.read(Path(next(iter(mix["inputs"].values()))["path"]))
     folder = models.folder(Path(tokenized["inputs"]["model"]["path"]))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    wanted = [entry["name"] for entry in told["table"] if entry["rows_used"]]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+    found: dict[str, list[dict[str, Any]]] = {entry["name"]: [] for entry in mix["table"] if entry["rows_used"]}
     rows = open_rows(mixed)
-    for index in range(min(len(rows), _LOOKED_AT_ROWS)):
-        for origin, sequences in _documents(rows, index, told["config"]["rows"]):
-            name = origin.rpartition(" row ")[0]
-            if name in found and len(found[name]) < _SHOWN_DOCUMENTS:
-                found[name].append({"origin": origin, "sequences": [_shown(tokenizer, s) for s in sequences]})
-        if all(len(shown) >= _SHOWN_DOCUMENTS for shown in found.values()):
+    for index in range(min(len(rows), _PREVIEW_ROWS)):
+        sequences, sources = shapes.load(mix["config"]["rows"]).sequences(rows[index]), origins(rows, index)
+        each = len(sequences) // len(sources)  # sequences of an example
+        for number, source in enumerate(sources):
+            shown = found.get(source.rpartition(" row ")[0])
+            if shown is not None and len(shown) < _SHOWN_EXAMPLES:
+                own = sequences[number * each : (number + 1) * each]
+                shown.append({"source": source, "sequences": [_shown(tokenizer, *sequence) for sequence in own]})
+        if all(len(shown) >= _SHOWN_EXAMPLES for shown in found.values()):
             break
     return {name: shown for name, shown in found.items() if shown}
 
 
-def _documents(rows: Rows, index: int, shape: str) -> list[tuple[str, list[Any]]]:
-    """(origin, sequences) of each document of a row."""
-    sequences, names = shapes.load(shape).sequences(rows[index]), origins(rows, index)
-    each = len(sequences) // len(names)
-    return [(name, sequences[place * each : (place + 1) * each]) for place, name in enumerate(names)]
-
-
-def _shown(tokenizer: Tokenizer, sequence: tuple[str, Any, Any]) -> dict[str, Any]:
-    name, ids, trained = sequence
+def _shown(tokenizer: Tokenizer, name: str, ids: Any, trained: Any) -> dict[str, Any]:
     tokens = tokens_of(tokenizer, ids[:_SHOWN_TOKENS], trained[:_SHOWN_TOKENS])
     counts = {"total": len(ids), "trained": int(np.sum(trained)), "more": max(0, len(ids) - _SHOWN_TOKENS)}
     return {"name": name, "tokens": tokens, **counts}

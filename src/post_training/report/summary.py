@@ -1,16 +1,19 @@
-"""What finished pipelines reached, on the terminal: measures, two answers before and after, places. Light."""
+"""Results of finished pipelines on the terminal: measures, some answers of each model, where the files are."""
 
 import json
-from collections import Counter
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from post_training import preflight
 from post_training.core import json_lines, manifest
 from post_training.core.format import with_error
 from post_training.plan import Graph, Plan
 
-# Kind of a result -> its first measure, and what it is called.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Kind of a result -> its main measure, and the measure's title.
 MEASURES = {
     "exact_match": ("exact_match", "exact match"),
     "preference": ("accuracy", "preference accuracy"),
@@ -18,12 +21,12 @@ MEASURES = {
 }
 _ANSWERS = 2
 _LONGEST = 160
-_LOOKED_AT = 20
+_PREVIEW_SAMPLES = 20
 _RUNS = 40
 
 
 def print_summary(graph: Graph) -> None:
-    """Print to stderr what exists of the evaluations, and where the results are."""
+    """Print to stderr the evaluations that exist, and where the results are."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -31,48 +34,43 @@ def print_summary(graph: Graph) -> None:
         _print_runs(graph, console)
     else:
         _print_run(graph.first, console)
-    _print_warnings(graph, console)
+    # The warnings of the preflight have scrolled away by now.
+    paths = [graph.base / stage.manifest for stage in graph.every("preflights")]
+    for line in dict.fromkeys(line for path in paths for line in preflight.warnings(path)):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
-def _print_runs(graph: Graph, console: Any) -> None:
-    """The last model of each run, a line a run."""
-    from rich.table import Table
-
+def _print_runs(graph: Graph, console: "Console") -> None:
+    """The last model of each run, one run per line."""
     last = {name: plan.pipeline.stages[-1] for name, plan in graph.plans.items()}
     results = _results(graph.base, {name: plan.evaluated.get(last[name]) for name, plan in graph.plans.items()})
     tasks = _results(graph.base, {name: plan.lm_evaluated.get(last[name]) for name, plan in graph.plans.items()})
     names = [name for name in graph.plans if name in results or name in tasks]
-    if names:
-        shown = names[:_RUNS]
-        table = Table(title="last model of each run", title_justify="left")
-        table.add_column("run")
-        rows = measures({name: results.get(name, {}) for name in shown})
-        rows += task_measures({name: tasks.get(name, {}) for name in shown})
-        for dataset, measure, *_ in rows:
-            table.add_column(f"{dataset}: {measure}", justify="right")
-        for index, name in enumerate(shown):
-            table.add_row(name, *(row[index + 2] for row in rows))
-        console.print(table)
-        if len(names) > _RUNS:
-            console.print(f"and {len(names) - _RUNS:,} more runs: `snakemake report` shows them all")
+    shown = names[:_RUNS]
+    columns = measures({name: results.get(name, {}) for name in shown})
+    columns += task_measures({name: tasks.get(name, {}) for name in shown})
+    rows = [[name, *(column[index + 2] for column in columns)] for index, name in enumerate(shown)]
+    headings = [f"{dataset}: {measure}" for dataset, measure, *_ in columns]
+    _print_table("last model of each run", ["run", *headings], rows, console, texts=1)
+    if len(names) > _RUNS:
+        console.print(f"and {len(names) - _RUNS:,} more runs: `snakemake report` shows them all")
     console.print(f"{graph.base}/<run>/model: the models of {len(graph.plans):,} runs", markup=False, soft_wrap=True)
     if graph.comparison is not None and (page := graph.base / graph.comparison.directory / "report.html").is_file():
         console.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
-def _print_run(plan: Plan, console: Any) -> None:
-    results = _results(plan.base, plan.evaluated)
-    tasks = _results(plan.base, plan.lm_evaluated)
+def _print_run(plan: Plan, console: "Console") -> None:
+    results, tasks = _results(plan.base, plan.evaluated), _results(plan.base, plan.lm_evaluated)
     _print_table("held-out rows", ["dataset", "measure", *results], measures(results), console)
     _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
-    folders = {name: (plan.base / plan.evaluated[name].manifest).parent for name in results}
-    for line in before_and_after({name: first_samples(folder / "samples.jsonl") for name, folder in folders.items()}):
+    paths = {name: (plan.base / plan.evaluated[name].manifest).parent / "samples.jsonl" for name in results}
+    for line in before_and_after({name: [*chain(*first_samples(path).values())] for name, path in paths.items()}):
         console.print(line, markup=False)
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
-    page = plan.base / plan.report.directory / "report.html" if plan.report is not None else None
-    if page is not None:
+    if plan.report is not None:
+        page = plan.base / plan.report.directory / "report.html"
         made = str(page) if page.is_file() else "`snakemake report` makes it"
         console.print(f"page with curves, data, answers and costs: {made}", markup=False, soft_wrap=True)
     model = plan.base / plan.run_name / "model"
@@ -80,81 +78,71 @@ def _print_run(plan: Plan, console: Any) -> None:
         console.print(f"model: {model}", markup=False, soft_wrap=True)
 
 
-def _print_warnings(graph: Graph, console: Any) -> None:
-    """What preflight warned of, once more: by now it has scrolled away."""
-    paths = [graph.base / stage.manifest for stage in graph.every("preflights")]
-    for line in dict.fromkeys(line for path in paths for line in preflight.warnings(path)):
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
-
-
 def _results(base: Path, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> `results`, of the stages that are there."""
+    """Name -> `results`, of the stages that are done."""
     found = {name: base / stage.manifest for name, stage in stages.items() if stage is not None}
     return {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
 
 
-def _print_table(title: str, headings: list[str], rows: list[list[str]], console: Any) -> None:
+def _print_table(title: str, headings: list[str], rows: list[list[str]], console: "Console", texts: int = 2) -> None:
+    """A table unless it is empty; its first `texts` columns are texts, the others numbers."""
     from rich.table import Table
 
-    if not rows:
-        return
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < 2 else "right")
+        table.add_column(heading, justify="left" if index < texts else "right")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    if rows:
+        console.print(table)
 
 
 def measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
-    """Rows of the table: dataset, measure, one value a model. `results`: model -> dataset -> result."""
-    datasets = list(dict.fromkeys(name for result in results.values() for name in result))
+    """Rows of the table: dataset, measure, one value for each model. `results`: model -> dataset -> result."""
+    kinds = {name: result["kind"] for own in results.values() for name, result in own.items()}
     rows = []
-    for dataset in datasets:
-        kind = next(result[dataset]["kind"] for result in results.values() if dataset in result)
-        key, shown = MEASURES[kind]
-        values = [f"{result[dataset][key]:.3f}" if dataset in result else "-" for result in results.values()]
-        rows.append([dataset, shown, *values])
+    for dataset, kind in kinds.items():
+        key, title = MEASURES[kind]
+        rows.append(
+            [dataset, title, *(f"{own[dataset][key]:.3f}" if dataset in own else "-" for own in results.values())]
+        )
     return rows
 
 
 def task_measures(results: dict[str, dict[str, dict[str, Any]]]) -> list[list[str]]:
     """The same of lm-evaluation-harness. `results`: model -> task -> measure -> `value` and `stderr`."""
-    pairs = [(task, measure) for result in results.values() for task, told in result.items() for measure in told]
+    pairs = [(task, measure) for own in results.values() for task, result in own.items() for measure in result]
     return [
-        [task, measure, *(with_error(result.get(task, {}).get(measure)) for result in results.values())]
+        [task, measure, *(with_error(own.get(task, {}).get(measure)) for own in results.values())]
         for task, measure in dict.fromkeys(pairs)
     ]
 
 
 def before_and_after(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Lines with the first questions that every model has answered, with an expected answer and without, and each answer."""
+    """Lines with the first prompts that every model has answered, with an expected answer and without, and each answer."""
     answered = {
-        name: {json.dumps([s.get("dataset"), s["prompt"]]): s for s in rows if "answer" in s}
-        for name, rows in samples.items()
+        name: {json.dumps([s.get("dataset"), s["prompt"]]): s for s in own if "answer" in s}
+        for name, own in samples.items()
     }
-    if not answered:
-        return []
-    first = next(iter(answered.values()))
-    shared = [prompt for prompt in first if all(prompt in rows for rows in answered.values())]
+    first = next(iter(answered.values()), {})
+    shared = [prompt for prompt in first if all(prompt in own for own in answered.values())]
     known = [prompt for prompt in shared if "expected" in first[prompt]]
     lines = []
     for prompt in known[:_ANSWERS] + [prompt for prompt in shared if prompt not in known][:_ANSWERS]:
         lines += ["", f"prompt: {_short(first[prompt]['prompt'][-1]['content'])}"]
         if "expected" in first[prompt]:
             lines += [f"  expected: {_short(first[prompt]['expected'])}"]
-        lines += [f"  {name}: {_short(rows[prompt]['answer'])}" for name, rows in answered.items()]
+        lines += [f"  {name}: {_short(own[prompt]['answer'])}" for name, own in answered.items()]
     return [*lines, ""] if lines else []
 
 
-def first_samples(path: Path) -> list[dict[str, Any]]:
-    """The first lines of each dataset in `samples.jsonl` of one evaluation; none where there is none."""
-    found: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
+def first_samples(path: Path, limit: int = _PREVIEW_SAMPLES) -> dict[str, list[dict[str, Any]]]:
+    """Dataset -> the first lines of an evaluation's `samples.jsonl`; empty where there is no file."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for sample in json_lines.read(path):
-        counts[sample["dataset"]] += 1
-        if counts[sample["dataset"]] <= _LOOKED_AT:
-            found.append(sample)
+        own = found.setdefault(sample["dataset"], [])
+        if len(own) < limit:
+            own.append(sample)
     return found
 
 
