@@ -32,7 +32,7 @@ def test_snakemake_dry_run_loads_nothing_heavy(project):
 def test_the_light_part_alone():
     modules = [
         "workflow.session", "plan", "config", "core.stages", "core.task", "run_dir.lock", "run_dir.attempts", "slurm.follow",
-        "launch.launcher", "data.registry", "commands.status",
+        "launch.launcher", "data.registry", "commands.status", "report.summary",
     ]  # fmt: skip
     code = f"import sys\nfor m in {modules!r}: __import__('post_training.' + m)\n"
     code += f"sys.exit(', '.join(m for m in {HEAVY!r} if m in sys.modules) or 0)"
