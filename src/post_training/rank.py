@@ -6,7 +6,6 @@ from pathlib import Path
 from signal import Signals
 
 from post_training.core.secrets import mask_output
-from post_training.run_dir import fence
 from post_training.run_dir.stop import REQUEST, die_with_parent, write_stopped
 from post_training.training import compile_cache
 
@@ -25,11 +24,11 @@ def main() -> int:
     import argparse
 
     from post_training.launch.launcher import LAUNCHER, read_task
-    from post_training.run_dir import failures
+    from post_training.run_dir import failures, lock
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
         die_with_parent(int(os.environ[LAUNCHER]))
-    fence.watch()
+    lock.end_with_owner()
     compile_cache.remove_stale_locks()
     parser = argparse.ArgumentParser(prog="python -m post_training.rank", description="One training rank.")
     parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")

@@ -114,16 +114,16 @@ class Project:
         found = until(lambda: sorted(self.path.glob(f"outputs/{method}-*-*")), f"a run of {method}")
         return found[-1]
 
-    def segments(self, method: str = "sft") -> list[dict[str, Any]]:
-        path = self.run_of(method) / "slurm" / "segments.jsonl"
+    def attempts(self, method: str = "sft") -> list[dict[str, Any]]:
+        path = self.run_of(method) / "slurm" / "attempts.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def whys(self, method: str = "sft") -> list[str]:
-        return [line["why"] for line in self.segments(method)]
+        return [line["why"] for line in self.attempts(method)]
 
     def jobs(self, method: str = "sft") -> list[str]:
         """Ids of the Slurm jobs that worked on a run, each once, in order."""
-        return list(dict.fromkeys(line["job_id"] for line in self.segments(method)))
+        return list(dict.fromkeys(line["job_id"] for line in self.attempts(method)))
 
     def failure_count(self, method: str = "sft") -> int:
         path = self.run_of(method) / "slurm" / "failure_count"
@@ -137,8 +137,8 @@ class Project:
     def job_at_step(self, step: int, method: str = "sft") -> str:
         """The job that trains, once it has come to a step."""
         folder = self.run_of(method) / "slurm"
-        until(lambda: self.steps(method) >= step and (folder / "segment.json").exists(), f"step {step} of {method}")
-        return json.loads((folder / "segment.json").read_text())["job_id"]
+        until(lambda: self.steps(method) >= step and (folder / "attempt.json").exists(), f"step {step} of {method}")
+        return json.loads((folder / "attempt.json").read_text())["job_id"]
 
     def ranks(self, method: str = "sft") -> list[int]:
         """Process ids of the ranks of a run."""

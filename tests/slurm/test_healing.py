@@ -21,12 +21,12 @@ def warn(job: str) -> None:
 def test_an_undisturbed_run_leaves_its_record(undisturbed):
     undisturbed = undisturbed[2]
     run = undisturbed.run_of()
-    (segment,) = undisturbed.segments()
-    job = segment["job_id"]
-    assert (segment["why"], segment["steps"], segment["new_steps"], segment["nodes"][:4]) == ("done", 24, 24, "node")
-    assert segment["start"] < segment["end"]
+    (attempt,) = undisturbed.attempts()
+    job = attempt["job_id"]
+    assert (attempt["why"], attempt["steps"], attempt["new_steps"], attempt["nodes"][:4]) == ("done", 24, 24, "node")
+    assert attempt["start"] < attempt["end"]
     names = {path.name for path in (run / "slurm").iterdir() if not path.name.startswith(".")}
-    assert names == {"job.sh", "segments.jsonl", f"slurm-{job}.out", f"slurm-{job}.err"}
+    assert names == {"job.sh", "attempts.jsonl", f"slurm-{job}.out", f"slurm-{job}.err"}
     assert "sft: 1 node x 2 CPUs" in (run / "slurm" / f"slurm-{job}.out").read_text()
     assert undisturbed.failure_count() == 0
     assert json.loads((run / "manifest.json").read_text())["world_size"] == 2
@@ -42,9 +42,9 @@ def test_wall_time_requeues_under_the_same_id_and_is_no_failure(make, undisturbe
     assert project.whys() == ["wall time", "wall time", "done"]
     assert len(project.jobs()) == 1
     assert project.failure_count() == 0
-    assert [line["restart"] for line in project.segments()] == [0, 1, 2]
+    assert [line["restart"] for line in project.attempts()] == [0, 1, 2]
     (out,) = (project.run_of() / "slurm").glob("*.out")
-    assert out.read_text().count("post-training: start") == 3  # appended
+    assert out.read_text().count("post-training: attempt") == 3  # appended
     assert project.weights() == undisturbed[2].weights()
 
 
@@ -52,7 +52,7 @@ def test_where_requeueing_is_forbidden_a_new_job_goes_on(make, undisturbed):
     project = make(slurm__requeue=False, slurm__gpus_per_node=1)
     main = project.start()
     warn(project.job_at_step(6))
-    assert "goes on in a new job" in main.ends(0)
+    assert "resumes in a new job" in main.ends(0)
     assert project.whys() == ["wall time", "done"]
     assert len(project.jobs()) == 2
     assert project.failure_count() == 0
@@ -81,7 +81,7 @@ def test_a_job_that_dies_without_a_word_is_a_failure(make, undisturbed):
         if b"post_training.slurm.attempt" in words and any(str(project.path).encode() in word for word in words):
             os.kill(int(path.parent.name), signal.SIGKILL)
     main.ends(0)
-    assert project.whys() == ["lost: ended without a word (killed, or its node failed)", "done"]
+    assert project.whys() == ["lost: ended without a record (killed, or its node failed)", "done"]
     assert project.failure_count() == 1
     assert project.weights() == undisturbed[1].weights()
 
@@ -111,7 +111,7 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
     assert len(project.jobs()) == 2
     assert "2 failures, slurm.max_failures is 1; not submitted again" in said
     assert "the disk of this node is broken" in said
-    steps = [line["steps"] for line in project.segments()]
+    steps = [line["steps"] for line in project.attempts()]
     assert steps[0] > 0, "progress in between takes no failure away"
     assert not (project.run_of() / "manifest.json").exists()
     said = project.start().ends(0)
@@ -124,7 +124,7 @@ def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
     project = make()
     main = project.start()
     job = project.job_at_step(5)
-    node = json.loads((project.run_of() / "slurm" / "segment.json").read_text())["host"]
+    node = json.loads((project.run_of() / "slurm" / "attempt.json").read_text())["host"]
     pid = next(
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
@@ -143,7 +143,7 @@ def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
     # "lost" when Slurm had nobody left to tell.
     assert project.whys()[0].startswith(("lost", "failed")) and project.whys()[-1] == "done"
     assert project.failure_count() == 1
-    assert project.segments()[-1]["host"] != node
+    assert project.attempts()[-1]["host"] != node
     assert project.weights() == undisturbed[2].weights()
 
 
@@ -155,7 +155,7 @@ def test_scancel_is_the_users_word(make, undisturbed):
     slurm("scancel", job)
     said = main.ends(1)
     assert time.monotonic() - begun < 25
-    assert f"Slurm job {job} was cancelled from outside" in said
+    assert f"Slurm job {job} was cancelled with scancel" in said
     assert project.jobs() == [job]
     assert project.failure_count() == 0
     assert str(project.path) not in slurm("squeue", "-h", "-o", "%o")
@@ -170,7 +170,7 @@ def test_scancel_while_it_saves_for_its_time_limit_is_not_undone_by_the_requeue(
     warn(job)
     slurm("scancel", job)
     said = main.ends(1)
-    assert f"Slurm job {job} was cancelled from outside" in said
+    assert f"Slurm job {job} was cancelled with scancel" in said
     assert project.jobs() == [job]
     assert str(project.path) not in slurm("squeue", "-h", "-o", "%o")
 

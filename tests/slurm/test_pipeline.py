@@ -40,7 +40,7 @@ def test_sft_to_dpo_on_two_nodes_with_zero_3_interrupted(make, warned, built_ext
     disturbed, alone = make("disturbed", **DPO), make("alone", **DPO)
     mains = [disturbed.start("all"), alone.start("all")]
     slurm("scancel", "--signal=USR1", disturbed.job_at_step(5, "sft"))
-    until(lambda: len(disturbed.segments("sft")) == 1, "the segment to end")
+    until(lambda: len(disturbed.attempts("sft")) == 1, "the attempt to end")
     disturbed.job_at_step(9, "sft")
     os.kill(disturbed.ranks("sft")[-1], signal.SIGKILL)
     disturbed.job_at_step(5, "dpo")
@@ -55,10 +55,10 @@ def test_sft_to_dpo_on_two_nodes_with_zero_3_interrupted(make, warned, built_ext
         assert manifest["world_size"] == 4
         assert disturbed.model(method) == alone.model(method)
     starts = elapsed(disturbed.run_of("sft"))["starts"]
-    assert [start["job_id"] for start in starts] == [line["job_id"] for line in disturbed.segments("sft")]
+    assert [start["job_id"] for start in starts] == [line["job_id"] for line in disturbed.attempts("sft")]
     assert (starts[0]["why"], starts[-1]["why"]) == ("SIGUSR1", "done")
     assert {start["devices"] for start in starts} == {4} and all(start["queue_seconds"] >= 0 for start in starts)
-    nodes = {line["nodes"] for line in alone.segments("sft")}
+    nodes = {line["nodes"] for line in alone.attempts("sft")}
     assert all("node[" in name for name in nodes)
     for project in (disturbed, alone):
         assert str(project.path) not in slurm("squeue", "-h", "-o", "%o")
@@ -107,7 +107,7 @@ def test_a_small_run_and_a_cancelled_one(make):
     main = project.start()
     job = project.job_at_step(3)
     slurm("scancel", job)
-    assert f"Slurm job {job} was cancelled from outside" in main.ends(1)
+    assert f"Slurm job {job} was cancelled with scancel" in main.ends(1)
     project.start("all").ends(0)
     assert len(project.jobs()) == 2
     assert json.loads((project.run_of() / "model" / "manifest.json").read_text())["stage"] == "export"
@@ -208,5 +208,5 @@ def test_slurms_own_warning_reaches_the_ranks(warned):
     """The real one: --signal of the sbatch line."""
     warned.main.ends(1)
     assert warned.whys()[0] == "wall time"
-    assert warned.segments()[0]["new_steps"] > 0
+    assert warned.attempts()[0]["new_steps"] > 0
     assert warned.failure_count() == 0

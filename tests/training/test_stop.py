@@ -102,7 +102,7 @@ def test_a_second_start_is_refused_and_changes_nothing(tmp_path, two_ranks, stra
     second = start(task)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == launcher.LOCKED == 75
-    assert f"is being trained by process {first.pid} on " in output
+    assert f"is in use by process {first.pid} on " in output
     first.communicate(timeout=60)
     assert first.returncode == 0
     assert losses_of(task.directory) == losses_of(straight)

@@ -10,14 +10,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from post_training.run_dir import lock
+from post_training.run_dir import lock, owner
 
 HOLDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from post_training.run_dir import lock
 try:
-    with lock.owned(Path(sys.argv[1]), patience_seconds=float(sys.argv[2])):
+    with lock.take(Path(sys.argv[1]), patience_seconds=float(sys.argv[2]), alone="POST_TRAINING_TEST_ALONE" in os.environ):
         print("owns", flush=True)
         time.sleep(float(sys.argv[3]))
 except lock.LockedError as error:
@@ -45,8 +45,8 @@ def test_of_many_simultaneous_starts_one_owns(run):
     owner = next(process for process, line in zip(starts, said, strict=True) if line == "owns")
     try:
         assert said.count("owns") == 1
-        assert all(f"is being trained by process {owner.pid} on " in line for line in said if line != "owns")
-        assert "two must not train together" in next(line for line in said if line != "owns")
+        assert all(f"is in use by process {owner.pid} on " in line for line in said if line != "owns")
+        assert "two must not write to it together" in next(line for line in said if line != "owns")
     finally:
         for process in starts:
             process.kill()
@@ -70,11 +70,11 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(run):
 
 
 def test_a_run_that_ended_has_no_owner(run):
-    assert lock.owner_of(run) is None
+    assert lock.last_owner(run) is None
     for _ in range(3):
-        with lock.owned(run):
-            assert lock.owner_of(run) == replace(lock.this_process(), since=lock.owner_of(run).since)
-        assert lock.owner_of(run).released
+        with lock.take(run) as held:
+            assert lock.live_owner(run) == held.owner == replace(lock.this_process(), since=held.owner.since)
+        assert lock.last_owner(run).released and not lock.live_owner(run)
     assert [path.name for path in run.iterdir()] == ["owner.3.json"]
 
 
@@ -88,12 +88,17 @@ def test_the_next_start_waits_for_one_that_is_stopping(run):
     second.wait()
 
 
+@pytest.fixture
+def no_fence(monkeypatch):
+    monkeypatch.setattr(lock, "FENCE_SECONDS", 0.0)
+
+
 def foreign(run, age_seconds=0.0, **changes):
     """An owner on another machine."""
     run.mkdir()
-    owner = replace(lock.this_process(), host="elsewhere", process="other boot 1", **changes)
+    found = replace(lock.this_process(), host="elsewhere", process="other boot 1", **changes)
     path = run / "owner.7.json"
-    path.write_text(json.dumps(asdict(owner)))
+    path.write_text(json.dumps(asdict(found)))
     then = time.time() - age_seconds
     os.utime(path, (then, then))
 
@@ -106,8 +111,8 @@ def test_an_owner_elsewhere_lives_while_its_file_is_touched(run):
         lock.take(run)
 
 
-def test_an_owner_elsewhere_without_sign_of_life_is_taken_over(run, capsys):
-    foreign(run, age_seconds=lock.STALE_SECONDS + 5)
+def test_an_owner_elsewhere_without_sign_of_life_is_taken_over(run, capsys, no_fence):
+    foreign(run, age_seconds=owner.STALE_SECONDS + 5)
     lock.take(run).release()
     assert "taken over from process" in capsys.readouterr().out
     assert [path.name for path in run.iterdir()] == ["owner.8.json"]
@@ -119,7 +124,7 @@ def test_an_owner_elsewhere_without_sign_of_life_is_taken_over(run, capsys):
      ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
      ("echo 'Unable to contact slurm controller' >&2; exit 1", "its last sign of life")],
 )  # fmt: skip
-def test_an_owner_in_slurm_lives_as_long_as_its_job(run, tmp_path, monkeypatch, squeue, alive):
+def test_an_owner_in_slurm_lives_as_long_as_its_job(run, tmp_path, monkeypatch, no_fence, squeue, alive):
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "squeue"
     fake.write_text(f"#!/bin/sh\n{squeue}\n")
@@ -133,10 +138,56 @@ def test_an_owner_in_slurm_lives_as_long_as_its_job(run, tmp_path, monkeypatch, 
         lock.take(run).release()
 
 
-def test_a_job_that_slurm_starts_again_takes_over_from_itself(run, monkeypatch):
+def test_a_job_that_slurm_starts_again_takes_over_from_itself(run, monkeypatch, no_fence):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     foreign(run, slurm_job_id="4711")
     lock.take(run).release()
+
+
+def test_a_requeued_job_fences_its_former_attempt_even_where_that_still_runs(run, monkeypatch):
+    """A node that Slurm has given up: launcher and ranks live on, and end themselves once the new attempt owns the run."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr(lock, "FENCE_SECONDS", 3.0)
+    former = start(run)
+    assert first_line(former) == "owns"
+    code = (
+        "import time\nfrom post_training.run_dir import lock\nlock.POLL_SECONDS = 0.1\nlock.end_with_owner()\n"
+        "print('trains', flush=True)\ntime.sleep(60)"
+    )
+    environment = os.environ | {lock.VARIABLE: str(run / "owner.1.json")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    rank = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+    assert rank.stdout.readline() == "trains\n"
+    with pytest.raises(lock.LockedError, match="its process runs"):  # the same attempt, twice
+        lock.take(run)
+    assert rank.poll() is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with lock.take(run):
+        assert rank.poll() == 1, "the new owner waits for ranks of the former one"
+        assert "another process owns this run now" in rank.stderr.read()
+        assert lock.live_owner(run).slurm_restart == "1"
+    former.kill()
+    former.wait()
+
+
+def test_a_rank_ends_when_its_launcher_has_released_the_run(run, monkeypatch):
+    with lock.take(run) as held:
+        assert not lock._succeeded(held.path)
+    assert lock._succeeded(held.path)
+    assert not lock._succeeded(run / "gone" / "owner.1.json")
+
+
+def test_short_work_is_done_in_turn(run):
+    """Submissions of a stage by several calls at once, also from within a Slurm job that lives on."""
+    starts = [start(run, patience=20, seconds=0.2, POST_TRAINING_TEST_ALONE="1", SLURM_JOB_ID="4711") for _ in range(4)]
+    assert [first_line(process) for process in starts] == ["owns"] * 4
+    for process in starts:
+        process.wait()
+    dead = start(run, POST_TRAINING_TEST_ALONE="1", SLURM_JOB_ID="4711")
+    first_line(dead)
+    dead.kill()
+    dead.wait()
+    lock.take(run, alone=True).release()
 
 
 def test_a_process_that_stood_still_learns_that_it_has_lost(run, monkeypatch):
@@ -156,7 +207,7 @@ def test_a_file_system_without_hard_links(run, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", no_links)
-    with lock.owned(run), pytest.raises(lock.LockedError):
+    with lock.take(run), pytest.raises(lock.LockedError):
         lock.take(run)
 
 

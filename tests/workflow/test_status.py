@@ -8,7 +8,7 @@ import pytest
 from post_training.commands import status
 from post_training.run_dir import attempts
 from post_training.run_dir.attempts import Attempt
-from post_training.run_dir.lock import owned
+from post_training.run_dir.lock import take
 
 
 def lines(project):
@@ -53,7 +53,7 @@ def test_done_and_to_do(project):
 def test_training_with_a_live_owner_runs(training):
     project, directory = training
     total = project.graph().first.pipeline.views["sft"]["training"]["max_steps"]
-    with owned(directory):
+    with take(directory):
         line = of_sft(project)
     assert line.state == "running"
     assert line.progress == f"step 4 of {total}, loss 1.960, 900 tokens/s"

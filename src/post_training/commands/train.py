@@ -21,7 +21,7 @@ from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import run_stage, task_of, upstream
 from post_training.run_dir import wandb_offline
 from post_training.run_dir.failures import PeerError
-from post_training.run_dir.lock import LOCKED, LockedError, owned
+from post_training.run_dir.lock import LOCKED, LockedError, take
 from post_training.run_dir.stop import EXIT_CODES, clear_stop_marker
 from post_training.workflow.links import point_links
 
@@ -52,7 +52,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
         return _train(plan, task, view, steps, first=False)
     # Nobody stands above the ranks here: the first of them is the one writer.
     try:
-        with owned(task.directory, on_loss=lambda: os._exit(1)):
+        with take(task.directory, on_loss=lambda: os._exit(1)):
             print(f"{name}: {batches.describe(steps)}", flush=True)
             prepare_directory(task, view)
             return _train(plan, task, view, steps, first=True)

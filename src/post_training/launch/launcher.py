@@ -36,7 +36,7 @@ from post_training.launch.processes import Ended, run_together, say, snakemake_i
 from post_training.launch.reshard import how_to_resume, make_universal
 from post_training.run_dir import failures, predictions, timeline, wandb_offline
 from post_training.run_dir.checkpoints import discard_incomplete, newest_complete
-from post_training.run_dir.lock import LOCKED, Lock, LockedError, is_own_file, owned
+from post_training.run_dir.lock import LOCKED, VARIABLE, Lock, LockedError, is_own_file, take
 from post_training.run_dir.stop import (
     INTERRUPTED,
     REQUEST,
@@ -144,7 +144,7 @@ def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
 def run(task: Task) -> int:
     """Train to the last step, or compute a reference; or say why not. Returns one of the exit codes above."""
     try:
-        with REQUEST, owned(task.directory, give_up=snakemake_is_gone) as lock:
+        with REQUEST, take(task.directory, give_up=snakemake_is_gone) as lock:
             return _run_owned(task, lock)
     except LockedError as error:
         say(str(error))
@@ -195,8 +195,8 @@ def _run_ranks(
         print(f"{task.directory}: {stopped.describe()}; start again to go on", flush=True)
         return stopped.exit_code
     if ended.first is not None:
-        # What was being saved takes the room that the next attempt needs.
-        discard_incomplete(newest_complete(task.directory / "checkpoints"))
+        if not lock.lost:  # what was being saved takes the room that the next attempt needs
+            discard_incomplete(newest_complete(task.directory / "checkpoints"))
         _report(ended, failures.read(told), topology.world_size, local=not task.runtime.get("slurm"))
         return ended.code if ended.code > 0 else 128 - ended.code
     if not finish_if_whole():
@@ -209,7 +209,7 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
     libraries = library_environment(view, task.directory, topology.device)
     on_slurm = bool(task.runtime.get("slurm"))
     start = srun_start if on_slurm else local_start
-    commands, environments = start(topology, view, task_file, libraries)
+    commands, environments = start(topology, view, task_file, libraries | {VARIABLE: str(lock.path.absolute())})
 
     def abandoned() -> str | None:
         if lock.lost:

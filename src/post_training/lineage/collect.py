@@ -28,8 +28,8 @@ class Stage(manifest.Facts, total=False):
     """Name -> key."""
     expected: dict[str, manifest.Input]
     """Name -> what was read of that input."""
-    jobs: list[dict[str, Any]]
-    """Its Slurm attempts as in `segments.jsonl`."""
+    jobs: list[attempts.AttemptLine]
+    """Its Slurm attempts as in `attempts.jsonl`."""
     gpu_hours: float
 
 
@@ -117,7 +117,7 @@ def key_of(directory: Path) -> str:
     return "/".join(parts[-2:] if parts[-1] == "model" or (parts[-2:-1] and parts[-2] in _FOLDERS) else parts[-1:])
 
 
-def gpu_hours(stage: manifest.Facts, jobs: list[dict[str, Any]]) -> float:
+def gpu_hours(stage: manifest.Facts, jobs: list[attempts.AttemptLine]) -> float:
     """Hours that GPUs were held for a stage: by its Slurm attempts, else by the training itself."""
     if any("gpus" in job for job in jobs):
         return round(sum(job.get("gpus", 0) * attempts.seconds(job) for job in jobs) / 3600, 4)

@@ -30,12 +30,12 @@ def note(directory: Path, event: str, **facts: Any) -> None:
 
 def note_start(directory: Path, launched: float, devices: int) -> None:
     """The launcher's event; `launched` is when its process began."""
-    segment = attempts.current(attempts.folder_of(directory))
-    if segment is None:
+    attempt = attempts.current(attempts.folder_of(directory))
+    if attempt is None:
         return note(directory, "start", time=launched, devices=devices, job_id=None, submitted=None)
-    submitted = attempts.epoch_seconds(segment.submitted)
-    began = attempts.epoch_seconds(segment.start) or launched
-    return note(directory, "start", time=began, devices=devices, job_id=segment.job_id, submitted=submitted)
+    submitted = attempts.epoch_seconds(attempt.submitted)
+    began = attempts.epoch_seconds(attempt.start) or launched
+    return note(directory, "start", time=began, devices=devices, job_id=attempt.job_id, submitted=submitted)
 
 
 def read(directory: Path) -> list[dict[str, Any]]:

@@ -1,12 +1,11 @@
-"""`python -m post_training.slurm.attempt`: one start of a job, from its first line to why it ended.
+"""`python -m post_training.slurm.attempt`: one attempt of a job, from its first line to the record of why it ended.
 
-Runs on the first node as the batch script's last word. Starts the stage's command and passes signals on.
+The last command of the batch script, on the first node. Starts the stage's command and passes signals on.
 Ranks get Slurm's warning themselves (`--signal` without `B:`); after it the launcher ends with REQUEUE, and
-the job starts again under its id, whether or not the process that submitted it is still there.
+the job is requeued under its id, whether or not the process that submitted it still runs.
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,10 +14,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from post_training.run_dir import attempts, fence
+from post_training.run_dir import attempts
 from post_training.run_dir.attempts import Attempt
 from post_training.run_dir.lock import LOCKED
-from post_training.run_dir.stop import INTERRUPTED, REQUEUE, STOPPED
+from post_training.run_dir.stop import INTERRUPTED, REQUEUE, STOPPED, die_with_parent
 from post_training.slurm import cluster
 from post_training.slurm.cluster import State
 
@@ -38,36 +37,17 @@ def main() -> int:
     me = attempts.this_attempt(directory)
     for stream in (sys.stdout, sys.stderr):
         print(f"{attempts.START}{me.restart} of job {me.job_id} on {me.nodes}, {me.start}", file=stream, flush=True)
-    former = attempts.current(folder)
-    if former:
+    if former := attempts.current(folder):
         state = _state_of(former, me)
         if state and not state.ended:
-            owner = former.job_id
-            print(
-                f"{directory}: Slurm job {owner} works on this; job {me.job_id} leaves it alone",
-                file=sys.stderr,
-                flush=True,
-            )
-            return LOCKED
+            return _refuse(f"{directory}: Slurm job {former.job_id} works on this; job {me.job_id} ends", LOCKED)
         attempts.end_for(folder, former, state.name if state else None)
-    if attempts.failures(folder) > options.max_failures:
-        count = attempts.failures(folder)
-        print(
-            f"{directory}: failed {count} times, slurm.max_failures is {options.max_failures}",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 1
+    if (count := attempts.failures(folder)) > options.max_failures:
+        return _refuse(f"{directory}: failed {count} times, slurm.max_failures is {options.max_failures}", 1)
     attempts.begin(folder, me)
-    if former:
-        # Its ranks, if their node lives on after all, must have seen that they are no longer wanted.
-        time.sleep(fence.WAIT_SECONDS)
-    code, signals = _run(
-        options.command, {**os.environ, fence.VARIABLE: f"{me.token}:{folder.resolve() / 'segment.json'}"}
-    )
-    if not fence.holds(me.token, folder / "segment.json"):
-        print(f"{directory}: another job owns this run now; job {me.job_id} ends", file=sys.stderr, flush=True)
-        return LOCKED
+    code, signals = _run(options.command)
+    if attempts.current(folder) != me:
+        return _refuse(f"{directory}: another job owns this run now; job {me.job_id} ends", LOCKED)
     if code == REQUEUE and signal.SIGTERM in signals:
         code = STOPPED  # cancelled while it saved for its time limit: requeued, it would run again all the same
     why, failure = verdict(code, options.output, attempts.safe_steps(directory) > me.steps)
@@ -83,13 +63,18 @@ def main() -> int:
     return code or 1
 
 
+def _refuse(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
 def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
-    """Why a segment ended, and whether that is a failure.
+    """Why an attempt ended, and whether that is a failure.
 
     Args:
         code: exit code of the stage's command; negative for a signal.
         output: its manifest.
-        progressed: whether more steps are safe than when it began.
+        progressed: whether more steps are saved than when it began.
     """
     if output.exists():  # written last: whatever came after it took nothing away
         return attempts.DONE, False
@@ -106,20 +91,15 @@ def verdict(code: int, output: Path, progressed: bool) -> tuple[str, bool]:
 
 
 def _state_of(former: Attempt, me: Attempt) -> State | None:
-    """What Slurm says of an earlier job; None when it is this one, started again, or forgotten."""
+    """Slurm's state of an earlier job; None when it is this one, requeued, or forgotten."""
     if former.job_id == me.job_id:
         return None
     states = cluster.states([former.job_id])
     return State("UNKNOWN") if states is None else states.get(former.job_id)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+def _run(command: list[str]) -> tuple[int, list[int]]:
     """Run a command in a process group of its own; its exit code, and the signals that came and were passed on."""
-    libc = ctypes.CDLL(None)
-
-    def with_us() -> None:
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
     process: subprocess.Popen[bytes] | None = None
     received: list[int] = []
 
@@ -130,7 +110,8 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int
 
     for forwarded in _FORWARDED:
         signal.signal(forwarded, forward)
-    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=with_us)
+    me = os.getpid()
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: die_with_parent(me))
     for number in list(received):
         process.send_signal(number)
     return process.wait(), received

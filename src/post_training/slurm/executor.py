@@ -14,10 +14,8 @@ Jobs that are no stage of ours (another workflow that uses this one as a module)
 """
 
 import asyncio
-import contextlib
-import fcntl
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, ClassVar
 
 from snakemake_executor_plugin_slurm import Executor as PluginExecutor
@@ -29,10 +27,13 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.run_dir import attempts
+from post_training.run_dir.lock import Lock, take
 from post_training.slurm import check, cluster, follow
 from post_training.slurm.cluster import State
 from post_training.slurm.job import StageJob, script
 
+# How long another call may take to submit a stage, while Slurm does not answer.
+_SUBMIT_SECONDS = 600
 FindJob = Callable[[Any], StageJob | None]
 # Settings of the plugin that still mean something here.
 _USED = ("init_seconds_before_status_checks", "logdir", "status_command", "status_attempts", "keep_successful_logs",
@@ -186,13 +187,9 @@ class StageExecutor(PluginExecutor):
         super().cancel()
 
 
-@contextlib.contextmanager
-def _submitting(stage: StageJob) -> Iterator[None]:
+def _submitting(stage: StageJob) -> Lock:
     """Only one call at a time looks for a stage's live job and submits one if there is none."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    with open(stage.folder / ".submit.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return take(stage.folder / ".submit", patience_seconds=_SUBMIT_SECONDS, alone=True)
 
 
 def _refuse_unused(settings: ExecutorSettings) -> None:

@@ -84,8 +84,8 @@ def script(job: StageJob) -> str:
     # Ranks get their container from the launcher, which calls srun and stays outside.
     inside = STAGES[job.kind].place == "gpu"
     command = container_command(job.view, job.command) if inside else job.command
-    segment = [sys.executable, "-m", "post_training.slurm.attempt", "--output", str(job.output)]
-    segment += ["--max-failures", str(job.max_failures), "--"]
+    attempt = [sys.executable, "-m", "post_training.slurm.attempt", "--output", str(job.output)]
+    attempt += ["--max-failures", str(job.max_failures), "--"]
     lines = ["#!/bin/bash", *(f"#SBATCH {_quoted(option)}" for option in job.options), ""]
     lines += [
         f"# {job.name}: written at each submission. By hand, from the same environment: sbatch {shlex.quote(str(job.script))}"
@@ -100,7 +100,7 @@ def script(job: StageJob) -> str:
         lines.append(f"module load {shlex.join(slurm['modules'])} || exit 1")
     if slurm["env"]:
         lines.append(exports(job.view))
-    lines += [f"cd {shlex.quote(os.getcwd())} || exit 1", f"exec {_folded([*segment, *command])}", ""]
+    lines += [f"cd {shlex.quote(os.getcwd())} || exit 1", f"exec {_folded([*attempt, *command])}", ""]
     return "\n".join(lines)
 
 

@@ -1,15 +1,11 @@
-"""What is made of a job's end."""
+"""Decisions after a Slurm job has ended."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 from tiny import view_of
 
-from post_training.run_dir import attempts, fence
+from post_training.run_dir import attempts
 from post_training.run_dir.attempts import Attempt
 from post_training.slurm import attempt, follow, placement
 from post_training.slurm.cluster import State
@@ -42,8 +38,8 @@ def settle(job, state, job_id="7"):
         ("NODE_FAIL", "lost: its node failed", True),
         ("OUT_OF_MEMORY", "failed: out of memory", True),
         ("TIMEOUT", "failed: the time limit came before it had saved", True),
-        ("FAILED", "lost: ended without a word (killed, or its node failed)", True),
-        (None, "lost: ended without a word (killed, or its node failed)", True),
+        ("FAILED", "lost: ended without a record (killed, or its node failed)", True),
+        (None, "lost: ended without a record (killed, or its node failed)", True),
         ("PREEMPTED", "preempted", False),
     ],
 )
@@ -70,7 +66,7 @@ def test_failures_come_to_an_end_and_progress_takes_none_away(make_job):
         assert attempts.failures(job.folder) == number
     assert "2 failures, slurm.max_failures is 1; not submitted again" in verdict.message
     assert "ValueError: number broke" in verdict.message
-    assert "goes on from step 2" in verdict.message
+    assert "resumes from step 2" in verdict.message
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -79,7 +75,7 @@ def test_cancelled_is_an_end_and_no_failure(make_job, opens):
     if opens:
         opened(job)
     verdict = settle(job, "CANCELLED")
-    assert verdict.action == "end" and "cancelled from outside" in verdict.message
+    assert verdict.action == "end" and "cancelled with scancel" in verdict.message
     assert [line["why"] for line in attempts.lines(job.folder)] == ["cancelled"]
     assert attempts.failures(job.folder) == 0
 
@@ -125,7 +121,7 @@ def test_stopped_again_and_again_without_a_step_is_a_failure(make_job):
     assert attempts.failures(job.folder) == 1
 
 
-def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
+def test_the_error_of_a_data_job_is_an_end_at_once(make_job):
     job = make_job("transform")
     attempts.end(job.folder, opened(job), "failed: exit code 1", failure=True)
     (job.folder / "slurm-7.err").write_text("data.jsonl: row 3: no messages\n")
@@ -137,7 +133,7 @@ def test_the_words_of_a_data_job_are_an_end_at_once(make_job):
 def test_an_owner_outside_of_slurm_is_named_and_one_inside_is_waited_for(make_job, monkeypatch, live, action):
     job = make_job()
     attempts.end(job.folder, opened(job), attempts.OWNED, failure=False)
-    (job.folder / "slurm-7.err").write_text("is being trained by process 4711 on laptop\n")
+    (job.folder / "slurm-7.err").write_text("is in use by process 4711 on laptop\n")
     monkeypatch.setattr("post_training.slurm.cluster.live_jobs", lambda script: live)
     verdict = settle(job, "FAILED")
     assert verdict.action == action
@@ -157,7 +153,7 @@ def test_an_owner_outside_of_slurm_is_named_and_one_inside_is_waited_for(make_jo
         (0, True, "failed: ended without its result", True),
     ],
 )
-def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
+def test_why_an_attempt_ended(tmp_path, code, progressed, why, failure):
     assert attempt.verdict(code, tmp_path / "manifest.json", progressed) == (why, failure)
 
 
@@ -165,7 +161,7 @@ def test_why_a_segment_ended(tmp_path, code, progressed, why, failure):
     ("text", "expected"),
     [
         (
-            "post-training: start 0 of job 5\nerror of an earlier start\npost-training: start 1 of job 5\n"
+            "post-training: attempt 0 of job 5\nerror of an earlier attempt\npost-training: attempt 1 of job 5\n"
             "srun: error: node0: task 1: Exited with exit code 1\n"
             "rank 1 on node0: Traceback (most recent call last):\n  File 'a.py', line 1\n    x()\n    ^^^\nValueError: bad row\n"
             "rank 3: Traceback (most recent call last):\nConnectionError: peer closed\n",
@@ -189,31 +185,9 @@ def test_first_error_is_the_cause(tmp_path, text, expected):
     assert attempts.first_error(tmp_path, "5") == expected
 
 
-def test_a_token_is_held_by_one_segment(make_job):
+def test_records_of_earlier_versions_are_read(make_job):
     job = make_job()
-    first = opened(job)
-    path = job.folder / "segment.json"
-    assert fence.holds(first.token, path)
-    second = opened(job, restart=1)
-    assert fence.holds(second.token, path) and not fence.holds(first.token, path)
-    attempts.end(job.folder, second, attempts.DONE, failure=False)
-    assert not fence.holds(second.token, path)
-
-
-def test_a_rank_ends_when_another_job_owns_its_run(make_job):
-    job = make_job()
-    first = opened(job)
-    code = (
-        "import time\nfrom post_training.run_dir import fence\nfence.POLL_SECONDS = 0.1\nfence.watch()\n"
-        "print('trains', flush=True)\ntime.sleep(60)"
-    )
-    told = {fence.VARIABLE: f"{first.token}:{job.folder / 'segment.json'}"}
-    rank = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert rank.stdout.readline() == "trains\n"
-    time.sleep(0.5)
-    assert rank.poll() is None
-    opened(job, restart=1)
-    assert rank.wait(20) == 1
-    assert "another job owns this run now" in rank.stderr.read()
+    attempts.end(job.folder, opened(job), "failed: exit code 7", failure=True)
+    (job.folder / "attempts.jsonl").rename(job.folder / "segments.jsonl")
+    attempts.end(job.folder, opened(job, restart=1), attempts.DONE, failure=False)
+    assert [line["why"] for line in attempts.lines(job.folder)] == ["failed: exit code 7", "done"]
