@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tiny import export_task, launcher_command, losses_of, metrics_of, train_task
 
+from post_training.core.errors import UserError
 from post_training.launch import launcher
-from post_training.models.shards import gather
 from post_training.release import export
 from post_training.report.curves import marks
 from post_training.report.elapsed import elapsed
@@ -117,13 +117,12 @@ def test_zero_trains_the_same_and_its_checkpoint_exports(
     output = task.directory / "model" / "manifest.json"
     export.run(export_task(task.output, sft_rows, output))
     assert json.loads(output.read_text())["checks"]["max_logit_difference"] == 0.0
-    # Of a checkpoint without whole weights the shards are put together.
+    # A checkpoint that has only shards is not exported.
     checkpoint = task.directory / "checkpoints" / "checkpoint-6"
     (checkpoint / "model.safetensors").unlink()
-    folder = gather(checkpoint, tmp_path / "gathered")
-    assert all(
-        bool((tensor == gathered[name]).all()) for name, tensor in load_file(folder / "model.safetensors").items()
-    )
+    settings = {"dtype": "float32", "trust_remote_code": False}
+    with pytest.raises(UserError, match=r"shards and no weights; `python .*zero_to_fp32\.py"):
+        export.load_trained(checkpoint, checkpoint, settings, [])
 
 
 def test_dpo_on_two_processes(tmp_path, model_manifest, dpo_rows, template):

@@ -69,25 +69,27 @@ def test_log_probabilities_are_those_of_the_answer_alone(exported, tokenizer):
     import torch
 
     model = load_for_inference(folder(exported))
-    judge = evaluation.Judge(model, load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    evaluator = evaluation.Evaluator(model, load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
     messages = conversation(12) + conversation(34)
-    ids, places = judge._encode(messages)
-    assert tokenizer.decode([ids[place] for place in places]) == "7<|im_end|>"
-    both = judge._encode(messages, skip=0)[1]
+    ids, positions = evaluator._encode(messages)
+    assert tokenizer.decode([ids[place] for place in positions]) == "7<|im_end|>"
+    both = evaluator._encode(messages, skip=0)[1]
     assert tokenizer.decode([ids[place] for place in both]) == "3<|im_end|>7<|im_end|>"
     with torch.inference_mode():
         log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
-    expected = sum(log_probs[place - 1, ids[place]].item() for place in places)
-    (total, count), _ = judge._log_probabilities([(ids, places), (ids[:9], places[:0])])
-    assert (total, count) == (pytest.approx(expected, abs=1e-5), len(places))
+    expected = sum(log_probs[place - 1, ids[place]].item() for place in positions)
+    (total, count), _ = evaluator._log_probabilities([(ids, positions), (ids[:9], positions[:0])])
+    assert (total, count) == (pytest.approx(expected, abs=1e-5), len(positions))
 
 
 def test_an_answer_that_was_cut_off_is_not_correct(exported, monkeypatch):
-    judge = evaluation.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 2)
+    evaluator = evaluation.Evaluator(
+        load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 2
+    )
     expected = conversation(5)[1]["content"]
-    for ids, correct in ((judge.tokenizer(f"{expected}<|im_end|>"), True), (judge.tokenizer(expected), False)):
+    for ids, correct in ((evaluator.tokenizer(f"{expected}<|im_end|>"), True), (evaluator.tokenizer(expected), False)):
         monkeypatch.setattr(evaluation, "generate", lambda *_, found=ids["input_ids"]: [found])
-        assert judge.answers([{"messages": conversation(5)}])[0]["exact_match"] == float(correct)
+        assert evaluator.answers([{"messages": conversation(5)}])[0]["exact_match"] == float(correct)
 
 
 def test_rows_that_do_not_fit_are_counted(tmp_path, exported, held_out):
@@ -179,8 +181,10 @@ def test_prompts_are_answered_and_nothing_is_expected(tmp_path, exported):
     told = json.loads(made.output.read_text())
     assert (told["results"], told["rows_in"], told["rows_out"]) == ({}, 3, 2)
     assert told["dropped"]["too long for the model"] == 1
-    judge = evaluation.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 1)
-    _, (alone,) = judge.answers([{"messages": [*conversation(12), *conversation(5)]}])
+    evaluator = evaluation.Evaluator(
+        load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 1
+    )
+    _, (alone,) = evaluator.answers([{"messages": [*conversation(12), *conversation(5)]}])
     assert alone["answer"] == samples[1]["answer"]
     assert summary.before_and_after({"sft": samples})[1:3] == ["prompt: 3 and 4?", f"  sft: {samples[0]['answer']}"]
     path.write_text("{}")

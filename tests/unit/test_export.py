@@ -67,17 +67,17 @@ def test_a_failed_check_leaves_no_manifest_and_no_model(tmp_path, trained, sft_r
     output = tmp_path / "run" / "model" / "manifest.json"
     output.parent.mkdir(parents=True)
     if damage == "weights":
-        polish = export.polish
+        make_portable = export.make_portable
 
         def spoil(folder):
             from safetensors.torch import load_file, save_file
 
-            polish(folder)
+            make_portable(folder)
             path = sorted(folder.glob("*.safetensors"))[-1]
             tensors = {name: tensor + 1e-3 for name, tensor in load_file(path).items()}
             save_file(tensors, path, metadata={"format": "pt"})
 
-        monkeypatch.setattr(export, "polish", spoil)
+        monkeypatch.setattr(export, "make_portable", spoil)
         message = "logits differ by"
     else:
         monkeypatch.setattr(
@@ -90,11 +90,11 @@ def test_a_failed_check_leaves_no_manifest_and_no_model(tmp_path, trained, sft_r
     assert not list(output.parent.iterdir())
 
 
-def test_a_checkpoint_that_is_not_whole_is_not_exported(tmp_path, trained, sft_rows):
+def test_an_incomplete_checkpoint_is_not_exported(tmp_path, trained, sft_rows):
     shutil.copytree(trained.parent, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
     copied = tmp_path / "run" / "manifest.json"
     (tmp_path / "run" / read(copied)["final_checkpoint"] / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"is not whole \(tokenizer.json is missing\)"):
+    with pytest.raises(UserError, match=r"is incomplete \(tokenizer.json is missing\)"):
         export.run(export_task(copied, sft_rows, tmp_path / "run" / "model" / "manifest.json"))
 
 

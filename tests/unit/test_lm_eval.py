@@ -45,15 +45,15 @@ ASKED = {"num_fewshot": None, "limit": None, "seed": 1234, "log_samples": True, 
 
 
 @pytest.fixture(scope="module")
-def judge(exported):
-    return held_out.Judge(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 4)
+def evaluator(exported):
+    return held_out.Evaluator(load_for_inference(folder(exported)), load_tokenizer(folder(exported)), TEMPLATE, 8, 4)
 
 
 @pytest.fixture(scope="module")
-def answers(judge):
+def answers(evaluator):
     """What the model says to each question, by our own evaluation."""
     prompts = [{"messages": conversation(n)[:1]} for n in range(ROWS)]
-    return [sample["answer"] for sample in judge.open_answers(prompts)]
+    return [sample["answer"] for sample in evaluator.open_answers(prompts)]
 
 
 @pytest.fixture(scope="module")

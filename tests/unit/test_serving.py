@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from post_training.models.files import polish
+from post_training.models.files import make_portable
 from post_training.release import serving
 
 
@@ -84,7 +84,7 @@ def test_what_version_5_writes_is_given_version_4s_names(tmp_path):
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
     (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16", "rope_parameters": rope}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_special_tokens": ["<a>"]}))
-    polish(tmp_path)
+    make_portable(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["torch_dtype"], config["rope_theta"]) == ("bfloat16", 5e5)
     assert config["rope_scaling"] == {"rope_type": "llama3", "factor": 8.0} and config["rope_parameters"] == rope
@@ -98,7 +98,7 @@ def test_version_5_reads_either_the_same(tmp_path):
     rope["original_max_position_embeddings"] = 8192
     LlamaConfig(dtype="bfloat16", rope_parameters=rope, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     before = AutoConfig.from_pretrained(tmp_path).to_dict()
-    polish(tmp_path)
+    make_portable(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
 
 

@@ -1,36 +1,39 @@
-"""lm-evaluation-harness on one model, as its own program would do it: the model's folder, the tasks, nothing of ours between."""
+"""lm-evaluation-harness on one model, as its own command line runs it: the model's folder and the tasks."""
 
 import json
 import math
 from typing import Any
 
 from post_training.core import manifest
-from post_training.core.errors import UserError
+from post_training.core.errors import UserError, brief
 from post_training.core.fingerprint import slug, write_atomically
 from post_training.core.task import Task
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.evaluation.lm_tasks import prepare, task_manager
 from post_training.models import folder as model_folder
-from post_training.models.loading import load_tokenizer, quiet
+from post_training.models.loading import load_tokenizer, silence_progress_bars
 
-# Of lm_eval's results: when and on what machine.
+# Keys of lm_eval's results about the time and the machine.
 _NOT_KEPT = ("date", "pretty_env_info", "git_hash", "upper_git_hash")
 
 
 def run(task: Task) -> None:
-    """Write `results.json`, as lm_eval gives it, `samples_<task>.jsonl` if asked for, and the manifest with `results`."""
+    """Write `results.json`, as lm_eval gives it, `samples_<task>.jsonl` if configured, and the manifest with `results`.
+
+    Raises UserError when a task's data cannot be read.
+    """
     chosen = task.input_manifest("tasks")["config"]
     prepare(task.runtime)
     tasks = task_manager(chosen, task.runtime, task.directory)
-    quiet()
+    silence_progress_bars()
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable, hash_string
 
     asked = task.config
-    model = _model(task)
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         found = simple_evaluate(
-            model=model,
+            model=_model(task),
             tasks=chosen["tasks"],
             task_manager=tasks,
             num_fewshot=asked["num_fewshot"],
@@ -38,16 +41,13 @@ def run(task: Task) -> None:
             limit=asked["limit"],
             apply_chat_template=asked["apply_chat_template"],
             fewshot_as_multiturn=asked.get("fewshot_as_multiturn", False),
-            random_seed=asked["seed"],
-            numpy_random_seed=asked["seed"],
-            torch_random_seed=asked["seed"],
-            fewshot_random_seed=asked["seed"],
+            **dict.fromkeys(seeds, asked["seed"]),
         )
     except (ConnectionError, FileNotFoundError) as error:
-        raise UserError(
-            f"lm_eval: rows of a task cannot be read ({' '.join(str(error).split())[:300]}); delete {task.inputs['tasks']} "
-            "and start again where there is internet, with the HF_HOME that jobs have"
-        ) from None
+        remedy = (
+            f"delete {task.inputs['tasks']} and start again where there is internet, with the HF_HOME that jobs have"
+        )
+        raise UserError(f"lm_eval: rows of a task cannot be read ({brief(error)}); {remedy}") from None
     samples = found.pop("samples")
     hashes = {name: hash_string("".join(map(_hashes, rows))) for name, rows in samples.items()}
     kept = {key: value for key, value in found.items() if key not in _NOT_KEPT} | {"task_hashes": hashes}
@@ -77,18 +77,18 @@ def run(task: Task) -> None:
 def summary(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Task or group -> measure -> `value`, `stderr` (None where it has none) and `higher_is_better`.
 
-    Of a group with a value of its own, its parts are left out; `results.json` has them. A measure is named as by lm_eval,
-    with its filter, `exact_match,strict-match`, where that is not `none`.
+    The parts of a group with a value of its own are only in `results.json`. Measures have the names that lm_eval gives
+    them, with the filter, `exact_match,strict-match`, where it is not `none`.
     """
     parts = {part for group in found.get("groups", {}) for part in found["group_subtasks"][group]}
     results = {}
-    for name, told in found["results"].items():
+    for name, scores in found["results"].items():
         measures = {}
-        for key, value in told.items():
+        for key, value in scores.items():
             metric, comma, kind = key.partition(",")
             if name in parts or not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
-            stderr = told.get(f"{metric}_stderr,{kind}")
+            stderr = scores.get(f"{metric}_stderr,{kind}")
             measures[metric if kind == "none" else key] = {
                 "value": float(value),
                 "stderr": float(stderr) if _is_number(stderr) else None,

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name, and their rows in the cache of `datasets`, before a model is asked.
+"""Loads tasks of lm-evaluation-harness by name, and their data into the cache of `datasets`, before any evaluation.
 
 The rule `download_tasks` runs where snakemake does, since compute nodes may have no network.
 """
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError, brief
 from post_training.core.fingerprint import FileHashes
 from post_training.core.locate import folder_sha256
 from post_training.core.task import Task
@@ -19,34 +19,37 @@ _INCLUDE_PATH = "evaluation.lm_eval.include_path"
 
 
 def run(task: Task) -> None:
-    """Load every task once, so that a wrong name and missing rows are known now; the manifest says what there is."""
+    """Load every task once, so that a wrong name and missing data are known early; the manifest lists the tasks.
+
+    Raises ConfigError for a task that cannot be loaded, would run code, or is there twice.
+    """
     refused = prepare(task.runtime)
     manager = task_manager(task.config, task.runtime, task.directory)
     found: dict[str, Any] = {}
     for name in task.config["tasks"]:
         try:
             tasks = manager.load([name])["tasks"]
-            told = {
-                one: {"dataset": task.DATASET_PATH, "version": task.VERSION, "rows": len(task.eval_docs)}
-                for one, task in tasks.items()
+            facts = {
+                one: {"dataset": loaded.DATASET_PATH, "version": loaded.VERSION, "rows": len(loaded.eval_docs)}
+                for one, loaded in tasks.items()
             }
-        except Exception as error:  # a task is its author's, and so is what it raises; or it is the network's
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # tasks are their authors' code, and there is the network
             online = "; rows of the Hub: where there is internet, type the same command with --until download_tasks --config "
             remedy = f"{online}offline=false" if task.runtime["offline"] else ""
-            raise ConfigError(_TASKS, f"{name}: cannot be loaded ({type(error).__name__}: {reason}){remedy}") from None
-        if refused:
             raise ConfigError(
-                _TASKS, f"{name}: wants {refused[0]} from the Hub, which is code; allow it with model.trust_remote_code"
-            )
+                _TASKS, f"{name}: cannot be loaded ({type(error).__name__}: {brief(error)}){remedy}"
+            ) from None
+        if refused:
+            remedy = "allow it with model.trust_remote_code"
+            raise ConfigError(_TASKS, f"{name}: wants {refused[0]} from the Hub, which is code; {remedy}")
         _check(tasks, task.runtime["include_path"])
-        if twice := [one for one in told if one in found]:
+        if twice := [one for one in facts if one in found]:
             raise ConfigError(
                 _TASKS, f"{name}: {twice[0]} is asked for by another name of the list, too; leave one out"
             )
-        found |= told
-    for name, facts in found.items():
-        print(f"task {name}: {facts['rows']:,} rows", flush=True)
+        found |= facts
+    for name, entry in found.items():
+        print(f"task {name}: {entry['rows']:,} rows", flush=True)
     task.finish(files=[], tasks=found)
 
 
@@ -58,7 +61,7 @@ def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Pat
         runtime: `include_path`.
         directory: the stage's.
 
-    Raises ConfigError for a name that is no task, and UserError when the folder has changed.
+    Raises ConfigError for an unknown task, and UserError when the folder has changed.
     """
     from lm_eval.tasks import TaskManager
 
@@ -83,15 +86,15 @@ def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Pat
 
 
 def prepare(runtime: dict[str, Any]) -> list[str]:
-    """Settings that the libraries read when they are imported; and nothing of the Hub's is run that was not allowed.
+    """Set what the libraries read when they are imported, and refuse code of the Hub that is not allowed.
 
-    A metric that lm_eval does not have it asks of `evaluate`, which runs a file of the Hub.
+    lm_eval gets metrics that it does not have from `evaluate`, which runs a file of the Hub.
 
     Args:
         runtime: `offline` and `trust_remote_code`.
 
-    Returns the metrics that were asked for and refused, as they come: lm_eval tells nobody. Raises UserError when lm_eval
-    is missing.
+    Returns a list that grows with each refused metric: lm_eval does not report them. Raises UserError when lm_eval is
+    missing.
     """
     if runtime["offline"]:
         os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
@@ -115,38 +118,32 @@ def prepare(runtime: dict[str, Any]) -> list[str]:
 
 
 def _check(tasks: dict[str, Any], folder: str | None) -> None:
-    """Refuse what would run code that nobody has read, and rows that could change unseen."""
+    """Raise ConfigError for tasks that run code of the model, and for data files that could change unnoticed."""
     for one, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise ConfigError(
-                _TASKS, f"{one}: runs code that the model writes; call lm_eval for it yourself, in a sandbox"
-            )
+            remedy = "call lm_eval for it yourself, in a sandbox"
+            raise ConfigError(_TASKS, f"{one}: runs code that the model writes; {remedy}")
         given = dict(task.dump_config()) if hasattr(task, "dump_config") else {}
         kwargs = given.get("dataset_kwargs") or {}
         source, data_dir = (str(value or "") for value in (given.get("dataset_path"), kwargs.get("data_dir")))
         for path in [source, *_rows(source, data_dir, _texts(kwargs.get("data_files")))]:
             for file in _local(path):
                 if folder is None or not file.resolve().is_relative_to(Path(folder).resolve()):
-                    raise ConfigError(
-                        _INCLUDE_PATH,
-                        f"the task {one} reads {path}, which is not below it, so that a change would go unseen; put it there",
-                    )
+                    problem = f"the task {one} reads {path}, which is not below it, so that a change would go unseen"
+                    raise ConfigError(_INCLUDE_PATH, f"{problem}; put it there")
 
 
 def _rows(source: str, data_dir: str, data_files: list[str]) -> list[str]:
-    """Where `datasets` looks for a task's rows: relative files are below data_dir, which is below a folder or repository."""
+    """Paths that `datasets` reads: relative files are below data_dir, which is below a folder or repository."""
     fixed = ("/", "~", "file://")
     if "/" in source and not os.path.exists(os.path.expanduser(source)):
         return [path for path in (data_dir, *data_files) if path.startswith(fixed)]
     base = os.path.join(source, data_dir) if os.path.isdir(os.path.expanduser(source)) else data_dir
-    return [
-        base,
-        *(path if path.startswith(fixed) or "://" in path else os.path.join(base, path) for path in data_files),
-    ]
+    return [base, *(p if p.startswith(fixed) or "://" in p else os.path.join(base, p) for p in data_files)]
 
 
 def _local(path: str) -> list[Path]:
-    """The files and folders of this machine that a text means, wildcards and `~` too; none for an address."""
+    """The local files and folders that a path with wildcards and `~` matches; none for a URL."""
     expanded = os.path.expanduser(path.removeprefix("file://"))
     if "://" in expanded:
         return []

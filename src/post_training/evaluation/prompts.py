@@ -1,4 +1,4 @@
-"""The fixed prompts of `evaluation.prompts`, which every model answers and nobody has an answer to. Light."""
+"""`evaluation.prompts`: fixed prompts without reference answers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from post_training.core.errors import DataError
 
 PROMPTS = "prompts"
-"""What they are called among the datasets of `samples.jsonl`."""
+"""Their name among the datasets of `samples.jsonl`."""
 _ROLES = ("system", "user", "assistant")
 _EXPECTED = (
     'expected {"prompt": "text"} or {"messages": [{"role": ..., "content": ...}, ...]}, with an "id" if you like'
@@ -15,7 +15,7 @@ _EXPECTED = (
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """The prompts of a JSON Lines file as `messages`, with their `id` where they have one; empty lines are passed over.
+    """The prompts of a JSON Lines file as `messages`, with their `id` where they have one; empty lines are skipped.
 
     Raises DataError with the row, counted from 1.
     """
@@ -42,10 +42,8 @@ def _prompt(line: str, where: str) -> dict[str, Any]:
     messages = row.get("messages", [{"role": "user", "content": row.get("prompt")}])
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise DataError(f"{where}: a message without text, or of another role than {', '.join(_ROLES)}; {_EXPECTED}")
-    if messages[-1]["role"] != "user":
-        raise DataError(
-            f"{where}: the last turn is the {messages[-1]['role']}'s, so there is nothing to answer; end with the user's"
-        )
+    if (last := messages[-1]["role"]) != "user":
+        raise DataError(f"{where}: the last turn is the {last}'s, so there is nothing to answer; end with the user's")
     return {**({"id": row["id"]} if "id" in row else {}), "messages": messages}
 
 

@@ -1,4 +1,4 @@
-"""Models as folders on this machine: where a stage's model is. Light."""
+"""Models as folders on this machine."""
 
 from pathlib import Path
 
@@ -7,16 +7,17 @@ from post_training.core.errors import UserError
 
 
 def folder(manifest_path: Path | str) -> Path:
-    """The model folder that a manifest stands for.
+    """The model folder of a manifest.
 
-    Of `download_model`, `build_model` and `export`. A folder inside the stage's directory is kept
-    relative to the manifest, so that results can be moved; a local folder of the user's is absolute.
+    For `download_model`, `build_model` and `export`. A folder inside the stage's directory is recorded
+    relative to the manifest, so that results can be moved; a local folder of the user's is absolute. Raises UserError
+    when it is gone.
     """
     manifest_path = Path(manifest_path)
-    told = manifest.read(manifest_path).get("folder")
-    if told is None:
+    recorded = manifest.read(manifest_path).get("folder")
+    if recorded is None:
         raise UserError(f"{manifest_path}: has no model folder; delete it to run the stage again")
-    found = manifest_path.parent / told  # an absolute `told` replaces the left side
+    found = manifest_path.parent / recorded  # an absolute one replaces the left side
     if not (found / "config.json").is_file():
         raise UserError(f"{found}: the model of {manifest_path} is gone; delete that manifest to make it again")
     return found

@@ -9,8 +9,8 @@ from typing import Any
 from post_training.core.errors import ConfigError, DataError, did_you_mean
 from post_training.core.manifest import describe, own_files
 from post_training.core.task import Task
-from post_training.models.files import polish
-from post_training.models.loading import quiet
+from post_training.models.files import make_portable
+from post_training.models.loading import silence_progress_bars
 
 _KEY = "model.from_scratch"
 
@@ -19,13 +19,13 @@ def run(task: Task) -> None:
     """Write `model/` beside the manifest; equal configuration and corpus give equal bytes."""
     folder = task.directory / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    quiet()
+    silence_progress_bars()
     corpus = [Path(path).absolute() for path in task.runtime["corpus"]]
     sources = describe(task.directory, corpus)
     tokenizer = train_tokenizer(corpus, task.config["vocab_size"], task.config["special_tokens"])
     tokenizer.save_pretrained(folder)
     parameters = write_weights(folder, len(tokenizer), tokenizer, task.config["weights"])
-    polish(folder)
+    make_portable(folder)
     print(f"model: {parameters:,} parameters, {len(tokenizer):,} tokens in the vocabulary -> {folder}", flush=True)
     task.finish(
         folder=folder.name,
@@ -37,7 +37,7 @@ def run(task: Task) -> None:
 
 
 def train_tokenizer(corpus: list[Path], vocab_size: int, special_tokens: dict[str, Any]) -> Any:
-    """A `PreTrainedTokenizerFast` of at most `vocab_size` entries, the control tokens first.
+    """A `PreTrainedTokenizerFast` of at most `vocab_size` entries, the control tokens first. Raises ConfigError.
 
     Args:
         corpus: JSON Lines files.
@@ -52,10 +52,8 @@ def train_tokenizer(corpus: list[Path], vocab_size: int, special_tokens: dict[st
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(control)
     if vocab_size < smallest:
-        raise ConfigError(
-            f"{_KEY}.vocab_size",
-            f"found {vocab_size}, expected {smallest} or more (256 bytes and {len(control)} control tokens)",
-        )
+        expected = f"{smallest} or more (256 bytes and {len(control)} control tokens)"
+        raise ConfigError(f"{_KEY}.vocab_size", f"found {vocab_size}, expected {expected}")
     tokenizer = Tokenizer(models.BPE())
     # One token a digit, as in current models: numbers of any length are then spelled alike.
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -65,7 +63,7 @@ def train_tokenizer(corpus: list[Path], vocab_size: int, special_tokens: dict[st
         vocab_size=vocab_size, special_tokens=control, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(strings_of(corpus), trainer)
-    # Written out, because Transformers 4 cleans up spaces unless told otherwise: decoded text would differ.
+    # Explicit, because Transformers 4 cleans up spaces by default, so that decoded text would differ.
     settings: dict[str, Any] = {**named, "clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)  # type: ignore[no-untyped-call]
 
@@ -80,9 +78,8 @@ def strings_of(files: list[Path]) -> Iterator[str]:
                     try:
                         yield from _strings(json.loads(line))
                     except ValueError as error:
-                        raise DataError(
-                            f"{file}:{number}: not JSON ({error}); {_KEY}.corpus takes JSON Lines"
-                        ) from None
+                        remedy = f"{_KEY}.corpus takes JSON Lines"
+                        raise DataError(f"{file}:{number}: not JSON ({error}); {remedy}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -94,7 +91,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[str, Any]) -> int:
-    """Write float32 safetensors with the architecture's own random initialisation; returns the parameter count."""
+    """Write float32 safetensors with the architecture's own random initialisation; returns the parameter count.
+
+    Raises ConfigError for arguments that the architecture does not take.
+    """
     import torch
     import transformers
 
@@ -102,8 +102,10 @@ def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[s
     auto_model: Any = transformers.AutoModelForCausalLM
     kind, arguments = weights["model_type"], weights["config"]
     if kind not in architectures:
-        raise ConfigError(f"{_KEY}.model_type", f"found {kind!r}. {_closest(kind, list(architectures))}")
-    # Transformers keeps unknown arguments as attributes and says nothing.
+        guess = did_you_mean(kind, list(architectures)).split("On offer")[0]  # there are hundreds
+        expected = f"{guess}Expected a model_type of Transformers such as llama, qwen3 or olmo2"
+        raise ConfigError(f"{_KEY}.model_type", f"found {kind!r}. {expected}")
+    # Transformers silently keeps unknown arguments as attributes.
     offered = [name for name in vars(architectures[kind]()) if not name.startswith("_")]
     for name in arguments:
         if name == "vocab_size":
@@ -117,15 +119,7 @@ def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[s
         model = auto_model.from_config(config, dtype=torch.float32)
     except Exception as error:  # each architecture has its own checks; all of them are about these keys
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        named = next((name for name in arguments if f"'{name}'" in str(error)), None)
-        raise ConfigError(
-            f"{_KEY}.config.{named}" if named else f"{_KEY}.config", lines[-1] if lines else repr(error)
-        ) from None
+        named = next((f".{name}" for name in arguments if f"'{name}'" in str(error)), "")
+        raise ConfigError(f"{_KEY}.config{named}", lines[-1] if lines else repr(error)) from None
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _closest(word: str, offered: list[str]) -> str:
-    """A guess without the list: Transformers knows hundreds of architectures."""
-    guess = did_you_mean(word, offered).split("On offer")[0]
-    return f"{guess}Expected a model_type of Transformers such as llama, qwen3 or olmo2"

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UserError
+from post_training.core.errors import UserError, brief
 from post_training.core.fingerprint import FileHashes
 from post_training.core.hub import licence_of
 from post_training.core.task import Task
@@ -19,32 +19,31 @@ _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md", "*.
 
 def run(task: Task) -> None:
     """Fetch into `snapshot/`, or check the local folder; both end with a manifest that names the folder."""
-    if "hub" in task.config:
-        folder, facts = fetch(task)
-        told = folder.name
-    else:
-        folder, facts = check_local(task)
-        told = str(folder)
+    is_hub = "hub" in task.config
+    folder, facts = fetch(task) if is_hub else check_local(task)
     check_loadable(folder)
-    licence = licence_of(folder / "README.md")
-    task.finish(folder=told, trust_remote_code=task.runtime["trust_remote_code"], license=licence, **facts)
+    task.finish(
+        folder=folder.name if is_hub else str(folder),
+        trust_remote_code=task.runtime["trust_remote_code"],
+        license=licence_of(folder / "README.md"),
+        **facts,
+    )
 
 
 def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
-    """The user's folder as it was when the run was planned; nothing is copied."""
+    """The user's folder, not copied. Raises UserError when it is not as it was when the run was planned."""
     folder = Path(task.runtime["folder"]).expanduser().resolve()
     hashes = FileHashes(task.directory.parents[1] / ".file_hashes.json")
     for name, planned in task.config["sha256"]:
         path = folder / name
         if not path.is_file() or hashes(path) != planned:
             raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
-    return folder, {
-        "files": [{"path": str(folder / name), "sha256": planned} for name, planned in task.config["sha256"]]
-    }
+    files = [{"path": str(folder / name), "sha256": planned} for name, planned in task.config["sha256"]]
+    return folder, {"files": files}
 
 
 def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
-    """One commit of a Hub repository. Offline it comes from the cache of this machine."""
+    """One commit of a Hub repository, offline from the cache of this machine. Raises UserError when it cannot be had."""
     name, revision = task.config["hub"]["name_or_path"], task.config["hub"]["revision"]
     if task.runtime["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -64,18 +63,16 @@ def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
             wanted = wanted_files(files, task.runtime["trust_remote_code"])
             snapshot_download(name, revision=sha, local_dir=target, allow_patterns=wanted)
     except Exception as error:  # the Hub client raises a kind for each cause; all are the source's or the network's
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{name}@{revision}: cannot be fetched from the Hugging Face Hub ({reason}); {remedy}"
-        ) from None
+        problem = f"cannot be fetched from the Hugging Face Hub ({brief(error)})"
+        raise UserError(f"{name}@{revision}: {problem}; {remedy}") from None
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return target, {"repository": name, "revision": revision, "revision_sha": sha}
 
 
 def wanted_files(files: list[str], trust_remote_code: bool) -> list[str]:
-    """What of a repository is needed: one format of weights (safetensors if offered), configuration, tokenizer.
+    """The files of a repository that are needed: one format of weights (safetensors if offered), configuration, tokenizer.
 
-    Code comes along only when it may be run.
+    Code is downloaded only when it may be run.
     """
     top = [file for file in files if "/" not in file]  # folders hold other formats (onnx/, original/)
     safetensors = [file for file in top if file.endswith(".safetensors")]
@@ -100,14 +97,11 @@ def copy_snapshot(source: Path, target: Path, files: list[str]) -> None:
 
 
 def check_loadable(folder: Path) -> None:
-    """Refuse what would fail hours later, in the first job that loads it."""
+    """Raise UserError for a folder that the first job that loads it, hours later, would fail on."""
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder}: has no weights (*.safetensors); a model folder has config.json, weights and tokenizer"
-        )
+        expected = "a model folder has config.json, weights and tokenizer"
+        raise UserError(f"{folder}: has no weights (*.safetensors); {expected}")
     if not (folder / "tokenizer.json").is_file():
         convert = f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
-        raise UserError(
-            f"{folder}: has no tokenizer.json (the fast tokenizer); make it once with "
-            f'python -c "from transformers import AutoTokenizer; {convert}"'
-        )
+        command = f'python -c "from transformers import AutoTokenizer; {convert}"'
+        raise UserError(f"{folder}: has no tokenizer.json (the fast tokenizer); make it once with {command}")

@@ -1,26 +1,25 @@
-"""The files of a model folder as other programs expect them. No torch at import."""
+"""Makes the files of a model folder loadable by other programs. No torch at import."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-# What Transformers 5 leaks into tokenizer_config.json about how this machine loaded the tokenizer.
+# Transformers 5 writes into tokenizer_config.json how this machine loaded the tokenizer.
 _LEAKS = ("is_local", "local_files_only", "name_or_path")
-_GENERIC_CLASS = "PreTrainedTokenizerFast"
 
 
-def polish(folder: Path) -> None:
+def make_portable(folder: Path) -> None:
     """Make saved files loadable everywhere and readable by the group.
 
-    Transformers 5 names a generic tokenizer `TokenizersBackend`, which version 4 and what is built
-    on it cannot load; training switches `use_cache` off, and inference wants it on. Version 4 would also take the default
-    for a `rope_theta` that it does not find, without a word.
+    Transformers 5 names a generic tokenizer `TokenizersBackend`, which version 4 and programs built on it cannot load;
+    training switches `use_cache` off, and inference wants it on. Version 4 would also silently use the default for a
+    `rope_theta` that it does not find.
     """
     edit_json(folder / "tokenizer_config.json", _portable_tokenizer)
     edit_json(folder / "config.json", _portable_config)
     edit_json(folder / "generation_config.json", lambda config: {k: v for k, v in config.items() if k[0] != "_"})
-    make_readable(folder)
+    set_permissions(folder)
 
 
 def _portable_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -39,13 +38,13 @@ def _portable_config(config: dict[str, Any]) -> dict[str, Any]:
 def _portable_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _LEAKS}
     if kept.get("tokenizer_class") == "TokenizersBackend":
-        kept["tokenizer_class"] = _GENERIC_CLASS
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(kept.get("extra_special_tokens"), list):
         kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
     return kept
 
 
-def make_readable(folder: Path) -> None:
+def set_permissions(folder: Path) -> None:
     """0644 for files and 0755 for directories, less the umask: safetensors writes 0600."""
     mask = os.umask(0)
     os.umask(mask)
@@ -55,14 +54,14 @@ def make_readable(folder: Path) -> None:
 
 
 def edit_json(path: Path, change: Any) -> None:
-    """Rewrite one JSON file in place; nothing where there is none."""
+    """Rewrite one JSON file in place, if it exists."""
     if path.is_file():
         content = change(json.loads(path.read_text(encoding="utf-8")))
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def cast_weights(folder: Path, dtype: str) -> None:
-    """Store a folder's floating-point safetensors as `dtype` (`bfloat16`, ...), and say so in config.json."""
+    """Store a folder's floating-point safetensors as `dtype` (`bfloat16`, ...), and record it in config.json."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Models and tokenizers for inference: export's check and the evaluation. Imports torch when called."""
+"""Models and tokenizers for inference: the export's checks and evaluations. Imports torch when called."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from post_training.core.devices import count_gpus
 
 
-def quiet() -> None:
-    """No progress bars, of which a line a shard fills a job's log; no warning of DeepSpeed's that there is no GPU."""
+def silence_progress_bars() -> None:
+    """No progress bars, which fill a job's log with a line a shard, and no warning of DeepSpeed's that there is no GPU."""
     if not count_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils import logging
@@ -21,14 +21,14 @@ def load_for_inference(folder: Path, dtype: str = "auto", trust_remote_code: boo
     import torch
     from transformers import AutoModelForCausalLM
 
-    quiet()
+    silence_progress_bars()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model.config.use_cache = True
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer; where it has no padding token, the end token pads."""
+    """The tokenizer, padding with the end token where it has no padding token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -50,16 +50,12 @@ def generate(
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    # A configuration of our own: the model's may sample, at a temperature of its authors' liking.
+    # Our own configuration: the model's may sample.
     settings: dict[str, Any] = {"do_sample": False} | sampling
     settings |= {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
     config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [_cut(row, stop) for row in output[:, width:].tolist()]
-
-
-def _cut(ids: list[int], stop: list[int]) -> list[int]:
-    """Up to and with the first stop token."""
-    end = next((place for place, token in enumerate(ids) if token in stop), len(ids) - 1)
-    return ids[: end + 1]
+    answers = output[:, width:].tolist()
+    ends = [next((end for end, token in enumerate(ids, 1) if token in stop), len(ids)) for ids in answers]
+    return [ids[:end] for ids, end in zip(answers, ends, strict=True)]

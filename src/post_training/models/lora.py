@@ -1,13 +1,13 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) with PEFT: made for training, merged for the export.
 
-The base weights stay frozen, in `model.dtype`; full and inference checkpoints hold the adapters alone. Light to
-import: PEFT and torch are loaded where adapters are used.
+The base weights stay frozen, in `model.dtype`; full and inference checkpoints hold the adapters alone. PEFT and torch are
+imported when adapters are used.
 """
 
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, UserError, did_you_mean
+from post_training.core.errors import ConfigError, UserError, did_you_mean, require
 
 KEY = "model.lora"
 # Largest difference of the merged model's logits from the adapted one's, as a share of the largest logit. In float32 only
@@ -25,20 +25,15 @@ def check_lora(view: dict[str, Any]) -> None:
         ("alpha", lora["alpha"] > 0, "a number above 0"),
         ("dropout", 0 <= lora["dropout"] < 1, "a share from 0 to below 1"),
     ):
-        if not holds:
-            raise ConfigError(f"{KEY}.{name}", f"found {lora[name]}, expected {expected}")
+        require(holds, f"{KEY}.{name}", f"found {lora[name]}, expected {expected}")
     targets = lora["target_modules"]
     listed = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
     if targets != "all-linear" and not listed:
-        raise ConfigError(
-            f"{KEY}.target_modules",
-            f"found {targets!r}, expected all-linear or a list of names such as [q_proj, v_proj]",
-        )
+        expected = "all-linear or a list of names such as [q_proj, v_proj]"
+        raise ConfigError(f"{KEY}.target_modules", f"found {targets!r}, expected {expected}")
     if "lm_head" in targets:
-        raise ConfigError(
-            f"{KEY}.target_modules",
-            "lm_head cannot have an adapter: TRL multiplies by its weight directly; take it out",
-        )
+        problem = "lm_head cannot have an adapter: TRL multiplies by its weight directly; take it out"
+        raise ConfigError(f"{KEY}.target_modules", problem)
 
 
 def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
@@ -55,11 +50,9 @@ def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[st
         offered = sorted(_linear_names(model))
         for name in lora["target_modules"]:
             if name not in offered:
-                raise ConfigError(
-                    f"{KEY}.target_modules",
-                    f"no linear layer of {type(model).__name__} is named {name!r}. {did_you_mean(name, offered)}",
-                )
-    # PEFT writes this name beside the adapters, where a reader who stands elsewhere must find the model by it.
+                problem = f"no linear layer of {type(model).__name__} is named {name!r}. {did_you_mean(name, offered)}"
+                raise ConfigError(f"{KEY}.target_modules", problem)
+    # PEFT writes this name beside the adapters, where readers in any working directory find the model by it.
     model.name_or_path = str(folder.resolve())
     config = LoraConfig(
         r=lora["r"],
@@ -90,7 +83,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
 
 
 def describe(lora: dict[str, Any] | None, counts: dict[str, int], args: Any) -> str:
-    """One line: how much of the model is trained, and what of `model.lora` has no effect. `args`: TRL's."""
+    """One line: how much of the model is trained, and which key of `model.lora` has no effect. `args`: TRL's."""
     trained, total = counts["trainable_parameters"], counts["parameters"]
     line = f"{trained:,} of {total:,} parameters are trained"
     if lora is None:
@@ -112,7 +105,7 @@ def merge(model: Any, adapters: Path, row: list[int], logits_of: Any, dtype: str
         dtype: type of the base weights.
 
     Raises:
-        UserError: when the merged model computes something else.
+        UserError: when the merged model's logits differ by more than rounding.
     """
     from peft import PeftModel
 
@@ -123,10 +116,8 @@ def merge(model: Any, adapters: Path, row: list[int], logits_of: Any, dtype: str
     largest = float(expected.abs().max())
     difference = float((logits_of(merged, row) - expected).abs().max()) / largest
     if not difference <= TOLERANCE[dtype]:
-        raise UserError(
-            f"{adapters}: merged into the model, the adapters give logits that differ by {difference:.3g} of the largest, "
-            f"expected {TOLERANCE[dtype]:g} or less in {dtype}"
-        )
+        found = f"merged into the model, the adapters give logits that differ by {difference:.3g} of the largest"
+        raise UserError(f"{adapters}: {found}, expected {TOLERANCE[dtype]:g} or less in {dtype}")
     learned = float((expected - before).abs().max()) / largest
     return merged, {"merge_logit_difference": difference, "adapter_logit_difference": learned}
 

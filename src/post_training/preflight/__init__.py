@@ -41,11 +41,11 @@ from post_training.run_dir.predictions import FILE
 
 def run(task: Task) -> None:
     """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
-    from post_training.models.loading import quiet
+    from post_training.models.loading import silence_progress_bars
     from post_training.preflight import speed
     from post_training.preflight.subjects import subjects_of
 
-    quiet()
+    silence_progress_bars()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     subjects = subjects_of(task)
     on_slurm = task.config["place"] == "slurm"

@@ -1,10 +1,9 @@
-"""The final inference checkpoint of a run: written, reloaded, compared, and asked a question.
+"""The final inference checkpoint of a run: written, reloaded, compared, and tested on one prompt.
 
 It is put together in a hidden folder beside `model/` and moved there once every check has passed.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from post_training.lineage.collect import PROVENANCE
 from post_training.lineage.verify import CARD
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.files import polish, stop_tokens
+from post_training.models.files import make_portable, stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer
-from post_training.models.shards import gather
 from post_training.release import serving
 from post_training.release.card import card
 from post_training.release.provenance import write_config, write_provenance
@@ -38,11 +36,9 @@ def run(task: Task) -> None:
     """Export the last checkpoint. A failed check raises UserError and leaves no manifest."""
     trained = task.input_manifest("train")
     checkpoint = task.inputs["train"].parent / trained["final_checkpoint"]
-    why = why_incomplete(checkpoint)
-    if why:
-        raise UserError(
-            f"{checkpoint}: is not whole ({why}); delete {task.inputs['train']} to train on from the one before"
-        )
+    if why := why_incomplete(checkpoint):
+        remedy = f"delete {task.inputs['train']} to resume training from the one before"
+        raise UserError(f"{checkpoint}: is incomplete ({why}); {remedy}")
     settings = trained["config"]["model"]
     unfinished = task.directory.with_name(f".{task.directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -50,8 +46,10 @@ def run(task: Task) -> None:
 
     row = sample_row(task.inputs["data"])
     model, merged = load_trained(checkpoint, model_folder(trained["inputs"]["model"]["path"]), settings, row)
-    logits = write_model(model, checkpoint, unfinished, settings, task.runtime["max_shard_size"], row)
-    polish(unfinished)
+    tokenizer = load_tokenizer(checkpoint, settings["trust_remote_code"])
+    write_model(model, tokenizer, unfinished, task.runtime["max_shard_size"])
+    logits = logits_of(model, row)
+    make_portable(unfinished)
     checks = merged | verify(unfinished, logits, row, task.inputs["data"], settings)
     write_config(task, unfinished)
     files = manifest.describe(unfinished, manifest.own_files(unfinished))
@@ -77,63 +75,56 @@ def run(task: Task) -> None:
 
 
 def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: list[int]) -> tuple[Any, dict[str, Any]]:
-    """The trained model, and what was found when adapters were merged into the model that the run started from."""
+    """The trained model, and the differences of logits when adapters were merged into the model that the run started from.
+
+    Raises UserError for a checkpoint that holds shards of ZeRO-3 only.
+    """
     dtype, trust = settings["dtype"], settings["trust_remote_code"]
     if not any(checkpoint.glob("*.safetensors*")):
-        with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".gathered-") as gathered:
-            return load_for_inference(gather(checkpoint, Path(gathered)), dtype, trust), {}
+        command = f"python {checkpoint}/zero_to_fp32.py {checkpoint} {checkpoint} --safe_serialization"
+        raise UserError(f"{checkpoint}: holds DeepSpeed's shards and no weights; `{command}` makes them")
     if not lora.is_adapter(checkpoint):
         return load_for_inference(checkpoint, dtype, trust), {}
     return lora.merge(load_for_inference(start, dtype, trust), checkpoint, row, logits_of, dtype)
 
 
-def write_model(
-    model: Any, checkpoint: Path, folder: Path, settings: dict[str, Any], max_shard_size: str, row: list[int]
-) -> Any:
-    """Write weights, configuration and tokenizer; returns the model's logits `[tokens, vocabulary]` on `row`."""
-    tokenizer = load_tokenizer(checkpoint, settings["trust_remote_code"])
-    model.generation_config._from_model_config = False  # it is ours from here on, and is not derived again at load
+def write_model(model: Any, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
+    """Write weights, configuration and tokenizer."""
+    model.generation_config._from_model_config = False  # so that it is not derived from the model again at load
     model.generation_config.eos_token_id = stop_tokens(tokenizer, tokenizer.chat_template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    return logits_of(model, row)
 
 
 def verify(folder: Path, expected: Any, row: list[int], data: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Reload what was written; compare logits; let it answer one prompt, which must stop by itself.
+    """Reload the written model; compare its logits; let it answer one prompt, which must end with a stop token.
 
-    Returns what was found, for the manifest. Raises UserError.
+    Returns the measurements for the manifest. Raises UserError for a failed check.
     """
     model = load_for_inference(folder, "auto", settings["trust_remote_code"])
     tokenizer = load_tokenizer(folder, settings["trust_remote_code"])
     found = logits_of(model, row)
     if not bool(found.isfinite().all()):
-        raise UserError(f"{folder}: the exported model computes NaN or infinity; look at the run's losses")
+        raise UserError(f"{folder}: the exported model computes NaN or Inf; see the run's losses")
     difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"{folder}: logits differ by {difference:.3g} from the checkpoint's, expected {TOLERANCE} or less"
-        )
-    wrong = serving.problems(folder, stop_tokens(tokenizer, tokenizer.chat_template))
-    if wrong:
+        expected = f"expected {TOLERANCE} or less"
+        raise UserError(f"{folder}: logits differ by {difference:.3g} from the checkpoint's, {expected}")
+    if wrong := serving.problems(folder, stop_tokens(tokenizer, tokenizer.chat_template)):
         raise UserError("\n".join(wrong))
     prompt, answer = short_prompt(data)
     stop = model.generation_config.eos_token_id
     answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, budget=max(64, 4 * len(answer)))
-    return {
-        "max_logit_difference": difference,
-        "prompt": tokenizer.decode(prompt),
-        "answer": tokenizer.decode(answered),
-        "stopped": how,
-    }
+    texts = {"prompt": tokenizer.decode(prompt), "answer": tokenizer.decode(answered)}
+    return {"max_logit_difference": difference, **texts, "stopped": how}
 
 
 def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int) -> tuple[list[int], str]:
     """An answer that ends with a stop token, greedy or sampled. Raises UserError when none does.
 
-    A model that has trained too little may repeat itself for ever when it is greedy; sampled, it
-    stops now and then. One whose stop token was never in the loss does so in no sample.
+    A model that has trained too little may repeat itself for ever when it is greedy, and stop in some samples. A model
+    whose stop token was never in the loss stops in none.
     """
     import torch
 
@@ -141,15 +132,13 @@ def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int)
     if answer[-1] in stop:
         return answer, "greedy"
     torch.manual_seed(0)
-    sampled = generate(
-        model, [prompt] * _SAMPLES, stop, pad, budget, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
-    )
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampled = generate(model, [prompt] * _SAMPLES, stop, pad, budget, **settings)
     ended = [ids for ids in sampled if ids[-1] in stop]
     if not ended:
-        raise UserError(
-            f"the exported model never stops: {1 + _SAMPLES} answers of {budget} tokens without a stop token {stop}; "
-            "is it inside the chat template's generation markers, and is the model trained long enough?"
-        )
+        found = f"{1 + _SAMPLES} answers of {budget} tokens without a stop token {stop}"
+        hint = "is it inside the chat template's generation markers, and is the model trained long enough?"
+        raise UserError(f"the exported model never stops: {found}; {hint}")
     return ended[0], f"sampled, {len(ended)} of {_SAMPLES}"
 
 
@@ -162,12 +151,12 @@ def logits_of(model: Any, row: list[int]) -> Any:
 
 
 def sample_row(data: Path) -> list[int]:
-    """A real row of the training data, at most 512 tokens."""
+    """A sequence of the training data, at most 512 tokens."""
     return next(iter(_sequences(data, rows=1)))[0][:_ROW_TOKENS]
 
 
 def short_prompt(data: Path) -> tuple[list[int], list[int]]:
-    """Prompt and answer, as tokens, of the shortest exchange among the first rows."""
+    """Prompt and answer, as tokens, of the shortest exchange among the first examples. Raises UserError without one."""
     exchanges = [exchange for ids, trained in _sequences(data, rows=100) if (exchange := _first_exchange(ids, trained))]
     if not exchanges:
         raise UserError(f"{data}: no answer in the first rows to ask the model for")
@@ -181,7 +170,7 @@ def _first_exchange(ids: list[int], trained: list[bool]) -> tuple[list[int], lis
 
 
 def _sequences(data: Path, rows: int) -> Iterator[tuple[list[int], list[bool]]]:
-    """Token ids, and which of them are trained on, of all that the model reads of the first `rows` rows."""
+    """Token ids, and which of them are trained on, of all sequences of the first `rows` examples."""
     mixed = open_rows(data)
     shape = shapes.of_columns(mixed.columns)
     for index in range(min(len(mixed), rows)):

@@ -1,28 +1,28 @@
-"""Whether an exported folder is what inference programs read: Transformers 4 and 5, vLLM, llama.cpp's converter. Light.
+"""Checks that inference programs can read an exported folder: Transformers 4 and 5, vLLM, llama.cpp's converter.
 
-From the files alone, without loading the model; what each program reads is said at its check.
+They read the files alone, without loading the model. Each check names the program that needs it.
 """
 
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 Tensors = dict[str, dict[str, Any]]
-"""Name -> `dtype` and `shape` of a safetensors header."""
+"""Name -> `dtype`, such as `BF16`, and `shape`."""
 _NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# What training wrappers put before a tensor's name; inference programs look for the name without.
+# Prefixes that training wrappers add to the names of tensors; inference programs expect names without.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "embeddings.weight")
 # Classes that Transformers 5 writes and 4 does not have.
 _NEW_CLASSES = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
-_LONGEST_HEADER_BYTES = 100 << 20
 
 
 def problems(folder: Path, stop: list[int]) -> list[str]:
-    """What an inference program would trip over, a line each; empty when there is nothing.
+    """Everything that would stop an inference program, a line each.
 
     Args:
         folder: the exported model.
@@ -44,16 +44,17 @@ def problems(folder: Path, stop: list[int]) -> list[str]:
 
 
 def _tensors(folder: Path) -> tuple[Tensors, list[str]]:
-    """Every tensor of the weights, and what is wrong with the files' names and their index."""
+    """Every tensor of the weights, and problems of the files' names and their index."""
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     others = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     wrong = [f"{name}: weights in another format than safetensors" for name in others]
-    headers = {}
+    headers: dict[str, Tensors] = {}
     for name in files:
-        header = read_header(folder / name)
-        if header is None:
-            wrong.append(f"{name}: is cut off, or no safetensors file")
-        headers[name] = header or {}
+        try:
+            headers[name] = read_header(folder / name)
+        except (OSError, SafetensorError) as error:
+            wrong.append(f"{name}: is cut off, or no safetensors file ({error})")
+            headers[name] = {}
     shards = len(files)
     expected = [f"model-{n:05d}-of-{shards:05d}.safetensors" for n in range(1, shards + 1)]
     index = folder / "model.safetensors.index.json"
@@ -61,25 +62,17 @@ def _tensors(folder: Path) -> tuple[Tensors, list[str]]:
         named = "model.safetensors, or model-0000n-of-0000m.safetensors with model.safetensors.index.json"
         wrong.append(f"weights are {', '.join(files) or 'missing'}, expected {named}")
     elif index.is_file():
-        told = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if told != {tensor: name for name, header in headers.items() for tensor in header}:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if listed != {tensor: name for name, header in headers.items() for tensor in header}:
             wrong.append(f"{index.name}: does not list the tensors that the files hold")
     return {tensor: facts for header in headers.values() for tensor, facts in header.items()}, wrong
 
 
-def read_header(path: Path) -> Tensors | None:
-    """Names, types and shapes of a safetensors file's tensors; None when it is damaged."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LONGEST_HEADER_BYTES:
-                return None
-            header = dict(json.loads(file.read(length)))
-    except (OSError, struct.error, ValueError, TypeError):
-        return None
-    header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    return header if path.stat().st_size == 8 + length + end else None
+def read_header(path: Path) -> Tensors:
+    """Names, types and shapes of a safetensors file's tensors. Raises SafetensorError when it is damaged."""
+    with safe_open(path, "numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
 
 
 def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:
@@ -87,7 +80,7 @@ def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:
     if not (isinstance(named, list) and named and isinstance(config.get("model_type"), str)):
         yield f"config.json: architectures is {named!r} and model_type {config.get('model_type')!r}; vLLM and llama.cpp choose their code by them"
     dtype = config.get("dtype")
-    kinds = sorted({str(tensor["dtype"]) for tensor in tensors.values() if str(tensor["dtype"]) in _DTYPES.values()})
+    kinds = sorted({tensor["dtype"] for tensor in tensors.values()} & set(_DTYPES.values()))
     if [_DTYPES.get(str(dtype))] != kinds:
         yield f"config.json: dtype is {dtype!r}, the weights are {' and '.join(kinds) or 'of another kind'}"
     if config.get("torch_dtype") != dtype:
@@ -99,14 +92,10 @@ def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:
     if wrapped:
         yield f"tensor {wrapped[0]} and {len(wrapped) - 1} more have names of a training wrapper"
     vocabulary = _vocabulary(config)
-    rows = {
-        name: tensor["shape"][0]
-        for name, tensor in tensors.items()
-        if name.endswith(_EMBEDDINGS) and "position" not in name
-    }
-    for name, size in rows.items():
-        if size != vocabulary and "per_layer" not in name:
-            yield f"config.json: vocab_size is {vocabulary}, but {name} has {size} rows"
+    for name, tensor in tensors.items():
+        embeds = name.endswith(_EMBEDDINGS) and "position" not in name and "per_layer" not in name
+        if embeds and tensor["shape"][0] != vocabulary:
+            yield f"config.json: vocab_size is {vocabulary}, but {name} has {tensor['shape'][0]} rows"
     tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
     head = tensors.get("lm_head.weight")
     if tied is False and head is None and any(name.startswith("model.") for name in tensors):
@@ -135,11 +124,11 @@ def _of_tokenizer(tokenizer: dict[str, Any], config: dict[str, Any], vocabulary:
 
 
 def _of_stops(generation: dict[str, Any], stop: list[int]) -> Iterator[str]:
-    told = generation.get("eos_token_id")
-    ids = told if isinstance(told, list) else [told]
+    found = generation.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
     lost = [token for token in stop if token not in ids]
     if lost or not stop:
-        yield f"generation_config.json: eos_token_id is {told!r}, without the stop token {lost or '(none found)'}: answers would not end"
+        yield f"generation_config.json: eos_token_id is {found!r}, without the stop token {lost or '(none found)'}: answers would not end"
 
 
 def _vocabulary(config: dict[str, Any]) -> int:

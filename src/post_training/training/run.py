@@ -22,7 +22,7 @@ from post_training.launch.reshard import Resume, has_universal, how_to_resume
 from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.loading import quiet
+from post_training.models.loading import silence_progress_bars
 from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
 from post_training.run_dir.stop import REQUEST, write_stopped
@@ -191,7 +191,7 @@ def agree_on_checkpoint(directory: Path) -> Choice:
 
 def load_model(folder: Path, view: dict[str, Any]) -> Any:
     """The model with its attention backend; one line where that backend or the folder cannot be used."""
-    quiet()
+    silence_progress_bars()
     attention = view["model"]["attn_implementation"]
     try:
         return AutoModelForCausalLM.from_pretrained(

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from post_training.core.errors import UserError
 from post_training.models import lora
-from post_training.models.files import cast_weights, make_readable, polish
+from post_training.models.files import cast_weights, make_portable, set_permissions
 from post_training.run_dir import timeline
 from post_training.run_dir.checkpoints import flush, mark_complete, rotate
 from post_training.run_dir.failures import no_room
@@ -71,7 +71,7 @@ class Checkpoints:
                 flush(checkpoint)
             barrier()
             if self.args.process_index == 0:
-                make_readable(checkpoint)
+                set_permissions(checkpoint)
                 mark_complete(checkpoint, step, **facts, unlogged=unlogged)
                 rotate(folder, self.limit)
         barrier()
@@ -108,7 +108,7 @@ class InferenceCheckpointCallback(TrainerCallback):
                 (unfinished / "training_args.bin").unlink(missing_ok=True)
                 if not lora.is_adapter(unfinished):
                     cast_weights(unfinished, self.dtype)
-                polish(unfinished)
+                make_portable(unfinished)
                 flush(unfinished)
                 replace_folder(unfinished, final)
                 note_save(self.directory, state.global_step, began)
