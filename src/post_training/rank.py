@@ -23,7 +23,8 @@ def main() -> int:
     mask_output()
     import argparse
 
-    from post_training.launch.launcher import LAUNCHER, read_task
+    from post_training.launch.environment import LAUNCHER
+    from post_training.launch.launcher import read_task
     from post_training.run_dir import failures, lock
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself

@@ -73,7 +73,7 @@ def test_a_signal_to_one_rank_stops_all_at_a_saved_step(tmp_path, two_ranks, str
     told = stopped(task)
     assert told["signal"] == "SIGUSR1"
     assert newest_complete(task.directory / "checkpoints").chosen.step == told["step"] < 24
-    assert f"{task.directory}: stopped by SIGUSR1 after step {told['step']}; start again to go on" in output
+    assert f"{task.directory}: stopped by SIGUSR1 after step {told['step']}; start again to resume" in output
     assert not task.output.exists()
     finish(task, straight)
     first, second = elapsed(task.directory)["starts"]

@@ -6,7 +6,7 @@ from tiny import train_task, view_of
 
 from post_training.config.batch import Topology
 from post_training.core.errors import UserError
-from post_training.launch import launcher
+from post_training.launch import environment, launcher
 from post_training.launch.processes import Ended
 from post_training.run_dir.checkpoints import mark_complete
 
@@ -15,7 +15,7 @@ CPU2 = Topology(1, 2, "CPU")
 
 def test_libraries_of_an_offline_cpu_run(template):
     view = view_of(template, logging__report_to=["wandb"], logging__wandb_project="mine")
-    assert launcher.library_environment(view, Path("out/sft-x-1"), "CPU") == {
+    assert environment.library_environment(view, Path("out/sft-x-1"), "CPU") == {
         "TENSORBOARD_LOGGING_DIR": "out/sft-x-1/logs",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -36,26 +36,26 @@ def test_libraries_of_an_offline_cpu_run(template):
 
 def test_deepspeed_is_not_told_to_use_the_cpu(template):
     view = view_of(template, deepspeed__config={"zero_optimization": {"stage": 2}})
-    found = launcher.library_environment(view, Path("out/sft-x-1"), "CPU")
+    found = environment.library_environment(view, Path("out/sft-x-1"), "CPU")
     assert "ACCELERATE_USE_CPU" not in found
     assert found["DS_ACCELERATOR"] == "cpu"
 
 
 def test_libraries_of_an_online_gpu_run_stay_out_of_the_way(template):
-    found = launcher.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
+    found = environment.library_environment(view_of(template, offline=False), Path("out/sft-x-1"), "GPU")
     assert sorted(found) == ["HF_HUB_DISABLE_TELEMETRY", "TENSORBOARD_LOGGING_DIR", "TOKENIZERS_PARALLELISM"]
 
 
 def test_deterministic_kernels_are_asked_for_before_the_libraries_start(template):
     view = view_of(template, offline=False, training__deterministic=True)
-    found = launcher.library_environment(view, Path("out/sft-x-1"), "GPU")
+    found = environment.library_environment(view, Path("out/sft-x-1"), "GPU")
     assert (found["CUBLAS_WORKSPACE_CONFIG"], found["FLASH_ATTENTION_DETERMINISTIC"]) == (":4096:8", "1")
 
 
 def test_environment_of_the_second_rank():
     # Snakemake sets OMP_NUM_THREADS to the rule's cores, for one process.
-    base = {"PATH": "/bin", "OMP_NUM_THREADS": "8"}
-    found = launcher.rank_environment(CPU2, 1, "127.0.0.1", 29511, base, libraries={"A": "b"}, cores=8)
+    base = {"PATH": "/bin", "A": "b", "OMP_NUM_THREADS": "8"}
+    found = environment.rank_environment(CPU2, 1, ("127.0.0.1", 29511), base, 8)
     assert found == {
         "PATH": "/bin",
         "A": "b",
@@ -71,18 +71,16 @@ def test_environment_of_the_second_rank():
 
 
 def test_ranks_count_through_the_nodes():
-    found = launcher.rank_environment(Topology(2, 4, "GPU"), 5, "node0", 20001, {}, libraries={}, cores=32)
+    found = environment.rank_environment(Topology(2, 4, "GPU"), 5, ("node0", 20001), {}, 32)
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("5", "1", "8", "4")
 
 
 def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
     alone = Topology(1, 1, "GPU")
-    found = launcher.rank_environment(
-        alone, 0, "127.0.0.1", 1, {"CUDA_VISIBLE_DEVICES": "3,5"}, libraries={}, cores=8, group=False
-    )
+    found = environment.rank_environment(alone, 0, ("x", 1), {"CUDA_VISIBLE_DEVICES": "3,5"}, 8, group=False)
     assert "LOCAL_RANK" not in found
     assert found["CUDA_VISIBLE_DEVICES"] == "3"
-    assert launcher.rank_environment(alone, 0, "x", 1, {}, libraries={}, cores=8)["LOCAL_RANK"] == "0"
+    assert environment.rank_environment(alone, 0, ("x", 1), {}, 8)["LOCAL_RANK"] == "0"
 
 
 def test_rank_command():
@@ -124,7 +122,7 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
 def test_ranks_that_end_early_leave_no_manifest(tmp_path, model_manifest, sft_rows, template, monkeypatch):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
     monkeypatch.setattr(launcher, "run_together", lambda *_, **__: Ended())
-    with pytest.raises(UserError, match="before their work was whole; run it again"):
+    with pytest.raises(UserError, match="before their work was complete; run it again"):
         launcher.run(task)
     assert not task.output.exists()
 

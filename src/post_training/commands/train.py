@@ -15,14 +15,16 @@ from post_training.config.trees import read_config
 from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError
 from post_training.core.task import Task
+from post_training.launch.environment import library_environment
 from post_training.launch.finish import finish_if_complete, last_checkpoint
-from post_training.launch.launcher import free_port, library_environment, prepare_directory, reshard
+from post_training.launch.launcher import prepare_directory, reshard
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import run_stage, task_of, upstream
 from post_training.run_dir import wandb_offline
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.lock import LOCKED, LockedError, take
 from post_training.run_dir.stop import EXIT_CODES, clear_stop_marker
+from post_training.slurm.srun import free_port
 from post_training.workflow.links import point_links
 
 _POLL_SECONDS = 0.5
@@ -99,7 +101,9 @@ def _set_defaults(view: dict[str, Any]) -> None:
     if "RANK" not in os.environ:
         os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
         if deepspeed_config(view) is not None:  # it looks for MPI without a group
-            os.environ.update({"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+            os.environ.update(
+                {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(os.getpid()))}
+            )
     told = os.environ.get("ACCELERATE_MIXED_PRECISION")
     matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[view["model"]["dtype"]]
     if told not in (None, "", matching):

@@ -25,7 +25,8 @@ _LOOKED_AT = 4096
 
 def run(task: Task) -> int:
     """Start the rank, and write what it has measured. Returns its exit code."""
-    from post_training.launch.launcher import library_environment, local_start, write_task
+    from post_training.launch.environment import library_environment, local_start
+    from post_training.launch.launcher import rank_command, write_task
     from post_training.launch.processes import run_together
     from post_training.preflight import predicted, speed
     from post_training.run_dir import failures
@@ -39,7 +40,7 @@ def run(task: Task) -> int:
     (task.directory / _RESULT).unlink(missing_ok=True)
 
     commands, environments = local_start(
-        topology, view, write_task(task), library_environment(view, task.directory, topology.device)
+        topology, view, rank_command(write_task(task)), library_environment(view, task.directory, topology.device)
     )
     # Memory that is given back is seen to be free, also on the CPU.
     environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))

@@ -63,7 +63,7 @@ def rank_script(topology: Topology, view: dict[str, Any], rank: list[str]) -> st
     if topology.device == "CPU":
         # srun has set it to the node's GPUs; Accelerate would use one although it was told not to.
         lines.append("export CUDA_VISIBLE_DEVICES=")
-    # A rank alone has its numbers already; see launch.rank_environment.
+    # A rank alone has its numbers already; see launch/environment.py.
     if topology.world_size > 1:
         on_gpu = topology.device == "GPU"
         lines += [_VISIBLE.format(most=topology.devices_per_node)] if on_gpu else []
@@ -122,10 +122,10 @@ def master(environment: Mapping[str, str], suffix: str = "") -> tuple[str, int]:
     return _output("scontrol", "show", "hostnames", nodes).split()[0] + suffix, free_port(int(job))
 
 
-def free_port(job: int) -> int:
-    """A port that nothing listens on here; jobs that share a node begin to look in different places."""
+def free_port(number: int) -> int:
+    """A port of this machine that nothing listens on; the search begins at a place that depends on a job's number."""
     for offset in range(_PORTS):
-        port = _FIRST_PORT + (job * 7 + offset) % _PORTS
+        port = _FIRST_PORT + (number * 7 + offset) % _PORTS
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
