@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# `cpu` or `cuda`: which lock and which extra are installed.
+# `cpu` or `cuda`: which lock is installed; `site`: all of it but torch, on top of the torch that PYTHON imports.
 BUILD ?= cpu
 # `make test-faults`: how many kills, and the seed of their moments.
 N ?= 20
@@ -11,15 +11,24 @@ SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-fast test-slurm test-faults bench lint docs lock clean
+.PHONY: demo flash test test-fast test-slurm test-install test-faults bench lint docs lock clean
 
-# The environment is whole when its stamp exists; a changed lock makes it stale.
+# The environment is complete when its stamp exists; a changed lock makes it stale.
+ifeq ($(BUILD),site)
+$(VENV)/.site: envs/site_torch.py envs/lock-cuda.txt pyproject.toml
+	$(PYTHON) envs/site_torch.py $(VENV)
+	touch $@
+else
 $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --requirement envs/lock-$(BUILD).txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+endif
+
+flash: $(VENV)/.$(BUILD)  ## FlashAttention 2, compiled against the torch in there: needs nvcc of its CUDA version, and hours
+	$(BIN)/pip install --no-deps --no-build-isolation "flash-attn>=2.8"
 
 demo: $(VENV)/.$(BUILD)  ## the embedded default: data -> SFT -> DPO -> export, on this machine
 	$(BIN)/snakemake --config method=dpo
@@ -33,6 +42,9 @@ test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
 
 test-slurm: $(VENV)/.$(BUILD)  ## the tests on a real Slurm of three nodes, started on this machine for them
 	PYTHON=$(BIN)/python tests/slurm/run.sh
+
+test-install: $(VENV)/.$(BUILD)  ## install for CUDA and on a machine's own torch, in environments of their own; 8 GB, network
+	POST_TRAINING_TEST_INSTALL=1 $(BIN)/python -m pytest -m slow tests/install
 
 test-faults: $(VENV)/.$(BUILD)  ## kill training at N random moments, and compare what comes of it
 	$(BIN)/python tests/faults/harness.py --kills $(N) --seed $(SEED)
@@ -51,12 +63,16 @@ lint: $(VENV)/.$(BUILD)
 docs: $(VENV)/.$(BUILD)  ## write config/README.md and config/schema.json from the schema
 	$(BIN)/python -m post_training.config.document
 
-lock:  ## resolve the newest versions that pyproject.toml allows; names and versions only
+# The second has the first's versions and the index's build of torch, whatever torch pip's settings here would prefer.
+lock:  ## resolve the newest versions that pyproject.toml allows, for CPU and CUDA; names and versions only
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip install --quiet --upgrade pip setuptools wheel
 	DS_BUILD_OPS=0 .lock/bin/pip install --quiet torch==2.13.0
 	DS_BUILD_OPS=0 .lock/bin/pip install --quiet ".[cpu,slurm,evaluation,dev]"
 	.lock/bin/pip freeze --exclude post-training | sed 's/+cpu$$//' | grep -v ' @ ' > envs/lock-cpu.txt
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= DS_BUILD_OPS=0 .lock/bin/pip install --quiet --dry-run --ignore-installed \
+	  --report .lock/report.json --constraint envs/lock-cpu.txt ".[cuda,slurm,evaluation,dev]"
+	.lock/bin/python envs/lock.py .lock/report.json > envs/lock-cuda.txt
 	rm -rf .lock build
 
 clean:  ## remove the environment and the demo's results

@@ -23,6 +23,8 @@ KINDS = {"", "file", "planned", "prepared", "not run"}
 NOT_RUN = {
     "installs the environment that the tests already run in": 3,
     "installs the environment for GPUs": 1,
+    "5 GB of wheels; tests/install does it": 1,
+    "needs a machine with a PyTorch of its own; tests/install makes one": 1,
     "the suite runs these tests": 2,
     "of finished runs": 1,
     "minutes; the tests of faults run the same harness": 1,

@@ -154,6 +154,32 @@ def test_what_the_cluster_would_refuse_is_not_queued(make_view, keys, expected):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "pinned", "devices", "expected"),
+    [
+        ({}, "", {"0,1,2,3"}, [0, 1, 2, 3]),
+        ({}, "1", {"0", "1", "2", "3"}, [0, 0, 0, 0]),  # by a prolog of the site's
+        ({"gpu_bind": "single:1"}, "", {"0", "1", "2", "3"}, [0, 0, 0, 0]),  # by Slurm
+        ({"env": {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}}, "1", {"0,1,2,3"}, [0, 1, 2, 3]),
+    ],
+)
+def test_ranks_take_a_device_that_they_see(keys, pinned, devices, expected):
+    from post_training.config import resolve
+    from post_training.config.batch import Topology
+    from post_training.slurm.srun import srun_command
+
+    config = configuration(slurm__gpus_per_node=4, slurm__num_nodes=2)
+    config["slurm"] |= keys
+    rank = ["/bin/sh", "-c", 'echo "$RANK $SLURM_LOCALID $LOCAL_RANK $CUDA_VISIBLE_DEVICES"']
+    words = srun_command(Topology(2, 4, "GPU"), resolve(config).views["sft"], rank)
+    environment = os.environ | {"POST_TRAINING_TEST_PIN": pinned}
+    done = subprocess.run([words[0], "--gres=gpu:4", *words[1:]], env=environment, capture_output=True, text=True)
+    ranks = sorted([int(word) for word in line.split()[:3]] + line.split()[3:] for line in done.stdout.splitlines())
+    assert [rank[0] for rank in ranks] == list(range(8)), done.stderr
+    assert {rank[3] for rank in ranks} == devices
+    assert [rank[2] for rank in ranks] == [expected[rank[1]] for rank in ranks]
+
+
 @pytest.fixture
 def make_view():
     """`make_view(key=value)`: ask the cluster about the GPU and the CPU rules of a configuration."""

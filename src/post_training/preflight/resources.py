@@ -1,5 +1,6 @@
 """Memory, time, disk, and Slurm's own word."""
 
+import shutil
 from pathlib import Path
 
 from post_training.core.devices import USABLE
@@ -66,6 +67,8 @@ def slurm(subjects: list[Subject]) -> list[Check]:
     from post_training.slurm.check import check_views
 
     name = "resources.slurm"
+    if shutil.which("sbatch") is None:
+        return [judged(name, "no sbatch here: Slurm was not asked", warns=True, remedy="check it on a login node")]
     try:
         warnings = check_views((subject.name, subject.view) for subject in subjects)
     except UserError as error:

@@ -222,3 +222,9 @@ def test_devices_of_an_allocation(subject_of):
     view["slurm"]["gpu_model"] = "a100-63"
     with pytest.raises(Exception, match=r"slurm\.gpu_model: found 'a100-63'\. Did you mean 'a100-64'"):
         devices.on_slurm(view, [])
+
+
+def test_without_slurm_here_nothing_is_said_of_the_cluster(subject_of, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    (check,) = resources.slurm([subject_of()])
+    assert (check.verdict, check.value) == ("warning", "no sbatch here: Slurm was not asked")
