@@ -43,7 +43,7 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path, trained, model
     (run / "manifest.json").unlink()
     (run / "checkpoints" / "checkpoint-6" / "optimizer.pt").unlink()  # TRL would go on with a fresh optimizer
     train_here(train_task(run, model_manifest, sft_rows, template))
-    why = "resuming from checkpoint-4; not whole and passed over: checkpoint-6 (optimizer.pt is missing)"
+    why = "resuming from checkpoint-4; incomplete and passed over: checkpoint-6 (optimizer.pt is missing)"
     assert f"sft: {why}" in capsys.readouterr().out
     assert [line["step"] for line in metrics_of(run)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(run) == losses_of(trained.parent)

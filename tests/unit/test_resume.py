@@ -20,7 +20,7 @@ def checkpoint(directory: Path, step: int, marked: bool = True) -> Path:
     return path
 
 
-def test_the_newest_whole_one_is_chosen_by_number_not_by_name(tmp_path):
+def test_the_newest_complete_one_is_chosen_by_number_not_by_name(tmp_path):
     for step in (90, 100, 20):
         checkpoint(tmp_path, step)
     choice = checkpoints.newest_complete(tmp_path)
@@ -52,10 +52,10 @@ def test_a_damaged_one_is_passed_over_and_out_of_the_way(tmp_path, damage, why):
     choice = checkpoints.newest_complete(tmp_path)
     assert choice.chosen is not None
     assert choice.chosen.step == 10
-    assert choice.describe() == f"resuming from checkpoint-10; not whole and passed over: checkpoint-20 ({why})"
+    assert choice.describe() == f"resuming from checkpoint-10; incomplete and passed over: checkpoint-20 ({why})"
     checkpoints.discard_incomplete(choice)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-10"]
-    # What was whole once is kept under another name; what never was is gone.
+    # What was complete once is kept under another name; what never was is gone.
     aside = [path for path in tmp_path.iterdir() if path.name.startswith("set-aside-checkpoint-20-")]
     assert len(aside) == (0 if why == "no COMPLETE.json" else 1)
 
@@ -124,7 +124,7 @@ def test_the_marker_lists_every_other_file(tmp_path):
     assert marker["step"] == 5
 
 
-def test_rotation_keeps_the_newest_whole_ones_and_touches_no_others(tmp_path):
+def test_rotation_keeps_the_newest_complete_ones_and_touches_no_others(tmp_path):
     for step in (1, 2, 3):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 4, marked=False)

@@ -1,10 +1,10 @@
-"""Which checkpoints are whole, and which one a run continues from. Light.
+"""Complete checkpoints of a run, and the one to resume from.
 
-A checkpoint counts once it holds `COMPLETE.json`, written last, with the name and size of every
-other file. TRL writes in place and continues without a word when the optimizer's file is missing.
+A checkpoint counts once it has `COMPLETE.json`, written last, with the name and size of every
+other file. TRL writes in place and silently resumes when the optimizer's file is missing.
 
-Only what never had a marker is ever deleted: parts of a save that was cut off. What has one, and is not
-whole or cannot be read now, is set aside under another name.
+Only parts of a save that was cut off, which never had a marker, are ever deleted. One that has a marker, and is
+incomplete or cannot be read now, is set aside under another name.
 """
 
 import json
@@ -26,17 +26,17 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     path: Path
     step: int
     facts: dict[str, Any]
-    """What the marker says besides the files: `world_size`, `tokens`, `trained_tokens`, `seconds`."""
+    """Of the marker, besides the files: `world_size`, `tokens`, `trained_tokens`, `seconds`, ..."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a start found."""
+    """The checkpoint to resume from, and those that were passed over."""
 
     chosen: Checkpoint | None
     skipped: dict[Path, str] = field(default_factory=dict)
@@ -45,14 +45,14 @@ class Choice:
     """Older than the chosen one and without a marker: their deletion was cut off."""
 
     def describe(self, note: str = "") -> str:
-        """One line: where training starts, a note on how, and what was passed over."""
+        """One line: where training starts, a note on how, and the checkpoints that were passed over."""
         start = f"resuming from {self.chosen.path.name}{note}" if self.chosen else "starting at step 0"
         passed = ", ".join(f"{path.name} ({why})" for path, why in self.skipped.items())
-        return f"{start}; not whole and passed over: {passed}" if passed else start
+        return f"{start}; incomplete and passed over: {passed}" if passed else start
 
 
 def flush(checkpoint: Path) -> None:
-    """Put this machine's part of a checkpoint on disk. Once a node, before the barrier that precedes the marker."""
+    """Put this machine's part of a checkpoint on disk. Once per node, before the barrier that precedes the marker."""
     for path in (*checkpoint.rglob("*"), checkpoint, checkpoint.parent):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -62,14 +62,14 @@ def flush(checkpoint: Path) -> None:
 
 
 def mark_complete(checkpoint: Path, step: int, **facts: Any) -> None:
-    """Make a checkpoint count, whose files are on disk: the marker is written last, atomically.
+    """Write the marker of a checkpoint whose files are on disk, last and atomically.
 
     Raises UserError when the file of a rank is missing, as on a file system that the nodes do not share.
     """
     files = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path.name != MARKER:
-            # Opened, because a network file system may show an old size to who only looks.
+            # Opened, because a network file system may show an old size before that.
             with path.open("rb") as file:
                 files[str(path.relative_to(checkpoint))] = os.fstat(file.fileno()).st_size
     world = facts.get("world_size", 1)
@@ -83,31 +83,25 @@ def mark_complete(checkpoint: Path, step: int, **facts: Any) -> None:
 
 
 def why_incomplete(checkpoint: Path) -> str | None:
-    """None for a whole checkpoint, else the reason in a few words."""
+    """None for a complete checkpoint, else the reason in a few words."""
+    name = MARKER
     try:
-        marker = json.loads(_patiently(lambda: (checkpoint / MARKER).read_text(encoding="utf-8")))
-        files = dict(marker["files"])
+        marker = json.loads(_retried(lambda: (checkpoint / MARKER).read_text(encoding="utf-8")))
+        for name, size in dict(marker["files"]).items():
+            found = _retried((checkpoint / name).stat).st_size
+            if found != size:
+                return f"{name} has {found:,} of {size:,} bytes"
     except FileNotFoundError:
-        return f"no {MARKER}"
+        return f"no {MARKER}" if name == MARKER else f"{name} is missing"
     except OSError as error:
-        return f"{MARKER} cannot be read: {error.strerror}"
+        return f"{name} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return f"{MARKER} is damaged"
-    for name, size in files.items():
-        path = checkpoint / name
-        try:
-            found = _patiently(path.stat).st_size
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-        if found != size:
-            return f"{name} has {found:,} of {size:,} bytes"
     return None
 
 
-def _patiently(read: Callable[[], Any]) -> Any:
-    """What a function reads, tried again for some seconds when the file system fails rather than the file."""
+def _retried(read: Callable[[], Any]) -> Any:
+    """The result of a function, tried again for some seconds when the file system fails rather than the file."""
     for pause in (0.2, 1.0, 3.0):
         try:
             return read()
@@ -119,13 +113,13 @@ def _patiently(read: Callable[[], Any]) -> Any:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Every `checkpoint-<step>` below, newest step first, whole or not."""
+    """Every `checkpoint-<step>` of a directory, newest step first, complete or not."""
     found = [path for path in directory.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step, reverse=True)
 
 
 def newest_complete(directory: Path) -> Choice:
-    """The newest whole checkpoint, the newer ones that are not whole, and what deletions have left."""
+    """The newest complete checkpoint, the newer ones that are incomplete, and leftovers of deletions."""
     skipped: dict[Path, str] = {}
     found = checkpoints(directory)
     for place, path in enumerate(found):
@@ -140,7 +134,7 @@ def newest_complete(directory: Path) -> Choice:
 
 
 def discard_incomplete(choice: Choice) -> None:
-    """Make room at the names of checkpoints to come: delete parts that never became whole, set others aside.
+    """Make room at the names of checkpoints to come: delete parts that were never complete, set others aside.
 
     The parts can never be resumed, they take the room that the next save needs, and TRL would write a
     new checkpoint of the same step over old files.
@@ -151,7 +145,7 @@ def discard_incomplete(choice: Choice) -> None:
         else:
             aside = path.with_name(f"set-aside-{path.name}-{time.time_ns()}")
             path.rename(aside)
-            print(f"{path.name}: was whole once and is kept as {aside}", flush=True)
+            print(f"{path.name}: was complete once and is kept as {aside}", flush=True)
 
 
 def _never_marked(checkpoint: Path) -> bool:
@@ -163,17 +157,15 @@ def _never_marked(checkpoint: Path) -> bool:
 
 
 def rotate(directory: Path, limit: int | None) -> None:
-    """Keep the newest `limit` whole checkpoints. Called after one was marked, so one always remains.
+    """Keep the newest `limit` complete checkpoints. Called after one was marked, so one always remains.
 
     TRL's own rotation counts unfinished ones and orders by time of change: it is switched off.
     """
-    whole = [path for path in checkpoints(directory) if why_incomplete(path) is None]
-    for path in whole[limit:] if limit else []:
+    complete = [path for path in checkpoints(directory) if why_incomplete(path) is None]
+    for path in complete[limit:] if limit else []:
         (path / MARKER).unlink(missing_ok=True)  # a half-deleted one must not count
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match
-    return int(match[1])
+    return int(path.name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""What ended a rank: told in a file each, so that the launcher can show the first error first. Light.
+"""Why each rank failed, in a file per rank, so that the launcher can show the first error first.
 
 When one rank fails, the others soon fail too, in a collective that lost a member; on a terminal their
 tracebacks bury the one that matters, and on another node it may come last.
@@ -20,14 +20,14 @@ from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 
 _NO_ROOM = {errno.ENOSPC: "no space left on device", errno.EDQUOT: "disk quota exceeded", errno.EFBIG: "file too large"}
-# What torch, gloo and NCCL say when another rank has gone.
+# Words of torch, gloo and NCCL when another rank has gone.
 _CONSEQUENCES = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "gloo", "nccl",
                  "timed out", "timeout", "distbackenderror", "socket")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's end."""
+    """How one rank failed."""
 
     rank: int
     host: str
@@ -35,29 +35,29 @@ class Failure:
     """Seconds since the epoch."""
     line: str
     trace: str | None = None
-    """Traceback, for what is not the user's to mend."""
+    """Traceback, where it is not an error that the user can fix."""
     follows: bool = False
-    """It says no more than that another rank has gone or has failed."""
+    """It is only a consequence of another rank's end."""
 
 
 class PeerError(Exception):
-    """Another rank has failed, and says why."""
+    """Another rank has failed, and reports why."""
 
 
 def report(folder: Path | None, rank: int, error: BaseException) -> None:
-    """Write down why this rank ends; on stderr where there is no folder or no room."""
+    """Write why this rank ends; to stderr where there is no folder or no room."""
     line, trace = str(error), None
     if not isinstance(error, UserError):
         line = " ".join(f"{type(error).__name__}: {error}".split())[:2000]
-        reason = no_room(error)
-        if reason is not None:
+        if reason := no_room(error):
             line = f"{reason}; free some room and start again to resume ({line[:200]})"
         else:
             trace = "".join(traceback.format_exception(error))
-    follows = trace is not None and any(word in line.lower() for word in _CONSEQUENCES)
-    follows = follows or isinstance(error, PeerError)
-    failure = Failure(rank, socket.gethostname(), time.time(), line, trace, follows)
+    follows = isinstance(error, PeerError) or (
+        trace is not None and any(word in line.lower() for word in _CONSEQUENCES)
+    )
     if folder is not None:
+        failure = Failure(rank, socket.gethostname(), time.time(), line, trace, follows)
         with contextlib.suppress(OSError):
             write_atomically(folder / f"rank-{rank}.json", json.dumps(asdict(failure)))
             return
@@ -65,7 +65,7 @@ def report(folder: Path | None, rank: int, error: BaseException) -> None:
 
 
 def read(folder: Path) -> list[Failure]:
-    """All that was told, the most telling first: by time, those that only follow from another one last."""
+    """All reports by time; those that are only a consequence of another one last."""
     found = []
     for path in folder.glob("rank-*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -81,7 +81,7 @@ def clear(folder: Path) -> None:
 def no_room(error: BaseException | None) -> str | None:
     """`no space left on device` or the like, when that is what an error comes from.
 
-    Libraries in Rust and C++ give the errno as text or not at all, so its cause is looked for in words, too.
+    Libraries in Rust and C++ give the errno as text or not at all, so the text is searched, too.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:

@@ -7,7 +7,7 @@ from post_training.core import json_lines
 
 
 class MetricsLine(TypedDict, total=False):
-    """One logged step; the method's own metrics (`rewards/margins`, `mean_token_accuracy`, ...) stand beside these."""
+    """One logged step; the method's own metrics (`rewards/margins`, `mean_token_accuracy`, ...) come beside these."""
 
     step: int
     epoch: float

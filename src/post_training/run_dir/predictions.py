@@ -1,4 +1,4 @@
-"""What was foretold of one training beside what it came to, in its run directory. Light; see the package for the shape."""
+"""Predicted and measured cost of a training run: `preflight.json` in its directory, in the form of `post_training.preflight`."""
 
 import json
 import statistics
@@ -15,15 +15,15 @@ _SETTLED = 0.1
 
 
 def begin(task: Task, stage: str) -> None:
-    """Copy what the preflight said of this stage; nothing where there was none, as with a training by hand."""
-    told = _read(Path(task.runtime.get("preflight") or ""))
+    """Copy the preflight's findings on this stage; does nothing without a preflight, as in a training by hand."""
+    preflight = _read(Path(task.runtime.get("preflight") or ""))
     run = task.directory.name
-    if told is None or run not in told["trainings"]:
+    if preflight is None or run not in preflight["trainings"]:
         return
-    mine = told["trainings"][run]
+    mine = preflight["trainings"][run]
     own = [
         check
-        for check in told["checks"]
+        for check in preflight["checks"]
         if check["stage"] in ("", stage) and (not check["runs"] or set(check["runs"]) & set(mine["runs"]))
     ]
     facts = {"work": mine["work"], "predicted": mine["predicted"], "measured": None}
@@ -31,7 +31,7 @@ def begin(task: Task, stage: str) -> None:
 
 
 def end(task: Task, facts: dict[str, Any], lines: list[MetricsLine], checkpoint: Path) -> None:
-    """Add what was measured.
+    """Add the measured cost.
 
     Args:
         task: the training.
@@ -39,14 +39,13 @@ def end(task: Task, facts: dict[str, Any], lines: list[MetricsLine], checkpoint:
         lines: of `logs/metrics.jsonl`.
         checkpoint: the last one's folder.
     """
-    told = of_run(task.directory)
-    if told is None:
-        return
-    write(task.directory, {**told, "measured": told.get("work", {}) | measured(facts, lines, checkpoint)})
+    if (record := of_run(task.directory)) is not None:
+        cost = record.get("work", {}) | measured(facts, lines, checkpoint)
+        write(task.directory, {**record, "measured": cost})
 
 
 def measured(facts: dict[str, Any], lines: list[MetricsLine], checkpoint: Path) -> dict[str, Any]:
-    """The keys of a prediction as they came to be; one that was not measured is left out."""
+    """The keys of a prediction with their measured values; one that was not measured is left out."""
     ranks, seconds, tokens = facts.get("world_size") or 1, facts.get("seconds"), facts.get("tokens")
     steps = int(checkpoint.name.rpartition("-")[2])  # the last log may be some steps back
     rates = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
@@ -61,18 +60,21 @@ def measured(facts: dict[str, Any], lines: list[MetricsLine], checkpoint: Path) 
         "hours": round(seconds / 3600, 4) if seconds else None,
         "gpu_hours": round(seconds / 3600 * ranks, 4) if seconds and on_gpu else None,
         "peak_memory_bytes": facts.get("peak_memory_bytes"),
-        "checkpoint_bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) or None,
-        "checkpoints_bytes": sum(path.stat().st_size for path in checkpoint.parent.rglob("*") if path.is_file())
-        or None,
+        "checkpoint_bytes": _size(checkpoint) or None,
+        "checkpoints_bytes": _size(checkpoint.parent) or None,
         "world_size": ranks,
         "hardware": facts.get("device_name"),
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def write(directory: Path, told: dict[str, Any]) -> None:
-    """`preflight.json` of a run or a probe."""
-    write_atomically(directory / FILE, json.dumps(told, indent=1) + "\n")
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write(directory: Path, record: dict[str, Any]) -> None:
+    """Write `preflight.json` of a run or a probe."""
+    write_atomically(directory / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def of_run(directory: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
-"""Stopping on request: which signals ask for it, and what a run that stopped leaves behind. Light.
+"""Stopping on request: the signals that ask for it, and `stopped.json`, which a stopped run leaves behind.
 
 A rank's handler sets a flag. After each step all ranks compare flags, so that they save and end at the
 same step; rank 0 then writes `stopped.json`, all ranks exit with 0, and the launcher's exit code says
-which signal it was. A rank must not say so by its own exit code: srun ends the other ranks at the first
+which signal it was. A rank must not do so by its own exit code: srun ends the other ranks at the first
 one that is not 0.
 
 The codes are part of the launcher's interface; see post_training.launch.launcher.
@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,21 +21,21 @@ from typing import Any
 
 from post_training.core.fingerprint import write_atomically
 
-# The first of these that any rank got decides: a run that is warned of its time limit is to be started again.
+# The first of these that any rank got decides: a run that is warned of its time limit is to be requeued.
 EXIT_CODES = {
-    signal.SIGUSR1: 85,  # Slurm's warning before the time limit: start me again
+    signal.SIGUSR1: 85,  # Slurm's warning before the time limit: requeue
     signal.SIGTERM: 143,
     signal.SIGINT: 130,
 }
 REQUEUE, STOPPED, INTERRUPTED = EXIT_CODES.values()
-# What the launcher sends through srun for TERM and INT, on which srun itself would end the step at once.
+# Sent by the launcher through srun for TERM and INT, on which srun itself would end the step at once.
 _THROUGH_SRUN = signal.SIGUSR2
 SIGNALS = (*EXIT_CODES, _THROUGH_SRUN)
 _FILE = "stopped.json"
 
 
 class StopRequest:
-    """Remembers which signals have come, from `listen()` on. A second one changes nothing that is under way."""
+    """The signals that this process has received since `listen()`. A second one changes nothing that is under way."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -42,7 +43,7 @@ class StopRequest:
         self._at_once: Callable[[signal.Signals], None] | None = None
 
     def listen(self) -> None:
-        """Take over the signals, also those that were blocked since the process was started (see `held`)."""
+        """Install the handlers, and unblock the signals that were blocked since the process was started (see `held`)."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -76,24 +77,24 @@ REQUEST = StopRequest()
 """This process's."""
 
 
-def decisive(received: Any) -> signal.Signals | None:
+def decisive(received: Collection[int]) -> signal.Signals | None:
     """The first of EXIT_CODES among some signals or their numbers."""
     return next((number for number in EXIT_CODES if number in received), None)
 
 
-class held:  # reads as a statement: `with held():`
+@contextmanager
+def held() -> Iterator[None]:
     """Signals wait while a process is started, and in the new process until it listens: none is lost or kills it."""
-
-    def __enter__(self) -> None:
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What `stopped.json` says."""
+    """The content of `stopped.json`."""
 
     signal: signal.Signals
     step: int | None
@@ -110,17 +111,17 @@ class Stopped:
 
 
 def write_stopped(directory: Path, number: signal.Signals, step: int | None) -> None:
-    """Say that the run ended on request, after the checkpoint of `step` was marked."""
+    """Record that the run ended on request, after the checkpoint of `step` was marked."""
     write_atomically(directory / _FILE, json.dumps({"signal": number.name, "step": step}) + "\n")
 
 
 def read_stopped(directory: Path) -> Stopped | None:
     """None when the run did not end on request."""
     try:
-        told = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+        content = json.loads((directory / _FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Stopped(signal.Signals[told["signal"]], told["step"])
+    return Stopped(signal.Signals[content["signal"]], content["step"])
 
 
 def clear_stop_marker(directory: Path) -> None:
@@ -129,14 +130,14 @@ def clear_stop_marker(directory: Path) -> None:
 
 
 def through_srun(number: signal.Signals) -> signal.Signals:
-    """The signal with which srun is told what `number` asks for."""
+    """The signal to send to srun so that the ranks receive `number`."""
     return number if number == signal.SIGUSR1 else _THROUGH_SRUN
 
 
 def die_with_parent(expected: int) -> None:
     """Have the kernel kill this process when its parent dies; `expected` is the parent's process id.
 
-    Orphans would train beside the next attempt. The order survives an exec.
+    Orphans would train beside the next attempt. The setting survives an exec.
     """
     import ctypes
 

@@ -1,4 +1,4 @@
-"""What a training run spent its time on: `logs/timeline.jsonl`, one line an event, over all its starts. Light.
+"""Timeline of a training run: `logs/timeline.jsonl`, one line per event, over all its attempts.
 
     {"event": "start", "time": ..., "devices": 8, "job_id": "4711" or null, "submitted": ... or null}     by the launcher
     {"event": "train_begin", "time": ..., "step": 400, "lost_steps": 37, "lost_seconds": 61.5, "last_seen": ... or null}
@@ -6,8 +6,8 @@
     {"event": "save", "time": ..., "step": 500, "seconds": 2.1}
     {"event": "end", "time": ..., "step": 1000, "why": "done" or the signal's name}
 
-Times are seconds since the epoch. `start` is when the allocation began, or without Slurm the launcher. A start that was killed
-has no `end`; the next one's `train_begin` tells when it last wrote a metric, and how far it was past its last whole checkpoint.
+Times are seconds since the epoch. `start` is when the allocation began, or without Slurm the launcher. An attempt that was
+killed has no `end`; the `train_begin` of the next one says when it last wrote a metric, and how far it was past its last complete checkpoint.
 """
 
 import time
@@ -30,8 +30,7 @@ def note(directory: Path, event: str, **facts: Any) -> None:
 
 def note_start(directory: Path, launched: float, devices: int) -> None:
     """The launcher's event; `launched` is when its process began."""
-    attempt = attempts.current(attempts.folder_of(directory))
-    if attempt is None:
+    if (attempt := attempts.current(attempts.folder_of(directory))) is None:
         return note(directory, "start", time=launched, devices=devices, job_id=None, submitted=None)
     submitted = attempts.epoch_seconds(attempt.submitted)
     began = attempts.epoch_seconds(attempt.start) or launched

@@ -1,13 +1,13 @@
-"""What W&B has written offline into a run directory, and how it is sent. Light."""
+"""W&B's offline records in a run directory, and the command that sends them."""
 
 import shlex
 from pathlib import Path
 
 
 def sync_command(directory: Path) -> str | None:
-    """`wandb sync <folder> ...` for what has not been sent yet, oldest start first; None where there is nothing.
+    """`wandb sync <folder> ...` for records that have not been sent yet, oldest attempt first; None where there are none.
 
-    Each start of a run has a folder of its own; all have the run's id, under which W&B puts them together.
+    Each attempt of a run has a folder of its own; all have the run's id, under which W&B puts them together.
     """
     folders = sorted((directory / "logs" / "wandb").glob("offline-run-*"))
     unsent = [str(folder) for folder in folders if not any(folder.glob("*.wandb.synced"))]
