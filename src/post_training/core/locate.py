@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # Of a model's folder: notes, and weights in formats that are not loaded.
 _NOT_MODEL = (".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx")
+_SPLITS = "dataset_dict.json"
 _ONLY_LOCAL = ("/", "./", "../", "~")
 _SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -112,10 +113,8 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
         if "**" in path:  # which follows links to folders, in circles too
             found = list({file.resolve(): file for file in reversed(found)}.values())[::-1]
         require(bool(found), key, f"{path}: no file matches")
-        _check_one_split(split, path, key)
     elif os.path.isfile(expanded):
         found = [Path(expanded)]
-        _check_one_split(split, path, key)
     elif path.startswith(_ONLY_LOCAL) or data_suffix(path):
         problem = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
         raise ConfigError(key, f"{path}: {problem} (relative to {os.getcwd()})")
@@ -123,6 +122,10 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
         hub_id = _HUB_ID.fullmatch(path)
         require(bool(hub_id), key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
         return None
+    split_key = f"{key.removesuffix('.path')}.split"
+    name, _ = parse_split(split, split_key)
+    problem = f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})"
+    require(name == "train" or (Path(expanded) / _SPLITS).is_file(), split_key, problem)
     for file in found:
         known = bool(data_suffix(file))
         require(known, key, f"{file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}")
@@ -133,17 +136,16 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
 
 def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
     """Files of a folder that `save_to_disk` wrote, or data files that somebody put there."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = _json_object(folder / "dataset_dict.json", key).get("splits", [])
+    if (folder / _SPLITS).is_file():
+        splits = _json_object(folder / _SPLITS, key).get("splits", [])
         split_key = f"{key.removesuffix('.path')}.split"
         name, _ = parse_split(split, split_key)
         require(name in splits, split_key, f"{path} has no split {name!r}. {did_you_mean(name, splits)}")
         return _saved_files(folder / name, key)
-    _check_one_split(split, path, key)
     if (folder / "state.json").is_file():
         return _saved_files(folder, key)
     found = [p for p in sorted(folder.iterdir()) if data_suffix(p) and not p.name.startswith(("cache-", "."))]
-    found = [p for p in found if p.name not in ("state.json", "dataset_info.json", "dataset_dict.json")]
+    found = [p for p in found if p.name not in ("state.json", "dataset_info.json", _SPLITS)]
     deeper = f"a glob such as {path}/**/*.jsonl looks deeper"
     require(bool(found), key, f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); {deeper}")
     splits = sorted(
@@ -164,13 +166,6 @@ def _saved_files(folder: Path, key: str) -> list[Path]:
     missing = next((file.name for file in found if not file.is_file()), None if found else "a data file")
     require(missing is None, key, f"{folder}: {missing} is missing; copy the folder again")
     return found
-
-
-def _check_one_split(split: str, path: str, key: str) -> None:
-    split_key = f"{key.removesuffix('.path')}.split"
-    name, _ = parse_split(split, split_key)
-    problem = f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})"
-    require(name == "train", split_key, problem)
 
 
 def _json_object(file: Path, key: str) -> dict[str, Any]:

@@ -17,16 +17,10 @@ from post_training.run_dir import attempts, metrics, predictions
 _SAMPLES = 5
 # On the page -> key of a training's manifest.
 _FACTS = {
-    "steps": "steps",
-    "tokens": "tokens",
-    "trained tokens": "trained_tokens",
-    "parameters": "parameters",
-    "trainable parameters": "trainable_parameters",
-    "devices": "world_size",
-    "device": "device_name",
-    "loss, first": "loss_first",
-    "loss, last": "loss_last",
-}
+    "steps": "steps", "tokens": "tokens", "trained tokens": "trained_tokens", "parameters": "parameters",
+    "trainable parameters": "trainable_parameters", "devices": "world_size", "device": "device_name",
+    "loss, first": "loss_first", "loss, last": "loss_last", "finished": "finished",
+}  # fmt: skip
 
 
 def collect(task: Task) -> dict[str, Any]:
@@ -99,9 +93,8 @@ def _stage(task: Task, name: str) -> dict[str, Any]:
     shown = {
         "method": trained["config"].get("method"),
         "run directory": str(directory),
-        **{title: trained.get(key) for title, key in _FACTS.items()},
         "commit": (trained.get("git") or {}).get("commit"),
-        "finished": trained.get("finished"),
+        **{title: trained.get(key) for title, key in _FACTS.items()},
     }
     return {
         "name": name,

@@ -8,19 +8,12 @@ from typing import Any
 
 # In this order on the page: metric in metrics.jsonl -> title.
 TITLES = {
-    "loss": "loss",
-    "rewards/accuracies": "reward accuracy",
-    "rewards/margins": "reward margin",
-    "rewards/chosen": "reward of the chosen",
-    "rewards/rejected": "reward of the rejected",
-    "mean_token_accuracy": "token accuracy",
-    "entropy": "entropy (nats)",
-    "grad_norm": "gradient norm",
-    "learning_rate": "learning rate",
-    "tokens_per_second": "tokens per second",
-    "mfu": "model FLOPs utilisation",
+    "loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin",
+    "rewards/chosen": "reward of the chosen", "rewards/rejected": "reward of the rejected",
+    "mean_token_accuracy": "token accuracy", "entropy": "entropy (nats)", "grad_norm": "gradient norm",
+    "learning_rate": "learning rate", "tokens_per_second": "tokens per second", "mfu": "model FLOPs utilisation",
     "peak_memory_bytes": "peak memory (bytes)",
-}
+}  # fmt: skip
 AXES = ("step", "tokens", "seconds")
 """The axes of a curve; `seconds` are those of training, without those lost to restarts."""
 _MOST_POINTS = 1000

@@ -8,13 +8,9 @@ from post_training.run_dir import timeline
 
 # Field of an attempt -> title on the page, in the order in which they happen.
 PARTS = {
-    "queue_seconds": "in the queue",
-    "start_up_seconds": "start-up",
-    "first_step_seconds": "first step",
-    "training_seconds": "training",
-    "saving_seconds": "saving",
-    "repeated_seconds": "lost to restarts",
-}
+    "queue_seconds": "in the queue", "start_up_seconds": "start-up", "first_step_seconds": "first step",
+    "training_seconds": "training", "saving_seconds": "saving", "repeated_seconds": "lost to restarts",
+}  # fmt: skip
 
 
 @dataclass

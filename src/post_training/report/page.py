@@ -18,16 +18,10 @@ from post_training.report.summary import MEASURES
 _HERE = Path(__file__).parent
 # Keys that a prediction and a measurement share -> title.
 _PREDICTED = {
-    "steps": "steps",
-    "tokens": "tokens",
-    "tokens_per_second": "tokens per second",
-    "step_seconds": "seconds per step",
-    "hours": "hours",
-    "gpu_hours": "GPU-hours",
-    "peak_memory_bytes": "peak memory of a device",
-    "checkpoint_bytes": "one checkpoint",
-    "checkpoints_bytes": "all checkpoints",
-}
+    "steps": "steps", "tokens": "tokens", "tokens_per_second": "tokens per second", "step_seconds": "seconds per step",
+    "hours": "hours", "gpu_hours": "GPU-hours", "peak_memory_bytes": "peak memory of a device",
+    "checkpoint_bytes": "one checkpoint", "checkpoints_bytes": "all checkpoints",
+}  # fmt: skip
 
 
 def run(task: Task) -> None:
