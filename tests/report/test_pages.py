@@ -113,9 +113,9 @@ def test_the_comparison_shows_the_spread_over_seeds(swept):
 def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
     folder, graph, *_ = swept
     plan = graph.first
-    told = json.loads((folder / "outputs" / plan.report.directory / "summary.json").read_text())
-    assert told["models"] == ["base", "sft", "dpo"]
-    for stage in told["stages"]:
+    summary = json.loads((folder / "outputs" / plan.report.directory / "summary.json").read_text())
+    assert summary["models"] == ["base", "sft", "dpo"]
+    for stage in summary["stages"]:
         trained = json.loads((folder / "outputs" / plan.trained[stage["name"]].manifest).read_text())
         assert stage["facts"]["steps"] == trained["steps"] == stage["curves"]["loss"]["step"][-1]
         assert stage["facts"]["tokens"] == trained["tokens"] == stage["curves"]["loss"]["tokens"][-1]
@@ -125,11 +125,18 @@ def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
         assert stage["elapsed"]["saving_seconds"] > 0 and stage["elapsed"]["first_step_seconds"] > 0
         for dataset in stage["data"]:
             assert sum(dataset["lengths"]["counts"]) == dataset["rows_in"] - sum(dataset["dropped"].values())
-    assert set(told["stages"][1]["curves"]) >= {"rewards/margins", "rewards/accuracies", "rewards/chosen"}
-    assert told["lineage"]["root"] in told["lineage"]["stages"]
-    assert {cost["stage"] for cost in told["costs"]} >= {"download", "tokenize", "mix", "train", "export", "evaluate"}
-    assert told["totals"]["gpu_hours"] == 0 and told["totals"]["seconds"] > 0
-    for found in told["evaluations"].values():
+    assert set(summary["stages"][1]["curves"]) >= {"rewards/margins", "rewards/accuracies", "rewards/chosen"}
+    assert summary["lineage"]["root"] in summary["lineage"]["stages"]
+    assert {cost["stage"] for cost in summary["costs"]} >= {
+        "download",
+        "tokenize",
+        "mix",
+        "train",
+        "export",
+        "evaluate",
+    }
+    assert summary["totals"]["gpu_hours"] == 0 and summary["totals"]["seconds"] > 0
+    for found in summary["evaluations"].values():
         assert set(found) == {"base", "sft", "dpo"}
 
 
@@ -229,5 +236,5 @@ def test_lm_eval_measures_the_exported_model(swept, monkeypatch):
     assert plan.exported["sft"].directory == graph.first.exported["sft"].directory
     stage = plan.lm_evaluated["sft"]
     make_here(plan, stage)
-    told = json.loads((plan.base / stage.manifest).read_text())
-    assert told["rows"] == {"asked": 2} and told["results"]["asked"]["acc"]["value"] in (0, 0.5, 1)
+    summary = json.loads((plan.base / stage.manifest).read_text())
+    assert summary["rows"] == {"asked": 2} and summary["results"]["asked"]["acc"]["value"] in (0, 0.5, 1)

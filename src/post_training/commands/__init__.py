@@ -1,1 +1,1 @@
-"""What a person types: `python -m post_training COMMAND`."""
+"""The commands of `python -m post_training`."""

@@ -1,4 +1,4 @@
-"""What a person did wrong, in one line: key or file, what was found, what was expected, what to do."""
+"""Errors for the user, one line each: key or file, what was found, what was expected, how to fix it."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -8,7 +8,7 @@ from post_training.core.secrets import mask
 
 
 class UserError(Exception):
-    """Something the user can mend; shown as one line without a traceback, exit code 1. Secrets in it are masked."""
+    """Something that the user can fix; shown as one line without a traceback, exit code 1. Secrets in it are masked."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(mask(message))

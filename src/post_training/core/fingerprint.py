@@ -1,4 +1,4 @@
-"""Content identity: canonical JSON, hashes of files, names that are safe as paths. Light."""
+"""Content identity: canonical JSON, hashes of files, names that are safe as paths."""
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ class FileHashes:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that it is there whole or not at all, also after a power cut. Secrets are masked."""
+    """Write a small text file so that it is complete or absent, also after a power cut. Secrets are masked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

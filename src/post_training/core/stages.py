@@ -1,4 +1,4 @@
-"""What a stage is: one table, which everything that asks it asks. A new stage is a line here, a module and a rule."""
+"""The kinds of stages, in one table. A new kind needs a line here, a module and a rule."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +15,8 @@ class StageKind:
         place: `local`, where snakemake is typed; `cpu`, a job of `slurm.cpu`; `gpu`, a job with one GPU; `ranks`, one rank a
             device on every node.
         version: raised when a change of the code changes what the stage writes; part of every fingerprint.
-        folder: directory of its kind below the output base; empty for what lies in a run directory.
-        is_result: False for what only looks at results, and is made again without a loss.
+        folder: directory of its kind below the output base; empty for stages in a run directory.
+        is_result: False for a view of results, which can be made again without loss.
     """
 
     name: str
