@@ -1,19 +1,24 @@
-"""What a training device can hold and compute, by the name that people give it. Light.
+"""Memory and peak throughput of training devices, by the names that people, drivers and clusters give them.
 
-Memory is what the vendor prints on it; peak is dense bfloat16 throughput without sparsity, from the vendors'
-data sheets. A100-64 and H100-64 are the custom boards of Leonardo and MareNostrum 5; an MI250X counts as the two devices that it
-shows.
+Memory is what the vendor prints on it; peak is dense bfloat16 throughput without sparsity, from the vendors' data sheets
+(NVIDIA A100, H100, L4, L40, L40S, RTX 4090, GH200, B200 and GB200 NVL72; AMD Instinct MI200 and MI300). The V100 has no
+bfloat16: its float16. The PCIe and NVL boards of the H100 clock lower than the SXM one. A100-64 and H100-64 are the custom
+boards of Leonardo and MareNostrum 5; an MI250X counts as the two devices that it shows.
 """
 
 import glob
 import os
 import re
+import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean
 
 GIB = 1 << 30
+USABLE = 0.94
+"""Share of a device's memory that drivers, other processes and the allocator leave."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +26,21 @@ class Device:
     """One device of a run."""
 
     name: str
-    memory_bytes: int | None
+    memory_bytes: int | None = None
     """None where it is not known."""
-    peak_flops: float | None
+    peak_flops: float | None = None
     """Operations a second in bfloat16."""
-    source: str = ""
-    """Who says so."""
 
 
-# Name -> GiB, dense bfloat16 TFLOPS.
+# Name -> GiB, dense bfloat16 TFLOPS. A name is `<family>` or `<family>-<variant>`; the first variant that a text has counts.
 KNOWN: dict[str, tuple[float, float]] = {
     "v100-16": (16, 125), "v100-32": (32, 125), "a10": (24, 125), "a30": (24, 165), "a40": (48, 150), "a6000": (48, 155),
-    "a100-40": (40, 312), "a100-64": (64, 312), "a100-80": (80, 312), "l4": (24, 121), "l40s": (48, 362), "rtx4090": (24, 165),
-    "h100-64": (64, 989), "h100-80": (80, 989), "h100-94": (94, 989), "h200": (141, 989), "gh200": (96, 989), "b200": (180, 2250),
+    "a100-40": (40, 312), "a100-64": (64, 312), "a100-80": (80, 312), "l4": (24, 121), "l40": (48, 181), "l40s": (48, 362),
+    "rtx4090": (24, 165), "h100-pcie": (80, 756), "h100-94": (94, 835), "h100-64": (64, 989), "h100-80": (80, 989),
+    "h200": (141, 989), "gh200": (96, 989), "b200": (180, 2250), "gb200": (186, 2500),
     "mi210": (64, 181), "mi250x": (64, 191), "mi300a": (128, 980), "mi300x": (192, 1307),
 }  # fmt: skip
-# What drivers, other processes and the allocator keep for themselves.
-USABLE = 0.94
+_UNKNOWN = Device("unknown GPU")
 
 
 def known_gpu(name: str) -> Device:
@@ -45,53 +48,47 @@ def known_gpu(name: str) -> Device:
     if name not in KNOWN:
         raise ConfigError("slurm.gpu_model", f"found {name!r}. {did_you_mean(name, KNOWN)}")
     gib, teraflops = KNOWN[name]
-    return Device(name, int(gib * GIB), teraflops * 1e12, "slurm.gpu_model")
+    return Device(name, int(gib * GIB), teraflops * 1e12)
 
 
 def by_words(text: str) -> str | None:
-    """The entry that a driver's or a cluster's name for a GPU means: `NVIDIA H100 80GB HBM3`, `gpu:a100:4`."""
-    words = re.sub(r"[^a-z0-9]+", " ", text.lower())
-    families = sorted({name.partition("-")[0] for name in KNOWN}, key=len, reverse=True)
-    compact = words.replace(" ", "")
-    family = next((name for name in families if name in compact), None)
-    if family is None:
-        return None
-    sizes = [name for name in KNOWN if name.partition("-")[0] == family]
-    told = set(re.findall(r"\d+", words))
-    named = [name for name in sizes if name.partition("-")[2] in told]
-    return named[0] if named else sizes[0] if len(sizes) == 1 else None
+    """The entry for a driver's or a cluster's name of a GPU: `NVIDIA H100 80GB HBM3`, `gpu:a100:4`; None if it is ambiguous."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    families = {*words, *(first + second for first, second in pairwise(words))}  # `RTX 4090`
+    variants = {*words, *(number for word in words for number in re.findall(r"\d+", word))}
+    variants |= {"94"} if "nvl" in words else set()
+    entries = {name: name.partition("-")[2] for name in KNOWN if name.partition("-")[0] in families}
+    named = [name for name, variant in entries.items() if variant in variants]
+    return named[0] if named else next(iter(entries)) if len(entries) == 1 else None
 
 
 def on_slurm(view: dict[str, Any], gres: list[str]) -> Device:
-    """The GPUs of an allocation: as the configuration says, or as the partition's `gres` do."""
+    """The GPUs of an allocation: as the configuration says, or as the partition's `gres` do.
+
+    Raises ConfigError for `slurm.gpu_model`.
+    """
     if view["slurm"]["gpu_model"]:
         return known_gpu(view["slurm"]["gpu_model"])
-    names = {by_words(entry) for entry in gres} - {None}
-    if len(names) == 1:
-        name = str(names.pop())
-        gib, teraflops = KNOWN[name]
-        return Device(name, int(gib * GIB), teraflops * 1e12, "the partition's gres")
-    return Device("unknown GPU", None, None)
+    names = {name for entry in gres if (name := by_words(entry))}
+    return known_gpu(names.pop()) if len(names) == 1 else _UNKNOWN
 
 
 def here(kind: str) -> Device:
     """A device of this machine. `kind`: `GPU` or `CPU`, whose ranks share the memory."""
     if kind == "CPU":
-        return Device("CPU", memory_limit(), cpu_flops(), "this machine")
+        return Device("CPU", memory_limit(), cpu_flops())
     import torch
 
     if not torch.cuda.is_available():
-        return Device("unknown GPU", None, None)
+        return _UNKNOWN
     properties = torch.cuda.get_device_properties(0)
     name = by_words(f"{properties.name} {round(properties.total_memory / GIB)}")
-    peak = KNOWN[name][1] * 1e12 if name else None
-    return Device(properties.name, properties.total_memory, peak, "this machine")
+    return Device(properties.name, properties.total_memory, known_gpu(name).peak_flops if name else None)
 
 
 def memory_limit() -> int:
     """Bytes that processes here may use: the machine's, or what its control group allows."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             with open(path) as file:
@@ -105,8 +102,6 @@ def memory_limit() -> int:
 
 def cpu_flops(size: int = 512) -> float:
     """Operations a second of this process in a float32 matrix product, best of three: what a CPU can be expected to do."""
-    import time
-
     import torch
 
     first, second = torch.ones(size, size), torch.ones(size, size)
@@ -119,7 +114,7 @@ def cpu_flops(size: int = 512) -> float:
 
 
 def count_gpus() -> int:
-    """GPUs that a process started here would see; without torch, because planning must stay light."""
+    """GPUs that a process started here would see; without torch, because planning must stay fast."""
     for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         visible = os.environ.get(variable)
         if visible is not None:

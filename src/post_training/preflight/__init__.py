@@ -1,8 +1,8 @@
-"""Body of the rule `preflight_checks`: everything that can be known before a GPU is asked for, in seconds and on the CPU.
+"""Body of the rule `preflight_checks`: all checks that need no GPU, in seconds and on the CPU.
 
-Reads manifests, configurations and templates; no row of the data, and no weights. A failure ends the job with a line each, so that no
-GPU rule starts; `preflight.only_warn` turns one into a warning. Beside the manifest stands what was found, also of a
-preflight that failed, as `preflight.json`:
+Reads manifests, the mix's index, configurations and templates; no tokens and no weights. A failure ends the job with a line each, so
+that no GPU rule starts; `preflight.only_warn` turns one into a warning. The findings, also of a preflight that failed, are in
+`preflight.json` beside the manifest:
 
     {"verdict": "ok" | "warning" | "failure",
      "place": "local" | "slurm",
@@ -11,108 +11,105 @@ preflight that failed, as `preflight.json`:
      "trainings": {"<run directory below the output base>":
                    {"stage": "sft", "runs": [names of its runs], "predicted": {...}, "work": {...}}, ...}}
 
-Each run directory gets a `preflight.json` of its own when its training starts, which is completed when that ends; so does
-each probe, `<outputs>/preflight_probe/<name>/preflight.json`. There both sides have the same keys, and a key is left out where nothing
-is known; any of the two may be null:
+Each run directory gets a `preflight.json` of its own when its training starts, completed when it ends, and so does each probe,
+`<outputs>/preflight_probe/<name>/preflight.json`. `predicted` and `measured` have the same keys; a key that is not known is
+left out, and either side may be null:
 
     {"stage": "sft", "checks": [...], "run": "...", "work": {what speed depends on: "method", "parameters", "dtype", ...},
-     "predicted": {"steps", "tokens", "tokens_per_second", "step_seconds", "hours", "gpu_hours",
-                   "peak_memory_bytes" (of one device), "checkpoint_bytes", "checkpoints_bytes", "export_bytes", ...
-                   "memory": {"weights": bytes, "gradients", "optimizer", "reference", "activations", "head", "buffers"},
-                   "rate_from": "where the speed comes from"},
-     "measured": {... the same without "memory", "world_size", "hardware", and the keys of "work"}}
+     "predicted": {the fields of speed.Speed, "peak_memory_bytes" (of one device), "memory": {the parts of memory.Memory}, the
+                   fields of disk.Files},
+     "measured": {... the same without "memory", and "world_size", "hardware", and the keys of "work"}}
 
-Light to import: what checks is loaded when it is called.
+What a check needs is imported when it is called: the Snakefile imports this module.
 """
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import FileHashes, write_atomically
 from post_training.core.task import Task
-from post_training.preflight.check import FAILURE, OK, WARNING, Check, only_warn, table, together
+from post_training.preflight.check import FAILURE, OK, WARNING, Check, merge, only_warn, table
 from post_training.run_dir.predictions import FILE
+
+if TYPE_CHECKING:
+    from post_training.preflight.subject import Subject
 
 
 def run(task: Task) -> None:
-    """Look at everything, print the table, and refuse what would fail. Raises UserError with a line for each failure."""
+    """Run all checks and print the table. Raises UserError with a line for each failure."""
     from post_training.models.loading import silence_progress_bars
-    from post_training.preflight import speed
-    from post_training.preflight.subjects import subjects_of
+    from post_training.preflight.measurements import batch_of, work
+    from post_training.preflight.subject import subjects_of
 
     silence_progress_bars()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    subjects = subjects_of(task)
-    on_slurm = task.config["place"] == "slurm"
+    subjects, on_slurm = subjects_of(task), task.config["place"] == "slurm"
     found: list[Check] = []
-    told: dict[str, Any] = {}
+    trainings: dict[str, Any] = {}
     templates: set[tuple[str, Path]] = set()
     for subject in subjects:
         own = only_warn(_checks_of(subject, templates, on_slurm), subject.view["preflight"]["only_warn"])
         found += [replace(check, runs=subject.runs) if check.stage else check for check in own]
-        told[subject.run.name] = {
+        trainings[subject.run.name] = {
             "stage": subject.name,
             "runs": subject.runs,
             "predicted": predicted(subject),
-            "work": speed.work(subject) | speed.batch_of(subject.view),
+            "work": work(subject) | batch_of(subject.view),
         }
-    # What is about all runs only warns where each of them lets it.
+    # A check of all runs only warns where each of them lets it.
     by_all = set.intersection(*(set(subject.view["preflight"]["only_warn"]) for subject in subjects))
-    found = together(found) + only_warn(_general_checks(task, subjects, on_slurm), by_all)
+    found = merge(found) + only_warn(_general_checks(task, subjects, on_slurm), by_all)
 
     verdict = next((v for v in (FAILURE, WARNING) if any(check.verdict == v for check in found)), OK)
-    facts = {
-        "verdict": verdict,
-        "place": task.config["place"],
-        "checks": [c.as_json() for c in found],
-        "trainings": told,
-    }
+    checks = [check.as_json() for check in found]
+    facts = {"verdict": verdict, "place": task.config["place"], "checks": checks, "trainings": trainings}
     write_atomically(task.directory / FILE, json.dumps(facts, indent=1) + "\n")
     print(table(found), flush=True)
-    failures = [check.line() for check in found if check.verdict == FAILURE]
+    failures = [check for check in found if check.verdict == FAILURE]
     if failures:
-        names = sorted({check.name for check in found if check.verdict == FAILURE})
-        allowed = f"preflight.only_warn='[{','.join(names)}]' lets the run go on all the same"
-        raise UserError("\n".join([*failures, f"preflight: {len(failures)} failed, and no GPU job starts; {allowed}"]))
+        names = ",".join(sorted({check.name for check in failures}))
+        allowed = f"preflight.only_warn='[{names}]' lets the run go on all the same"
+        last = f"preflight: {len(failures)} failed, and no GPU job starts; {allowed}"
+        raise UserError("\n".join([*(check.line() for check in failures), last]))
     task.finish(**facts)
 
 
-def _checks_of(subject: Any, templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
-    """All checks of one training; a template that another stage has under the same tokenizer is looked at once."""
+def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
+    """All checks of one training; a template that another stage has under the same tokenizer is checked once, for all."""
     from post_training.preflight import assets, data, libraries, optimisation, resources, speed, template
 
-    found = [assets.rows(subject)]
     key = (subject.view["data"]["chat_template"], subject.folder)
-    if key not in templates:
-        templates.add(key)
-        found += template.checks(subject)
-    found += [*data.checks(subject), *optimisation.checks(subject), *libraries.checks(subject)]
-    found += [resources.memory_check(subject), *speed.checks(subject)]
-    return [*found, speed.wall_time(subject)] if on_slurm else found
+    shared = [] if key in templates else template.checks(subject)
+    templates.add(key)
+    rows = assets.rows(subject)
+    own = [*data.checks(subject), *optimisation.checks(subject), *libraries.checks(subject)]
+    own += [resources.memory_check(subject), *speed.checks(subject)]
+    own += [speed.wall_time(subject)] if on_slurm else []
+    return [replace(rows, stage=subject.name), *shared, *(replace(check, stage=subject.name) for check in own)]
 
 
-def _general_checks(task: Task, subjects: list[Any], on_slurm: bool) -> list[Check]:
+def _general_checks(task: Task, subjects: "list[Subject]", on_slurm: bool) -> list[Check]:
     from post_training.preflight import assets, disk, resources
 
     base = resources.base_of(task.output)
     models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith(" data")}
     found = assets.models({name: path for path, name in models.items()}, FileHashes(base / ".file_hashes.json"))
-    found.append(disk.check([subject for subject in subjects if not subject.whole], base))
+    found.append(disk.check_disk([subject for subject in subjects if not subject.complete], base))
     return found + (resources.slurm(subjects) if on_slurm else [])
 
 
-def predicted(subject: Any) -> dict[str, Any]:
-    """Everything that is foretold of one stage."""
+def predicted(subject: "Subject") -> dict[str, Any]:
+    """The predictions for one stage, as in `preflight.json`."""
     from post_training.preflight import disk, memory, speed
 
-    of_memory = memory.predict(subject)
-    parts = {name: size for name, size in of_memory.as_json().items() if name != "peak"}
-    return {**speed.predict(subject), "peak_memory_bytes": of_memory.peak, "memory": parts, **disk.predict(subject)}
+    parts = asdict(memory.predict(subject))
+    peak = {"peak_memory_bytes": parts.pop("peak"), "memory": parts}
+    return {**asdict(speed.predict(subject)), **peak, **asdict(disk.predict(subject))}
 
 
 def warnings(path: Path) -> list[str]:

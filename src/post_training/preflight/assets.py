@@ -1,4 +1,4 @@
-"""What the jobs will read is there, and is what was recorded: a node without network cannot fetch it."""
+"""The files that jobs will read exist and are those that were recorded: a node without network cannot fetch them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import FileHashes
 from post_training.models import folder as model_folder
-from post_training.preflight.check import Check, judged
+from post_training.preflight.check import Check, check
 from post_training.preflight.subject import Subject
 
 
@@ -19,26 +19,26 @@ def _model(name: str, path: Path, hashes: FileHashes) -> Check:
     label = "assets.model"
     remedy = f"delete {path} to fetch or make it again"
     try:
-        folder, told = model_folder(path), manifest.read(path)
+        folder, facts = model_folder(path), manifest.read(path)
     except UserError as error:
         return Check(label, str(error), "failure", remedy)
     # Relative to the manifest's own directory; the user's own files are absolute.
-    recorded = {path.parent / entry["path"]: entry["sha256"] for entry in told.get("files") or [] if "sha256" in entry}
+    recorded = {path.parent / entry["path"]: entry["sha256"] for entry in facts.get("files") or [] if "sha256" in entry}
     recorded = {file: sha for file, sha in recorded.items() if file.is_relative_to(folder)}
     wrong = [file.name for file, sha in recorded.items() if not file.is_file() or hashes(file) != sha]
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     value = f"{name}: {len(recorded):,} files by checksum, {len(weights)} of weights"
     if wrong or not weights:
         value = f"{name}: {', '.join(wrong[:4]) or 'no weights'} missing or changed in {folder}"
-    return judged(label, value, fails=wrong or not weights, remedy=remedy)
+    return check(label, value, fails=wrong or not weights, remedy=remedy)
 
 
 def rows(subject: Subject) -> Check:
     """The index of the mix and the token shards that it leads to: sizes, and the shards' recorded hashes."""
-    told, folder = subject.mix, subject.data.parent
-    wrong = [entry["path"] for entry in told["files"] if not _has(folder / entry["path"], entry["bytes"])]
+    mix, folder = subject.mix, subject.data.parent
+    wrong = [entry["path"] for entry in mix["files"] if not _has(folder / entry["path"], entry["bytes"])]
     recorded: dict[Path, dict[str, str]] = {}
-    for shard in told["shards"]:
+    for shard in mix["shards"]:
         path = folder / shard["path"]
         made = path.parent / "manifest.json"
         if made not in recorded:
@@ -48,13 +48,12 @@ def rows(subject: Subject) -> Check:
                 recorded[made] = {}
         if not _has(path, shard["bytes"]) or recorded[made].get(path.name) != shard["sha256"]:
             wrong.append(shard["path"])
-    count = len(told["files"]) + len(told["shards"])
-    return judged(
+    count = len(mix["files"]) + len(mix["shards"])
+    return check(
         "assets.rows",
         f"{', '.join(wrong[:3])}: missing or another file than the mix was made over" if wrong else f"{count:,} files",
         fails=wrong,
         remedy=f"delete {subject.data} to make the mix again",
-        stage=subject.name,
     )
 
 

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and the table of all of them. Light."""
+"""One finding of the preflight, and the table of all of them."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -47,78 +47,64 @@ class Check:
 
     def line(self) -> str:
         """One line, for a terminal and a log."""
-        where = f"{self.where}: " if self.stage else ""
-        return f"preflight {self.verdict}: {where}{self.name}: {self.value}" + (
-            f"; {self.remedy}" if self.remedy else ""
-        )
+        parts = [f"preflight {self.verdict}", *([self.where] if self.stage else []), self.name, self.value]
+        return ": ".join(parts) + (f"; {self.remedy}" if self.remedy else "")
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in `preflight.json`."""
+        """As in `preflight.json`."""
         return asdict(self)
 
 
-def judged(
-    name: str, value: str, *, fails: Any = False, warns: Any = False, remedy: str = "", stage: str = ""
-) -> Check:
+def check(name: str, value: str, *, fails: Any = False, warns: Any = False, remedy: str = "") -> Check:
     """A check whose verdict follows from two conditions; the remedy is kept where one holds."""
     verdict = FAILURE if fails else WARNING if warns else OK
-    return Check(name, value, verdict, remedy if verdict != OK else "", stage)
+    return Check(name, value, verdict, remedy if verdict != OK else "")
 
 
-def refused(name: str, error: UserError, stage: str = "") -> Check:
+def failed(name: str, error: UserError) -> Check:
     """A failure that our own code or a library has put into a line already."""
-    if isinstance(error, ConfigError):
-        return Check(name, f"{error.key}: {error.problem}", FAILURE, "", stage)
-    return Check(name, str(error), FAILURE, "", stage)
+    return Check(name, f"{error.key}: {error.problem}" if isinstance(error, ConfigError) else str(error), FAILURE)
 
 
 def only_warn(checks: Iterable[Check], names: Iterable[str]) -> list[Check]:
     """Failures of the named checks become warnings."""
     allowed = set(names)
-    return [
-        replace(check, verdict=WARNING) if check.verdict == FAILURE and check.name in allowed else check
-        for check in checks
-    ]
+    return [replace(c, verdict=WARNING) if c.verdict == FAILURE and c.name in allowed else c for c in checks]
 
 
-def together(checks: list[Check]) -> list[Check]:
-    """What was found alike in several runs as one, and what was found in all runs of a stage without their names."""
-    every: dict[str, set[str]] = {}
-    alike: dict[Check, list[str]] = {}
-    places: dict[tuple[str, str], int] = {}
-    for check in checks:
-        every.setdefault(check.stage, set()).update(check.runs)
-        alike.setdefault(replace(check, runs=()), []).extend(check.runs)
-        places.setdefault((check.stage, check.name), len(places))
+def merge(checks: list[Check]) -> list[Check]:
+    """One check for equal findings of several runs; without names of runs for a finding of all runs of its stage."""
+    runs_of_stage: dict[str, set[str]] = {}
+    equal: dict[Check, list[str]] = {}
+    order: dict[tuple[str, str], int] = {}
+    for found in checks:
+        runs_of_stage.setdefault(found.stage, set()).update(found.runs)
+        equal.setdefault(replace(found, runs=()), []).extend(found.runs)
+        order.setdefault((found.stage, found.name), len(order))
     merged = [
-        replace(check, runs=() if set(runs) == every[check.stage] else tuple(runs)) for check, runs in alike.items()
+        replace(found, runs=() if set(runs) == runs_of_stage[found.stage] else tuple(runs))
+        for found, runs in equal.items()
     ]
-    return sorted(merged, key=lambda check: places[check.stage, check.name])
+    return sorted(merged, key=lambda found: order[found.stage, found.name])
 
 
 def table(checks: list[Check]) -> str:
     """The table as text of at most 160 columns; in colour on a terminal."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     shown.add_column("check", no_wrap=True)
-    several = any(check.stage for check in checks)
-    if several:
-        shown.add_column("stage", overflow="fold")
-    for heading in ("value", "verdict", "remedy"):
+    several = any(found.stage for found in checks)
+    for heading in [*(["stage"] if several else []), "value", "verdict", "remedy"]:
         shown.add_column(heading, overflow="fold")
-    for check in checks:
-        stage = [_plain(check.where)] if several else []
-        verdict = f"[{_COLOURS[check.verdict]}]{check.verdict}[/]"
-        shown.add_row(check.name, *stage, _plain(check.value), verdict, _plain(check.remedy))
+    for found in checks:
+        stage = [escape(found.where)] if several else []
+        verdict = f"[{_COLOURS[found.verdict]}]{found.verdict}[/]"
+        shown.add_row(found.name, *stage, escape(found.value), verdict, escape(found.remedy))
     console = Console(width=_WIDTH, highlight=False)
     with console.capture() as captured:
         console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _plain(text: str) -> str:
-    """Text whose brackets rich leaves alone."""
-    return text.replace("[", r"\[")

@@ -6,7 +6,7 @@ from typing import Any
 
 from post_training import methods
 from post_training.core.errors import ConfigError, UserError
-from post_training.preflight.check import Check, judged, refused
+from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -40,8 +40,8 @@ def _arguments(subject: Subject) -> Check:
         # A machine without GPUs must not refuse what those of the run can do; the number format is checked by itself.
         make_arguments(config_class, {**given, "use_cpu": True, **({"bf16": False, "fp16": False} if on_gpu else {})})
     except UserError as error:
-        return refused(name, error, subject.name)
-    return Check(name, f"{config_class.__name__} takes all {len(given)} arguments", stage=subject.name)
+        return failed(name, error)
+    return Check(name, f"{config_class.__name__} takes all {len(given)} arguments")
 
 
 def _number_format(subject: Subject) -> Check:
@@ -50,7 +50,7 @@ def _number_format(subject: Subject) -> Check:
     expected = _PRECISION.get(dtype)
     wrong = precision not in (None, expected)
     old = dtype == "bfloat16" and subject.device.name.lower().startswith(("v100", "tesla"))
-    return judged(
+    return check(
         "libraries.number_format",
         f"model.dtype {dtype}, accelerate.mixed_precision {precision or expected}",
         fails=wrong or expected is None or (dtype == "float16" and subject.topology.device == "CPU") or old,
@@ -59,7 +59,6 @@ def _number_format(subject: Subject) -> Check:
         else f"set accelerate.mixed_precision to null or {expected}"
         if wrong
         else "float16 needs a GPU: set model.dtype to float32 or bfloat16",
-        stage=subject.name,
     )
 
 
@@ -69,17 +68,15 @@ def _attention(subject: Subject) -> Check:
     package = _ATTENTION.get(view) or ("kernels" if view not in _BUILT_IN else None)
     on_gpu = subject.topology.device == "GPU"
     if package and not on_gpu:
-        return Check(name, f"{view} on the CPU", "failure", "set model.attn_implementation=sdpa", subject.name)
+        return Check(name, f"{view} on the CPU", "failure", "set model.attn_implementation=sdpa")
     if view == "flex_attention" and not on_gpu:
-        return Check(
-            name, f"{view} cannot train on the CPU", "failure", "set model.attn_implementation=sdpa", subject.name
-        )
+        return Check(name, f"{view} cannot train on the CPU", "failure", "set model.attn_implementation=sdpa")
     if package and _in_container(subject):
-        return Check(name, f"{view}, in the container: not looked at", stage=subject.name)
+        return Check(name, f"{view}, in the container: not checked")
     missing = package is not None and not installed(package)
     per_device = subject.training["per_device_train_batch_size"]
     dense = subject.mix["config"]["packing"] and view in ("sdpa", "eager") and per_device > 1
-    return judged(
+    return check(
         name,
         f"{view}: {package} is not installed" if missing else view,
         fails=missing,
@@ -88,7 +85,6 @@ def _attention(subject: Subject) -> Check:
         if missing
         else f"{view} computes attention over all {per_device} packed rows at once, {per_device} times the work: set "
         "training.per_device_train_batch_size=1, or use flash_attention_2",
-        stage=subject.name,
     )
 
 
@@ -101,16 +97,15 @@ def _kernels(subject: Subject) -> Check:
     )
     name, on_gpu = "libraries.kernels", subject.topology.device == "GPU"
     if subject.training["use_liger_kernel"] and not on_gpu:
-        return Check(name, "Liger needs a GPU", "failure", "set training.use_liger_kernel=false", subject.name)
+        return Check(name, "Liger needs a GPU", "failure", "set training.use_liger_kernel=false")
     if wanted and _in_container(subject):
-        return Check(name, f"{', '.join(wanted)}, in the container: not looked at", stage=subject.name)
+        return Check(name, f"{', '.join(wanted)}, in the container: not checked")
     missing = [package for package in dict.fromkeys(wanted) if not installed(package)]
-    return judged(
+    return check(
         name,
         f"{' and '.join(missing)} not installed" if missing else ", ".join(dict.fromkeys(wanted)) or "none asked for",
         fails=missing,
         remedy="make BUILD=cuda installs the extra `cuda`; or set training.use_liger_kernel=false",
-        stage=subject.name,
     )
 
 
@@ -134,9 +129,9 @@ def _deepspeed(subject: Subject) -> list[Check]:
     try:
         config = deepspeed_config(subject.view)
     except ConfigError as error:
-        return [refused(name, error, subject.name)]
+        return [failed(name, error)]
     if config is None:
-        return [Check(name, "off", stage=subject.name)]
+        return [Check(name, "off")]
     problems, notes = list(conflicts(config)), list(doubts(config, subject.topology.world_size))
     if not _in_container(subject) and not installed("deepspeed"):
         problems.append("deepspeed is not installed: pip install deepspeed")
@@ -144,7 +139,7 @@ def _deepspeed(subject: Subject) -> list[Check]:
         problems += _validation(config)
     stage = (config.get("zero_optimization") or {}).get("stage", 0)
     value = f"ZeRO-{stage} over {subject.topology.world_size} ranks"
-    return [judged(name, value, fails=problems, warns=notes, remedy="; ".join([*problems, *notes]), stage=subject.name)]
+    return [check(name, value, fails=problems, warns=notes, remedy="; ".join([*problems, *notes]))]
 
 
 def conflicts(config: dict[str, Any]) -> Iterable[str]:
@@ -162,18 +157,18 @@ def conflicts(config: dict[str, Any]) -> Iterable[str]:
         if key in config:
             yield f"{key} in the DeepSpeed file would take the place of {ours}; take it out"
     if stage == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is False:
-        yield "checkpoints would have no whole weights for the export: set stage3_gather_16bit_weights_on_model_save=true"
+        yield "checkpoints would not have the full weights for the export: set stage3_gather_16bit_weights_on_model_save=true"
 
 
 def doubts(config: dict[str, Any], ranks: int) -> Iterable[str]:
-    """What works and gains nothing."""
+    """What works and gains nothing: a line each."""
     zero = config.get("zero_optimization") or {}
     stage = zero.get("stage", 0)
     offloads = _device(zero, "offload_optimizer") or _device(zero, "offload_param")
     if stage == 0:
         yield "stage 0 divides nothing: leave deepspeed.config_path out"
     elif ranks == 1 and not offloads:
-        yield f"one rank has nobody to divide with: leave deepspeed.config_path out, or use more than {ranks} rank"
+        yield f"one rank has no other to divide with: leave deepspeed.config_path out, or use more than {ranks} rank"
 
 
 def _device(zero: dict[str, Any], key: str) -> bool:
@@ -181,7 +176,7 @@ def _device(zero: dict[str, Any], key: str) -> bool:
 
 
 def _validation(config: dict[str, Any]) -> list[str]:
-    """DeepSpeed's own word on the section, `auto` left out."""
+    """DeepSpeed's own validation of the section, without `auto`."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     def plain(value: Any) -> Any:

@@ -25,7 +25,7 @@ from post_training.core.devices import GIB
 from post_training.core.format import gib
 from post_training.preflight.subject import Subject
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = (4096, 32768)
 # Bytes a parameter of the moments that an optimizer of Transformers keeps; AdamW in all its forms unless named here.
 _MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop": 4, "adagrad": 4}
@@ -49,10 +49,6 @@ class Memory:
     head: int
     buffers: int
     peak: int
-
-    def as_json(self) -> dict[str, int]:
-        """Name -> bytes."""
-        return asdict(self)
 
     def describe(self) -> str:
         """The parts that matter, largest first."""
@@ -90,28 +86,25 @@ def longest_batch(subject: Subject) -> tuple[int, int]:
     return per_device * (2 if mix["config"]["rows"] == "preference" else 1), longest
 
 
-def trainable(subject: Subject) -> int:
-    """Parameters that have a gradient."""
-    lora = subject.view["model"]["lora"]
-    return (
-        subject.shape.parameters
-        if lora is None
-        else subject.shape.adapter_parameters(lora["r"], lora["target_modules"])
-    )
+def checkpoint_bytes(subject: Subject) -> int:
+    """One full checkpoint: weights as the trainer holds them, and the optimizer's states."""
+    if subject.deepspeed is None:
+        return 12 * subject.trainable
+    narrow = subject.view["model"]["dtype"] != "float32"
+    return (2 * subject.shape.parameters if narrow else states(subject)[0]) + 12 * subject.trainable
 
 
 def states(subject: Subject) -> tuple[int, int, int, int]:
     """Bytes of weights, gradients, optimizer states (with master weights), and communication buffers."""
     shape, view = subject.shape, subject.view
-    total, trained, ranks = shape.parameters, trainable(subject), subject.topology.world_size
-    compute = _BYTES[view["model"]["dtype"]]
+    total, trained, ranks = shape.parameters, subject.trainable, subject.topology.world_size
+    compute = BYTES[view["model"]["dtype"]]
     moments = _moments(view["training"]["trainer_args"].get("optim"))
     if subject.deepspeed is None:
         frozen = 0 if view["model"]["lora"] is None else total * compute
         buckets = 4 * trained if ranks > 1 else 0
         return frozen + 4 * trained, 4 * trained, moments * trained, buckets
-    zero = subject.deepspeed.get("zero_optimization") or {}
-    stage = subject.zero_stage or 0
+    zero, stage = subject.zero, subject.zero_stage or 0
     weights = total * compute // (ranks if stage >= 3 else 1)
     gradients = trained * compute // (ranks if stage >= 2 else 1)
     optimizer = (4 + moments) * trained // (ranks if stage >= 1 else 1)
@@ -134,11 +127,10 @@ def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, in
     """Bytes of the activations of one micro-batch, and of the output embedding's tiles and gradients."""
     shape, view = subject.shape, subject.view
     tokens = sequences * length
-    compute, residual = _BYTES[view["model"]["dtype"]], _residual_bytes(subject)
+    compute, residual = BYTES[view["model"]["dtype"]], _residual_bytes(subject)
     layer = layer_bytes(subject, sequences, length)
-    working = (
-        compute * tokens * (3 * shape.intermediate + 2 * shape.hidden)
-    )  # gradients between the operations of a layer
+    # Gradients between the operations of a layer.
+    working = compute * tokens * (3 * shape.intermediate + 2 * shape.hidden)
     if view["training"]["gradient_checkpointing"]:
         activations = shape.layers * residual * shape.hidden * tokens + layer + working
     else:
@@ -155,13 +147,9 @@ def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, in
 def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
     """What one layer keeps for its backward pass, without checkpointing."""
     shape, view = subject.shape, subject.view
-    c, lora, tokens = _BYTES[view["model"]["dtype"]], view["model"]["lora"], sequences * length
-    h, q, kv, f = (
-        shape.hidden,
-        shape.heads * shape.head_size,
-        shape.key_value_heads * shape.head_size,
-        shape.intermediate,
-    )
+    c, lora, tokens = BYTES[view["model"]["dtype"]], view["model"]["lora"], sequences * length
+    h, f = shape.hidden, shape.intermediate
+    q, kv = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     autocast = subject.deepspeed is None and c < 4
     gated = any(name in shape.linear for name in ("gate_proj", "gate_up_proj", "w1")) or not shape.linear
     inputs = (5 * h + q if autocast or (lora and c < 4) else 2 * h) + (f if lora else 0)
@@ -171,17 +159,12 @@ def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
     if shape.model_type.startswith("qwen3"):  # norms of queries and keys
         attention += 8 * (q + kv)
     token = 2 * norms + c * inputs + attention + c * f * ((4 if gated else 2) - (1 if lora else 0))
-    square = sequences * length * length
-    if view["model"]["attn_implementation"] == "eager":
+    kernel, square = view["model"]["attn_implementation"], sequences * length * length
+    masked = sequences > 1 or subject.mix["config"]["packing"]
+    if kernel == "eager":
         scores = shape.heads * square * (c if c == 4 else 4 + c)
-    elif (
-        flash
-        or view["model"]["attn_implementation"] == "flex_attention"
-        or (sequences == 1 and not subject.mix["config"]["packing"])
-    ):
-        scores = 0
     else:
-        scores = c * square
+        scores = 0 if flash or kernel == "flex_attention" or not masked else c * square
     return token * tokens + scores
 
 
@@ -189,7 +172,7 @@ def _residual_bytes(subject: Subject) -> int:
     """Between the layers: float32 where the weights are, else the compute type."""
     view = subject.view
     narrow = subject.deepspeed is not None or view["model"]["lora"] is not None
-    return _BYTES[view["model"]["dtype"]] if narrow else 4
+    return BYTES[view["model"]["dtype"]] if narrow else 4
 
 
 def _autocast_bytes(subject: Subject) -> int:
@@ -197,14 +180,14 @@ def _autocast_bytes(subject: Subject) -> int:
     view, shape = subject.view, subject.shape
     if subject.deepspeed is not None or view["model"]["dtype"] == "float32" or view["model"]["lora"] is not None:
         return 0
-    return _BYTES[view["model"]["dtype"]] * (shape.parameters - shape.embedding * (1 if shape.tied else 2))
+    return BYTES[view["model"]["dtype"]] * (shape.parameters - shape.embedding * (1 if shape.tied else 2))
 
 
 def _reference_bytes(subject: Subject) -> int:
     """A reference model that is held beside the trained one; adapters are switched off instead."""
     if subject.reference is None or (subject.view["model"]["lora"] is not None and subject.reference is subject.shape):
         return 0
-    size = _BYTES[subject.view["model"]["dtype"]] if subject.deepspeed or subject.view["model"]["lora"] else 4
+    size = BYTES[subject.view["model"]["dtype"]] if subject.deepspeed or subject.view["model"]["lora"] else 4
     return subject.reference.parameters * size // (subject.topology.world_size if subject.zero_stage == 3 else 1)
 
 

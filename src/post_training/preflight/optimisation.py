@@ -1,4 +1,4 @@
-"""Batch, length, warm-up, learning rate and what is specific to a loss: plausible, and as the person will read it."""
+"""Batch, length, warm-up, learning rate, schedule and the loss's own settings: are they plausible?"""
 
 import math
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 from post_training.core.errors import ConfigError
 from post_training.methods.dpo.losses import implausible_betas
-from post_training.preflight.check import Check, judged, refused
+from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
 # Learning rates of published recipes for full fine-tuning of models of a billion parameters and more, with room around them:
@@ -15,7 +15,7 @@ _RATES = {"sft": (5e-7, 5e-4), "dpo": (2e-8, 1e-5), "kto": (5e-8, 2e-5)}
 _LORA = 10.0
 """Adapters take rates ten times as high."""
 _FAR = 30.0
-"""So far outside of these a run can only fail or stand still."""
+"""So far outside of these a run can only diverge or learn nothing."""
 _MOST_EPOCHS = 10
 _POINTS = 500
 
@@ -32,8 +32,8 @@ def _batch(subject: Subject) -> Check:
     try:
         value = subject.plan.describe(subject.steps)
     except ConfigError as error:
-        return refused("optimisation.batch", error, subject.name)
-    return Check("optimisation.batch", value, stage=subject.name)
+        return failed("optimisation.batch", error)
+    return Check("optimisation.batch", value)
 
 
 def _length(subject: Subject) -> Check:
@@ -41,14 +41,13 @@ def _length(subject: Subject) -> Check:
     rows, batch, steps = subject.mix["rows_out"], subject.training["effective_batch_size"], subject.steps
     epochs = steps * batch / rows
     few = rows < batch
-    return judged(
+    return check(
         "optimisation.epochs",
         f"{rows / batch:,.1f} steps an epoch, {epochs:,.2f} epochs",
         warns=few or epochs > _MOST_EPOCHS,
         remedy=f"a step of {batch} rows takes all {rows} rows more than once: lower training.effective_batch_size"
         if few
-        else "so many passes are learned by heart: lower the length",
-        stage=subject.name,
+        else "the model memorises data that it sees so often: lower the length",
     )
 
 
@@ -59,14 +58,13 @@ def warmup_steps(subject: Subject) -> int:
 
 def _warmup(subject: Subject) -> Check:
     steps, ratio = warmup_steps(subject), subject.training["warmup_ratio"]
-    return judged(
+    return check(
         "optimisation.warmup",
         f"{steps:,} of {subject.steps:,} steps",
         warns=steps == 0 or ratio > 0.5,
         remedy="Adam's first steps are its largest: set training.warmup_ratio to 0.03 or more"
         if steps == 0
         else "more than half of the run is warm-up: lower training.warmup_ratio",
-        stage=subject.name,
     )
 
 
@@ -81,13 +79,12 @@ def plausible_rates(subject: Subject) -> tuple[float, float]:
 
 def _learning_rate(subject: Subject) -> Check:
     rate, (low, high) = subject.training["learning_rate"], plausible_rates(subject)
-    return judged(
+    return check(
         "optimisation.learning_rate",
         f"{rate:g} for {subject.method} of {subject.shape.parameters:,} parameters",
         fails=not low / _FAR <= rate <= high * _FAR,
         warns=not low <= rate <= high,
         remedy=f"recipes have {low:.0e} to {high:.0e} here: set training.learning_rate",
-        stage=subject.name,
     )
 
 
@@ -96,41 +93,30 @@ def _beta(subject: Subject) -> Check:
     problems = implausible_betas(own) if subject.method == "dpo" else []
     if subject.method == "kto" and not 0.005 <= own["beta"] <= 1:
         problems = ["published is 0.01 to 0.5"]
-    return judged(
-        "optimisation.beta",
-        f"{own['beta']:g} with loss {own['loss_type']}",
-        warns=problems,
-        remedy="; ".join(problems),
-        stage=subject.name,
+    return check(
+        "optimisation.beta", f"{own['beta']:g} with loss {own['loss_type']}", warns=problems, remedy="; ".join(problems)
     )
 
 
 def _schedule(subject: Subject) -> Check:
-    """The learning rate at the last step, and whether it has been at its end for long before that."""
+    """The learning rate at the last step, and whether it was at its end long before that."""
     kind, name = subject.training["lr_scheduler_type"], "optimisation.schedule"
     try:
         rates = schedule(subject)
     except (ValueError, TypeError, KeyError, ImportError) as error:
         problem = " ".join(str(error).split())
-        return Check(
-            name,
-            f"{kind}: {problem}",
-            "failure",
-            "set training.lr_scheduler_type and lr_scheduler_kwargs",
-            subject.name,
-        )
+        return Check(name, f"{kind}: {problem}", "failure", "set training.lr_scheduler_type and lr_scheduler_kwargs")
     if rates is None:
-        return Check(name, f"{kind}, which depends on the loss", stage=subject.name)
+        return Check(name, f"{kind}, which depends on the loss")
     last, peak = rates[-1], max(rates)
     idle = next((i for i, rate in enumerate(reversed(rates)) if rate > last + 1e-9), len(rates)) / len(rates)
-    return judged(
+    return check(
         name,
         f"{kind}: ends at {last:.0%} of the peak in step {subject.steps:,}",
         warns=(last < 0.2 and idle > 0.1) or (peak > 0 and last > 0.5 and "constant" not in kind),
         remedy=f"the rate is at its end for the last {idle:.0%} of the steps: set lr_scheduler_kwargs so that it ends with the run"
         if last < 0.2
         else "the rate is still high at the end: the schedule is made for a longer run, see lr_scheduler_kwargs",
-        stage=subject.name,
     )
 
 

@@ -1,7 +1,5 @@
 """Body of the rule `probe`: a few real steps of one stage at its longest batch, on one device, with the model that the pipeline
-starts from. What is measured stands beside what is foretold for the same steps, in `preflight.json` (see the package).
-
-The launcher's side is light; the rank imports torch.
+starts from. Predicted and measured cost of the same steps are in `preflight.json` (see the package).
 """
 
 import json
@@ -19,8 +17,8 @@ from post_training.core.task import Task
 from post_training.run_dir import predictions
 
 _RESULT = "probe.json"
-_LOOKED_AT = 4096
-"""Packed rows among which the longest is looked for: they are nearly equal."""
+_SAMPLED = 4096
+"""Packed rows among which the longest is searched: they are nearly equal."""
 
 
 def run(task: Task) -> int:
@@ -28,38 +26,39 @@ def run(task: Task) -> int:
     from post_training.launch.environment import library_environment, local_start
     from post_training.launch.launcher import rank_command, write_task
     from post_training.launch.processes import run_together
-    from post_training.preflight import predicted, speed
+    from post_training.preflight import predicted
+    from post_training.preflight.measurements import batch_of, work
     from post_training.run_dir import failures
     from post_training.run_dir.stop import REQUEST
 
     view = resolve(task.runtime["pipeline"]).last
     topology = one_device(view)
     (task.directory / "logs").mkdir(parents=True, exist_ok=True)
-    told = task.directory / "logs" / "failures"
-    failures.clear(told)
+    failed = task.directory / "logs" / "failures"
+    failures.clear(failed)
     (task.directory / _RESULT).unlink(missing_ok=True)
 
     commands, environments = local_start(
         topology, view, rank_command(write_task(task)), library_environment(view, task.directory, topology.device)
     )
-    # Memory that is given back is seen to be free, also on the CPU.
+    # So that freed memory goes back to the system, also on the CPU.
     environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))
     with REQUEST:
         ended = run_together(commands, environments, REQUEST)
     if ended.first is not None or not (task.directory / _RESULT).is_file():
-        for failure in failures.read(told)[:1]:
+        for failure in failures.read(failed)[:1]:
             print((failure.trace or failure.line).rstrip(), flush=True)
         code = ended.code or 1
         return code if code > 0 else 128 - code
     subject = probed_subject(task, view, topology)
-    work = speed.work(subject) | speed.batch_of(subject.view)
+    done = work(subject) | batch_of(subject.view)
     measured = json.loads((task.directory / _RESULT).read_text(encoding="utf-8"))
     facts = {
         "stage": view["stage"],
         "checks": [],
         "predicted": predicted(subject),
-        "work": work,
-        "measured": work | measured,
+        "work": done,
+        "measured": done | measured,
     }
     predictions.write(task.directory, facts)
     print(side_by_side(facts["predicted"], measured), flush=True)
@@ -82,12 +81,11 @@ def probed_view(view: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
-    """The probe as preflight would see it."""
+    """The probe as preflight would check it."""
     from post_training.core import devices
     from post_training.models import folder as model_folder
     from post_training.preflight.shape import ModelShape
-    from post_training.preflight.subject import Subject
-    from post_training.preflight.subjects import holds_reference
+    from post_training.preflight.subject import Subject, holds_reference
 
     folder, trust = model_folder(task.inputs["model"]), bool(view["model"]["trust_remote_code"])
     shape = ModelShape.of(folder, trust)
@@ -102,12 +100,12 @@ def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
 
 
 def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:
-    """Lines of what is in both."""
+    """A line for each number that is in both."""
     lines = []
     for key, value in measured.items():
-        foretold = predicted.get(key)
-        if isinstance(value, int | float) and isinstance(foretold, int | float) and foretold:
-            lines.append(f"{key}: predicted {foretold:,.6g}, measured {value:,.6g} ({value / foretold:.2f} of it)")
+        expected = predicted.get(key)
+        if isinstance(value, int | float) and isinstance(expected, int | float) and expected:
+            lines.append(f"{key}: predicted {expected:,.6g}, measured {value:,.6g} ({value / expected:.2f} of it)")
     return "\n".join(lines)
 
 
@@ -158,7 +156,7 @@ def _clock(tokens: Any) -> Any:
             self.marks.append((time.monotonic(), tokens.totals()["tokens"]))
 
         def measured(self, peak: Any, topology: Topology) -> dict[str, Any]:
-            """The first step warms up, and is told apart."""
+            """The first step warms up, and is reported by itself."""
             pairs = list(zip(self.marks, self.marks[1:], strict=False))
             seconds = [after[0] - before[0] for before, after in pairs]
             settled = pairs[1:] or pairs
@@ -193,7 +191,7 @@ def longest_rows(path: Path, count: int) -> "LongestRows":
     rows = open_rows(path)
     lengths = rows.lengths()
     if rows.packed:
-        sums = [int(lengths[rows.members(index)].sum()) for index in range(min(rows.rows_per_epoch, _LOOKED_AT))]
+        sums = [int(lengths[rows.members(index)].sum()) for index in range(min(rows.rows_per_epoch, _SAMPLED))]
         return LongestRows(rows, np.argsort(sums)[::-1][: max(1, min(count, 64))].tolist(), count)
     return LongestRows(rows.distinct(), np.argsort(lengths)[::-1][: max(1, min(count, 64))].tolist(), count)
 
@@ -224,7 +222,7 @@ class LongestRows(Sequence[Any]):
 
 
 class _ZeroReference:
-    """Stands for stored log-probabilities, whose values cost nothing."""
+    """In place of stored log-probabilities, whose values cost nothing."""
 
     of_start = False
 

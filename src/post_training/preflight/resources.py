@@ -1,4 +1,4 @@
-"""Memory, time, disk, and Slurm's own word."""
+"""Memory of the devices, and what Slurm says of the jobs."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 from post_training.core.devices import USABLE
 from post_training.core.errors import UserError
 from post_training.core.format import gib
-from post_training.preflight import memory, speed
-from post_training.preflight.check import Check, judged, refused
+from post_training.preflight import memory
+from post_training.preflight.check import Check, check, failed
+from post_training.preflight.measurements import memory_correction
 from post_training.preflight.subject import Subject
 
 _PROCESS_BYTES = 700 << 20
@@ -16,40 +17,36 @@ _PROCESS_BYTES = 700 << 20
 
 def memory_check(subject: Subject) -> Check:
     """Predicted memory a device against what it has; on the CPU all ranks of the machine share it."""
-    told, device, name = memory.predict(subject), subject.device, "resources.memory"
-    corrected = speed.memory_correction(subject)
-    factor, value = 1.0, told.describe()
-    if corrected is not None:
-        factor = corrected[0]
-        value += f", {factor:.2f} times that by what {corrected[1]} measured"
-    peak = told.peak * factor
+    predicted, device, name = memory.predict(subject), subject.device, "resources.memory"
+    factor, source = memory_correction(subject) or (1.0, None)
+    value = predicted.describe() + (f", {factor:.2f} times that by what {source} measured" if source else "")
+    peak = predicted.peak * factor
     on_gpu = subject.topology.device == "GPU"
     needed = peak + memory.CONTEXT_BYTES if on_gpu else (peak + _PROCESS_BYTES) * subject.topology.devices_per_node
     if device.memory_bytes is None:
         remedy = "name the GPUs with slurm.gpu_model"
-        return Check(name, f"{value}; unknown device", "warning", remedy, subject.name)
+        return Check(name, f"{value}; unknown device", "warning", remedy)
     usable = device.memory_bytes * USABLE
-    return judged(
+    return check(
         name,
         f"{value} of {gib(device.memory_bytes)} ({device.name})",
         fails=needed > 1.15 * usable,
         warns=needed > 0.9 * usable,
         remedy=relief(subject),
-        stage=subject.name,
     )
 
 
 def relief(subject: Subject) -> str:
     """What lowers the largest part."""
-    told, training = memory.predict(subject), subject.training
+    predicted, training = memory.predict(subject), subject.training
     hints = []
-    if told.activations > 0.3 * told.peak:
+    if predicted.activations > 0.3 * predicted.peak:
         if training["per_device_train_batch_size"] > 1:
             hints.append("lower training.per_device_train_batch_size")
         if not training["gradient_checkpointing"]:
             hints.append("set training.gradient_checkpointing=true")
         hints.append(f"lower {subject.method}.max_seq_length")
-    if told.weights + told.gradients + told.optimizer > 0.3 * told.peak:
+    if predicted.weights + predicted.gradients + predicted.optimizer > 0.3 * predicted.peak:
         stage = subject.zero_stage
         if subject.topology.world_size > 1 and (stage or 0) < 3:
             hints.append("set deepspeed.config_path=zero3")
@@ -57,7 +54,7 @@ def relief(subject: Subject) -> str:
             hints.append("use more GPUs, or deepspeed.config_path=zero3_offload")
         if subject.view["model"]["lora"] is None:
             hints.append("train adapters (model.lora)")
-    if told.reference:
+    if predicted.reference:
         hints.append("set dpo.reference=stored" if subject.method == "dpo" else "use more GPUs")
     return "; ".join(hints[:3]) or "use GPUs with more memory"
 
@@ -72,8 +69,8 @@ def slurm(subjects: list[Subject]) -> list[Check]:
     try:
         warnings = check_views((subject.name, subject.view) for subject in subjects)
     except UserError as error:
-        return [refused(name, error)]
-    return [judged(name, "; ".join(warnings) or "Slurm would take every job", warns=warnings, remedy="see sinfo -R")]
+        return [failed(name, error)]
+    return [check(name, "; ".join(warnings) or "Slurm would take every job", warns=warnings, remedy="see sinfo -R")]
 
 
 def gres(partition: str | None) -> list[str]:

@@ -25,7 +25,7 @@ class ModelShape:
     key_value_heads: int
     vocabulary: int
     max_positions: int | None
-    """Longest document that the model has positions for; None = no limit is told."""
+    """Longest document that the model has positions for; None = unlimited or unknown."""
     linear: dict[str, int]
     """Name of a linear layer (last part) -> inputs + outputs, summed over all layers of that name; no output embedding."""
     idle_parameters: int = 0
@@ -91,12 +91,12 @@ class ModelShape:
 
 def _positions(text: Any) -> int | None:
     """Positions with the stretching that the configuration asks for (YaRN and the like)."""
-    told = getattr(text, "max_position_embeddings", None)
-    if told is None:
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None:
         return None
     rope = getattr(text, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
-    return max(int(told), int(original * rope.get("factor", 1.0))) if original else int(told)
+    return max(int(positions), int(original * rope.get("factor", 1.0))) if original else int(positions)
 
 
 def _experts(text: Any) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from post_training.data.tokens.chat_template import (
     text_and_spans,
 )
 from post_training.data.tokens.tokenizer_file import TokenizerFile
-from post_training.preflight.check import FAILURE, Check, judged, refused
+from post_training.preflight.check import FAILURE, Check, check, failed
 from post_training.preflight.data import template_texts
 from post_training.preflight.subject import Subject
 
@@ -40,8 +40,8 @@ def checks(subject: Subject) -> list[Check]:
         named = special_tokens(subject.folder)
         template, file = ChatTemplate(text, named), TokenizerFile.read(subject.folder)
     except UserError as error:
-        return [refused("template.markers", error)]
-    found = [judged("template.markers", "generation markers are there", fails=not registry.can_mask(text))]
+        return [failed("template.markers", error)]
+    found = [check("template.markers", "generation markers are there", fails=not registry.can_mask(text))]
     found += [_stop_token(subject, text, file), _clock(text, named), _prefix(template), _generation_prompt(template)]
     found += [_single_ids(text, file), _as_exported(subject, given, text, template, file)]
     return found
@@ -60,20 +60,20 @@ def _clock(text: str, named: dict[str, str]) -> Check:
     asked: list[str] = []
 
     def clock(day: str) -> Callable[[str], str]:
-        def tell(_: str) -> str:
+        def today(_: str) -> str:
             asked.append(day)
             return day
 
-        return tell
+        return today
 
     texts = set()
     for number in range(_RENDERINGS):
         try:
             texts.add(ChatTemplate(text, named, clock=clock(_CLOCKS[number % 2])).render_marked(_TURNS))
         except ValueError as error:
-            return Check("template.same_text_always", str(error), FAILURE, "mend the template")
+            return Check("template.same_text_always", str(error), FAILURE, "fix the template")
     value = "the same under two clocks" if len(texts) == 1 else "another text at each rendering"
-    return judged(
+    return check(
         "template.same_text_always",
         f"{value}, and asks for the date" if asked else value,
         fails=len(texts) > 1,
@@ -86,40 +86,40 @@ def _clock(text: str, named: dict[str, str]) -> Check:
 def _prefix(template: ChatTemplate) -> Check:
     """A turn is rendered alike whether or not others follow: in training as in the conversation that inference continues."""
     try:
-        short, whole = (text_and_spans(template.render_marked(_TURNS[:end]))[0] for end in (2, 4))
+        short, long = (text_and_spans(template.render_marked(_TURNS[:end]))[0] for end in (2, 4))
     except ValueError as error:
         return Check("template.prefix_stable", str(error), FAILURE, "the template must render several turns")
-    place = next((i for i, (a, b) in enumerate(zip(short, whole, strict=False)) if a != b), min(len(short), len(whole)))
-    # Whatever closes the whole conversation (an end token) may be missing from a longer one.
-    return judged(
+    changed = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), min(len(short), len(long)))
+    # Whatever closes a conversation (an end token) may be missing from a longer one.
+    return check(
         "template.prefix_stable",
         "earlier turns stay as they are"
-        if place >= len(short.rstrip())
-        else f"a further turn changes the text from {short[place : place + 30]!r}",
-        warns=place < len(short.rstrip()),
+        if changed >= len(short.rstrip())
+        else f"a further turn changes the text from {short[changed : changed + 30]!r}",
+        warns=changed < len(short.rstrip()),
         remedy="earlier answers are trained on as inference never shows them: set sft.train_on=last, or change the template",
     )
 
 
 def _generation_prompt(template: ChatTemplate) -> Check:
-    """What inference asks with must be what stands before each trained answer."""
+    """The generation prompt must be the text before each trained answer."""
     try:
         prompt = text_and_spans(template.render_marked(_TURNS[:1], None, True))[0]
-        whole, spans = text_and_spans(template.render_marked(_TURNS[:2]))
+        text, spans = text_and_spans(template.render_marked(_TURNS[:2]))
     except ValueError as error:
         return Check(
             "template.generation_prompt", str(error), FAILURE, "the template must render add_generation_prompt"
         )
-    start = spans[0][0] if spans else len(whole)
-    agrees = whole.startswith(prompt)
-    gap = whole[len(prompt) : start] if agrees else ""
-    return judged(
+    start = spans[0][0] if spans else len(text)
+    agrees = text.startswith(prompt)
+    gap = text[len(prompt) : start] if agrees else ""
+    return check(
         "template.generation_prompt",
         f"{prompt[-30:]!r} begins an answer in both"
         + (f", then {gap!r}, which is not trained on" if gap.strip() else ""),
         fails=not agrees,
         warns=gap.strip() or start < len(prompt),
-        remedy="let add_generation_prompt write exactly what stands before the generation block: the model answers what it was not "
+        remedy="let add_generation_prompt write exactly what comes before the generation block: the model answers what it was not "
         "trained to answer",
     )
 
@@ -133,7 +133,7 @@ def _single_ids(text: str, file: TokenizerFile) -> Check:
     tokenizer = file.load()
     pieces = {token: len(tokenizer.encode(token, add_special_tokens=False).ids) for token in sorted(spelled)}
     cut = [f"{token} ({count} tokens)" for token, count in pieces.items() if count != 1]
-    return judged(
+    return check(
         "template.single_ids",
         ", ".join(cut[:6]) if cut else f"{len(spelled)} control tokens, one id each",
         fails=cut,
@@ -147,18 +147,18 @@ def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate
     try:
         others = template_texts(subject) - {given}
     except UserError as error:
-        return refused(name, error)
+        return failed(name, error)
     if others:
         return Check(name, "the rows were made with another template than the export gets", FAILURE, remedy)
     try:
         rendered = text_and_spans(template.render_marked(as_passed(_TURNS)))[0]
     except ValueError as error:
-        return Check(name, str(error), FAILURE, "mend the template")
+        return Check(name, str(error), FAILURE, "fix the template")
     ours = file.load().encode(rendered, add_special_tokens=False).ids
     theirs = transformers_ids(subject.folder, text, bool(subject.view["model"]["trust_remote_code"]))
     if isinstance(theirs, str):
         return Check(name, theirs, FAILURE, "the exported tokenizer must load and render its template")
-    return judged(
+    return check(
         name,
         "rows and export: the same text and the same ids"
         if ours == theirs

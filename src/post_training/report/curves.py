@@ -11,8 +11,8 @@ TITLES = {
     "loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin",
     "rewards/chosen": "reward of the chosen", "rewards/rejected": "reward of the rejected",
     "mean_token_accuracy": "token accuracy", "entropy": "entropy (nats)", "grad_norm": "gradient norm",
-    "learning_rate": "learning rate", "tokens_per_second": "tokens per second", "mfu": "model FLOPs utilisation",
-    "peak_memory_bytes": "peak memory (bytes)",
+    "learning_rate": "learning rate", "tokens_per_second": "tokens per second", "mfu": "model FLOPs utilisation (MFU)",
+    "hfu": "hardware FLOPs utilisation (HFU)", "peak_memory_bytes": "peak memory (bytes)",
 }  # fmt: skip
 AXES = ("step", "tokens", "seconds")
 """The axes of a curve; `seconds` are those of training, without those lost to restarts."""
@@ -28,12 +28,19 @@ def curves(lines: Lines, predicted: dict[str, Any], devices: int) -> dict[str, C
 
     Args:
         lines: of `logs/metrics.jsonl`.
-        predicted: of the preflight, for the utilisation.
+        predicted: the preflight's predictions, for the utilisation.
         devices: number that trained in parallel.
     """
-    if peak := predicted.get("device_peak_flops"):
-        flops = predicted["flops_per_token"] / (peak * devices)
-        lines = [{**line, "mfu": rate * flops} if (rate := line.get("tokens_per_second")) else line for line in lines]
+    peak = predicted.get("device_peak_flops")
+    names = {"mfu": "model_flops_per_token", "hfu": "flops_per_token"}
+    shares = {name: predicted[key] / (peak * devices) for name, key in names.items() if peak and predicted.get(key)}
+    lines = [
+        {
+            **line,
+            **{n: line["tokens_per_second"] * share for n, share in shares.items() if line.get("tokens_per_second")},
+        }
+        for line in lines
+    ]
     return {metric: curve for metric, title in TITLES.items() if (curve := _curve(lines, metric, title))}
 
 

@@ -11,13 +11,14 @@ from post_training import preflight
 from post_training.core.devices import GIB, Device
 from post_training.preflight import libraries
 from post_training.preflight.check import NAMES
+from post_training.preflight.measurements import Measurement
 from post_training.slurm import check, cluster
 
-SLOW = [{"tokens_per_second": 100.0, "world_size": 8, "source": "a test", "foretold_memory_bytes": None}]
+SLOW = [Measurement("a test", 100.0, 8)]
 NO_STOP = TEMPLATE.replace(
     "m.content + '<|im_end|>' }}{% endgeneration %}", "m.content }}{% endgeneration %}{{ '<|im_end|>' }}"
 )
-# Check -> what makes it fire: arguments of `looked_at`.
+# Check -> what makes it fire: arguments of `checked`.
 CASES = {
     "assets.rows": {"mix": {"files": [{"path": "gone.npy", "bytes": 1}]}},
     "assets.model": {"weights": False},
@@ -57,19 +58,22 @@ CASES = {
 
 
 class _Seen:
-    """Stands for the templates that were looked at already: all of them."""
+    """Stands for the templates that were checked already: all of them."""
 
     def __contains__(self, _):
         return True
 
+    def add(self, _):
+        """Nothing to remember."""
+
 
 @pytest.fixture
-def looked_at(subject_of, model_manifest, tmp_path, monkeypatch):
+def checked(subject_of, model_manifest, tmp_path, monkeypatch):
     """A stage with what is not sound about it -> everything that a preflight under Slurm finds."""
     monkeypatch.setattr(check, "_check_torch", lambda job: None)  # this build may have no support for GPUs
     monkeypatch.setattr(libraries, "installed", lambda package: package == "deepspeed")
 
-    def look(
+    def run(
         method="sft",
         *,
         template=None,
@@ -104,7 +108,7 @@ def looked_at(subject_of, model_manifest, tmp_path, monkeypatch):
         asked = task("preflight", {}, {}, {f"{method} model": model, f"{method} data": subject.data}, output)
         return preflight._checks_of(subject, seen or set(), True) + preflight._general_checks(asked, [subject], True)
 
-    return look
+    return run
 
 
 def test_there_is_a_case_for_every_check():
@@ -112,14 +116,14 @@ def test_there_is_a_case_for_every_check():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_fires(looked_at, name):
+def test_it_fires(checked, name):
     seen = None if name.startswith("template.") else _Seen()
-    found = [one for one in looked_at(**CASES[name], seen=seen) if one.name == name]
+    found = [one for one in checked(**CASES[name], seen=seen) if one.name == name]
     assert "ok" not in {one.verdict for one in found} and found, found
     assert all(one.remedy or ":" in one.value for one in found), found
 
 
-def test_a_sound_run_lists_every_check_as_ok(looked_at):
-    found = [*looked_at("sft"), *looked_at("dpo")]
+def test_a_sound_run_lists_every_check_as_ok(checked):
+    found = [*checked("sft"), *checked("dpo")]
     assert [one.line() for one in found if one.verdict != "ok"] == []
     assert {one.name for one in found} == set(NAMES)

@@ -1,4 +1,4 @@
-"""What was foretold beside what was measured; the table; names, and the keys of the configuration."""
+"""Predicted beside measured; the table; names, and the keys of the configuration."""
 
 import json
 import re
@@ -9,15 +9,15 @@ from tiny import task
 
 from post_training import preflight
 from post_training.core.errors import ConfigError
-from post_training.preflight import check, resources, speed
-from post_training.preflight.check import NAMES, Check, judged, only_warn, table
+from post_training.preflight import check, measurements, resources
+from post_training.preflight.check import NAMES, Check, only_warn, table
 from post_training.run_dir import predictions
 
 
-def test_the_table_has_what_a_person_needs():
-    checks = [Check("data.dropped", "3 rows [all]", "failure", "mend it", "sft"), judged("resources.disk", "1 GiB")]
+def test_the_table_has_what_a_user_needs():
+    checks = [Check("data.dropped", "3 rows [all]", "failure", "fix it", "sft"), check.check("resources.disk", "1 GiB")]
     text = table(checks)
-    assert "3 rows [all]" in text and "mend it" in text
+    assert "3 rows [all]" in text and "fix it" in text
     assert [line.split()[0] for line in text.splitlines()] == [
         "check",
         text.splitlines()[1],
@@ -25,7 +25,7 @@ def test_the_table_has_what_a_person_needs():
         "resources.disk",
     ]
     assert max(map(len, text.splitlines())) <= 160
-    assert checks[0].line() == "preflight failure: sft: data.dropped: 3 rows [all]; mend it"
+    assert checks[0].line() == "preflight failure: sft: data.dropped: 3 rows [all]; fix it"
 
 
 def test_a_failure_that_is_only_warned_of():
@@ -67,7 +67,7 @@ def test_keys_are_checked_when_it_is_planned(template, changes, said):
         check_view("sft", pipeline_of(template, **changes))
 
 
-def test_predicted_and_measured_stand_beside_each_other(tmp_path):
+def test_predicted_and_measured_side_by_side(tmp_path):
     checks = [Check("data.dropped", "", stage=stage).as_json() for stage in ("sft", "dpo", "")]
     checks += [Check("optimisation.batch", name, stage="sft", runs=(name,)).as_json() for name in ("x", "y")]
     mine = {"stage": "sft", "runs": ["x"], "predicted": {"steps": 4}, "work": {"method": "sft"}}
@@ -115,25 +115,25 @@ def test_what_was_measured_corrects_the_prediction(subject_of, tmp_path):
     subject = subject_of()
     probe = tmp_path / "preflight_probe" / "sft-x"
     probe.mkdir(parents=True)
-    work = speed.work(subject) | speed.batch_of(subject.view)
+    work = measurements.work(subject) | measurements.batch_of(subject.view)
     measured = work | {"tokens_per_second": 10.0, "world_size": 1, "peak_memory_bytes": 5 << 30}
     (probe / "preflight.json").write_text(
         json.dumps({"predicted": {"peak_memory_bytes": 1 << 30}, "measured": measured})
     )
     assert resources.memory_check(subject).verdict == "ok"
-    subject.rates = speed.measured_rates(speed.measurements(tmp_path), subject)
+    subject.rates = measurements.measurements(tmp_path)
     found = resources.memory_check(subject)
     assert found.verdict == "failure" and "5.00 times that by what sft-x measured" in found.value
     # Of another batch nothing is known.
     subject.view["training"]["per_device_train_batch_size"] = 2
-    assert speed.memory_correction(subject) is None
+    assert measurements.memory_correction(subject) is None
 
 
 def test_warnings_of_a_preflight_are_kept(tmp_path):
     checks = [
-        Check("data.dropped", "3 rows", "warning", "mend it").as_json(),
+        Check("data.dropped", "3 rows", "warning", "fix it").as_json(),
         Check("resources.disk", "1 GiB").as_json(),
     ]
     (tmp_path / "manifest.json").write_text(json.dumps({"checks": checks}))
-    assert preflight.warnings(tmp_path / "manifest.json") == ["preflight warning: data.dropped: 3 rows; mend it"]
+    assert preflight.warnings(tmp_path / "manifest.json") == ["preflight warning: data.dropped: 3 rows; fix it"]
     assert preflight.warnings(tmp_path / "none.json") == []

@@ -1,4 +1,4 @@
-"""Checks of memory, time, disk and assets, and what they foretell."""
+"""Checks of memory, time, disk and assets, and what they predict."""
 
 import json
 import os
@@ -9,7 +9,14 @@ import pytest
 from post_training.core import devices
 from post_training.core.devices import GIB, Device
 from post_training.core.fingerprint import FileHashes, file_sha256
-from post_training.preflight import assets, disk, memory, resources, speed
+from post_training.preflight import assets, disk, flops, measurements, memory, resources, speed
+
+
+def rates_of(subject, base):
+    """What a preflight would find for this subject."""
+    wanted = measurements.work(subject)
+    return [entry for entry in measurements.measurements(base) if measurements.same_work(entry, wanted)]
+
 
 CPU = Device("CPU", 16 * GIB, 50e9)
 
@@ -35,7 +42,7 @@ def test_adapters_cost_what_is_trained(subject_of):
     subject = subject_of(model__lora={"r": 16}, ranks=1)
     trained = 16 * (2 * 65_536 + 3 * 163_840)
     assert memory.states(subject) == (2_000_000_000 + 4 * trained, 4 * trained, 8 * trained, 0)
-    assert memory.trainable(subject_of(model__lora={"r": 4, "target_modules": ["q_proj"]})) == 4 * 65_536
+    assert subject_of(model__lora={"r": 4, "target_modules": ["q_proj"]}).trainable == 4 * 65_536
 
 
 def test_what_lowers_memory_lowers_the_prediction(subject_of):
@@ -74,12 +81,40 @@ def test_time_from_an_assumption_and_from_what_was_measured(subject_of, tmp_path
 
     run = tmp_path / "outputs" / "sft-older"
     run.mkdir(parents=True)
-    measured = {**speed.work(subject), "tokens_per_second": 80_000.0, "world_size": 4}
+    measured = {**measurements.work(subject), "tokens_per_second": 80_000.0, "world_size": 4}
     (run / "preflight.json").write_text(json.dumps({"measured": measured}))
-    subject.rates = speed.measured_rates(speed.measurements(tmp_path / "outputs"), subject)
+    subject.rates = rates_of(subject, tmp_path / "outputs")
     assert speed.tokens_per_second(subject) == (20_000.0, "measured in sft-older")
     other = subject_of(shape={"parameters": 2_000_000_000})
-    assert speed.measured_rates(speed.measurements(tmp_path / "outputs"), other) == []
+    assert rates_of(other, tmp_path / "outputs") == []
+
+
+def test_operations_of_a_token(subject_of):
+    """By hand: 0.936 B multiplied parameters, 16 layers of attention 2,048 wide over documents of 2,000 tokens."""
+    shape = subject_of().shape
+    attention = 2 * 16 * 2048 * 2000
+    forward = 2 * 936_000_000 + attention
+    assert flops.per_token(shape, 2000) == flops.Flops(3 * forward, 3 * forward)
+    assert flops.per_token(shape, 2000, checkpointing=True) == flops.Flops(3 * forward, 4 * forward)
+    assert flops.per_token(shape, 2000, lora=True) == flops.Flops(2 * forward, 2 * forward)
+    beside = flops.per_token(shape, 2000, reference=shape)
+    assert beside == flops.Flops(3 * forward, 3 * forward + 2 * 1_000_000_000)
+    cost = speed.predict(subject_of())
+    assert (cost.model_flops_per_token, cost.flops_per_token) == (3 * forward, 4 * forward)
+    assert (cost.device_peak_flops, speed.predict(subject_of(model__dtype="float32")).device_peak_flops) == (
+        989e12,
+        None,
+    )
+
+
+def test_attention_counts_squared_lengths_of_documents(subject_of, tmp_path, sft_rows):
+    from post_training.data.view import open_rows
+
+    subject = subject_of()
+    subject.data = sft_rows
+    lengths = open_rows(sft_rows).lengths().tolist()
+    assert subject.context == pytest.approx(sum(n * n for n in lengths) / sum(lengths))
+    assert min(lengths) < subject.context < max(lengths)
 
 
 def test_a_newer_measurement_wins(subject_of, tmp_path):
@@ -87,10 +122,10 @@ def test_a_newer_measurement_wins(subject_of, tmp_path):
     for number, name in enumerate(("sft-a", "sft-b")):
         folder = tmp_path / "outputs" / name
         folder.mkdir(parents=True)
-        told = {**speed.work(subject), "tokens_per_second": 1.0 + number, "world_size": 1}
+        told = {**measurements.work(subject), "tokens_per_second": 1.0 + number, "world_size": 1}
         (folder / "preflight.json").write_text(json.dumps({"measured": told}))
         os.utime(folder / "preflight.json", (time.time() - number, time.time() - number))
-    assert [entry["source"] for entry in speed.measured_rates(speed.measurements(tmp_path / "outputs"), subject)] == [
+    assert [entry.source for entry in rates_of(subject, tmp_path / "outputs")] == [
         "sft-a",
         "sft-b",
     ]
@@ -98,7 +133,7 @@ def test_a_newer_measurement_wins(subject_of, tmp_path):
 
 def slow(subject_of, tokens_per_second, **changes):
     subject = subject_of(**changes)
-    subject.rates = [{"tokens_per_second": tokens_per_second, "world_size": 8, "source": "a test"}]
+    subject.rates = [measurements.Measurement("a test", tokens_per_second, 8)]
     return subject
 
 
@@ -125,23 +160,23 @@ def test_wall_time(subject_of):
 
 def test_disk(subject_of, tmp_path, monkeypatch):
     subject = subject_of()
-    told = disk.predict(subject)
+    files = disk.predict(subject)
     n = 1_000_000_000
-    assert told["checkpoint_bytes"] == 12 * n and told["checkpoints_bytes"] == 12 * n  # 25 steps, one save
-    assert disk.predict(subject_of(checkpointing__save_steps=2))["checkpoints_bytes"] == 36 * n  # two are kept
+    assert files.checkpoint_bytes == 12 * n and files.checkpoints_bytes == 12 * n  # 25 steps, one save
+    assert disk.predict(subject_of(checkpointing__save_steps=2)).checkpoints_bytes == 36 * n  # two are kept
     everything = subject_of(checkpointing__save_steps=2, checkpointing__save_total_limit=None)
-    assert disk.predict(everything)["checkpoints_bytes"] == 13 * 12 * n
+    assert disk.predict(everything).checkpoints_bytes == 13 * 12 * n
     models = subject_of(checkpointing__inference_checkpoint_steps=5)
-    assert disk.predict(models)["inference_checkpoints_bytes"] == 5 * 2 * n
+    assert disk.predict(models).inference_checkpoints_bytes == 5 * 2 * n
     rooms = {1000: "ok", 20: "warning", 14: "failure"}
     for free, verdict in rooms.items():
         monkeypatch.setattr(disk, "left", lambda _, free=free: disk.Room(free * n, "a test"))
-        assert disk.check([subject], tmp_path).verdict == verdict
+        assert disk.check_disk([subject], tmp_path).verdict == verdict
     # What an earlier attempt has written need not fit once more.
     (subject.run / "checkpoints").mkdir(parents=True)
     with open(subject.run / "checkpoints" / "weights", "wb") as file:
         file.truncate(12 * n)
-    assert disk.check([subject], tmp_path).verdict == "ok"
+    assert disk.check_disk([subject], tmp_path).verdict == "ok"
 
 
 def test_a_quota_counts(tmp_path, monkeypatch):
@@ -206,6 +241,13 @@ def test_a_model_by_its_checksums(tmp_path):
         ("AMD Instinct MI250X 64", "mi250x"),
         ("NVIDIA GeForce RTX 4090 24", "rtx4090"),
         ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("NVIDIA H100 PCIe 80", "h100-pcie"),
+        ("NVIDIA H100 NVL 93", "h100-94"),
+        ("NVIDIA L40 45", "l40"),
+        ("NVIDIA L40S 45", "l40s"),
+        ("NVIDIA L4 22", "l4"),
+        ("NVIDIA A10G 22", None),  # another board than the A10
+        ("gpu:nvidia_h100_80gb_hbm3:4(S:0-1)", "h100-80"),
         ("something else", None),
     ],
 )

@@ -114,5 +114,6 @@ def test_utilisation_is_of_all_devices():
         {"step": 1, "tokens": 10, "seconds": 1.0, "loss": 2.0, "tokens_per_second": 100.0},
         {"step": 2, "loss": 1.0},
     ]
-    drawn = curves(lines, {"device_peak_flops": 1e6, "flops_per_token": 5000}, 2)
-    assert drawn["mfu"]["values"] == [0.25] and drawn["loss"]["values"] == [2.0, 1.0]
+    drawn = curves(lines, {"device_peak_flops": 1e6, "flops_per_token": 5000, "model_flops_per_token": 4000}, 2)
+    assert drawn["mfu"]["values"] == [0.2] and drawn["hfu"]["values"] == [0.25]
+    assert drawn["loss"]["values"] == [2.0, 1.0]
