@@ -72,7 +72,7 @@ def probed(folder, model, template, rows, method="sft", **changes):
     ],
     ids=["sft", "checkpointing", "dpo"],
 )
-def test_memory_is_foretold_within_a_fifth(tmp_path, wide, template, method, rows, changes):
+def test_memory_is_predicted_within_a_fifth(tmp_path, wide, template, method, rows, changes):
     told = probed(tmp_path, wide, template, rows(), method, **changes)
     predicted, measured = (told[side]["peak_memory_bytes"] for side in ("predicted", "measured"))
     assert 0.8 * measured <= predicted <= 1.2 * measured, (predicted / measured, told["predicted"]["memory"])

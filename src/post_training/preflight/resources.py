@@ -65,7 +65,7 @@ def slurm(subjects: list[Subject]) -> list[Check]:
 
     name = "resources.slurm"
     if shutil.which("sbatch") is None:
-        return [judged(name, "no sbatch here: Slurm was not asked", warns=True, remedy="check it on a login node")]
+        return [check(name, "no sbatch here: Slurm was not asked", warns=True, remedy="check it on a login node")]
     try:
         warnings = check_views((subject.name, subject.view) for subject in subjects)
     except UserError as error:
