@@ -21,8 +21,9 @@ TERMS = {
     r"told": "a name that says what it is: manifest, entry, recorded, section, stderr",
     r"hygiene": "filters, filtering, decontamination",
     r"mend(?:s|ed|ing)?": "fix",
-    # "the whole file" and "a whole number" are English; "the last whole checkpoint" and "is whole" are meant here.
-    r"(?<!\bthe )(?<!\ba )whole(?! (?:numbers?|nodes?|files?|rows?)\b)": "complete",
+    # "the whole file" and `whole, rest = divmod(...)` are English; "the last whole checkpoint" and "is whole" are meant here.
+    r"(?:is|are|was|be|became|not|left|there|if|once|last|newest|no|its) whole(?! (?:numbers?|nodes?|files?|rows?)\b)"
+    r"|whole (?:checkpoints?|shards?|weights|ones?)|(?<=\.)whole|whole(?=: bool)": "complete",
     r"segments?": "attempt",
     r"judged?": "unpaired completions with binary labels; Evaluator; check",
     r"meter": "token counter",
@@ -48,6 +49,7 @@ ALLOWED: list[tuple[str, str, str]] = [
     (r".*", r"segments?\.jsonl?", "files of run directories that earlier versions wrote"),
     (r"src/.*\.py", r"[\"']segments?(?:_\w+)?[\"']", "keys of files that earlier versions wrote"),
     (r".*", r"data\.hygiene|[\"']hygiene[\"']", "the old name of data.filters, which is still understood"),
+    (r"src/.*/task_dialogue\.py", r"a person with an agent", "the data are dialogues of people"),
 ]
 _PATTERN = re.compile("|".join(rf"(?P<t{number}>\b(?:{term})(?!\w))" for number, term in enumerate(TERMS)), re.I)
 _REPLACEMENTS = list(TERMS.values())
@@ -98,7 +100,7 @@ def test_the_list_finds_identifiers_texts_and_broken_lines(tmp_path, monkeypatch
         "open('segments.jsonl')\nparagraph = 'the last whole checkpoint'\ntimetold = Judge\n"
     )
     found = [(number, word.lower()) for _, number, word, _ in quaint(("src",))]
-    assert found == [(1, "told"), (2, "segment"), (3, "goes on"), (7, "whole"), (8, "judge")]
+    assert found == [(1, "told"), (2, "segment"), (3, "goes on"), (7, "last whole"), (8, "judge")]
 
 
 if __name__ == "__main__":
