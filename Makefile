@@ -44,7 +44,7 @@ test-slurm: $(VENV)/.$(BUILD)  ## the tests on a real Slurm of three nodes, star
 	PYTHON=$(BIN)/python tests/slurm/run.sh
 
 test-install: $(VENV)/.$(BUILD)  ## install for CUDA and on a machine's own torch, in environments of their own; 8 GB, network
-	POST_TRAINING_TEST_INSTALL=1 $(BIN)/python -m pytest -m slow tests/install
+	POST_TRAINING_TEST_INSTALL=1 $(BIN)/python -m pytest -n 2 tests/install
 
 test-faults: $(VENV)/.$(BUILD)  ## kill training at N random moments, and compare what comes of it
 	$(BIN)/python tests/faults/harness.py --kills $(N) --seed $(SEED)

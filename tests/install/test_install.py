@@ -105,7 +105,7 @@ def made(folder, build, python=sys.executable, **environment):
     cleared = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "CUDA_HOME")
     }
-    path = {"PATH": "/usr/bin:/bin"}
+    path = {"PATH": "/usr/bin:/bin", "PIP_NO_COMPILE": "1"}  # what is imported is compiled then
     assert shutil.which("nvcc", path=path["PATH"]) is None
     words = ["make", f"VENV={folder}", f"PYTHON={python}", f"BUILD={build}", f"{folder}/.{build}"]
     done = subprocess.run(words, cwd=ROOT, env=cleared | path | environment, capture_output=True, text=True)
