@@ -98,6 +98,8 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
     told = cluster.one_line(done.stderr)
     if kinds and "node configuration is not available" in told:
         return [f"{job.name}: not enough nodes of {shown} are up now; the job will wait for them"]
+    if "Unable to contact" in told:
+        raise UserError(f"Slurm does not answer here: {told}")
     key = next((key for word, key in _KEYS.items() if word in told.lower()), "partition")
     value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
     raise ConfigError(

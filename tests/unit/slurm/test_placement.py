@@ -1,12 +1,13 @@
 """From `slurm.*` to the words that sbatch gets."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from tiny import pipeline_of, view_of
 
-from post_training.core.errors import ConfigError
-from post_training.slurm import placement
+from post_training.core.errors import ConfigError, UserError
+from post_training.slurm import check, placement
 from post_training.slurm.job import StageJob, script
 
 PROFILES = Path(__file__).parents[3] / "profiles"
@@ -226,3 +227,13 @@ def test_export_runs_inside_the_container_and_training_does_not(template):
         for kind in ("export", "train", "tokenize")
     }
     assert ["apptainer" in text for text in texts.values()] == [True, False, False]
+
+
+def test_a_slurm_that_does_not_answer_is_no_fault_of_a_key(template, monkeypatch):
+    view = view_of(template, slurm={"partition": "gpu"})
+    down = subprocess.CompletedProcess([], 1, "", "allocation failure: Unable to contact slurm controller\n")
+    monkeypatch.setattr(check.cluster, "run", lambda *_: down)
+    monkeypatch.setattr(check, "_check_torch", lambda _: None)
+    with pytest.raises(UserError, match="Slurm does not answer here: .*Unable to contact") as caught:
+        check.check_views([("sft", view)])
+    assert not isinstance(caught.value, ConfigError)
