@@ -181,7 +181,7 @@ def test_a_killed_main_process_leaves_a_job_that_the_next_call_finds(make, undis
     job = project.job_at_step(5)
     main.kill()
     again = project.start()
-    until(lambda: f"Slurm job {job} is at it already" in again.said, "the new call to find the job")
+    until(lambda: f"waiting for its Slurm job {job}" in again.said, "the new call to find the job")
     again.ends(0)
     assert project.jobs() == [job]
     assert project.whys() == ["done"]

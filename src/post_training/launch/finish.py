@@ -1,4 +1,4 @@
-"""The manifest of a run whose last checkpoint is whole. Light: the launcher and a person's `train` call it."""
+"""The manifest of a training whose last checkpoint is complete; written by the launcher and by `train`."""
 
 from pathlib import Path
 
@@ -8,15 +8,20 @@ from post_training.core.task import Task
 from post_training.run_dir import metrics, predictions
 from post_training.run_dir.checkpoints import Checkpoint, newest_complete
 
+# Facts of the last checkpoint's marker that the manifest repeats.
+_MEASURED = (
+    "tokens", "trained_tokens", "parameters", "trainable_parameters", "device_name", "peak_memory_bytes", "energy_joules",
+)  # fmt: skip
+
 
 def last_checkpoint(task: Task, steps: int) -> Checkpoint | None:
-    """The whole checkpoint of the last step, if training has come so far."""
+    """The complete checkpoint of the last step, if training has come so far."""
     newest = newest_complete(task.directory / "checkpoints").chosen
     return newest if newest and newest.step >= steps else None
 
 
 def finish_if_complete(task: Task, steps: int) -> bool:
-    """Write the manifest if the checkpoint of the last step is whole; says whether it was."""
+    """Write the manifest if the checkpoint of the last step is complete; returns whether it is."""
     last = last_checkpoint(task, steps)
     if last is None:
         return False
@@ -27,22 +32,15 @@ def finish_if_complete(task: Task, steps: int) -> bool:
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
     world_size = last.facts.get("world_size")
     final = {key: value for key, value in lines[-1].items() if key not in ("step", "epoch")} if lines else {}
-    checkpoint = last.path.relative_to(task.directory)
     predictions.end(task, last.facts, lines, last.path)
     task.finish(
         rows_in=rows["rows_out"],
-        tokens=last.facts.get("tokens"),
-        trained_tokens=last.facts.get("trained_tokens"),
         steps=last.step,
-        final_checkpoint=str(checkpoint),
+        final_checkpoint=str(last.path.relative_to(task.directory)),
         world_size=world_size,
         gpus=(world_size or topology.world_size) if topology.device == "GPU" else 0,
-        parameters=last.facts.get("parameters"),
-        trainable_parameters=last.facts.get("trainable_parameters"),
         training_seconds=last.facts.get("seconds"),
-        device_name=last.facts.get("device_name"),
-        peak_memory_bytes=last.facts.get("peak_memory_bytes"),
-        energy_joules=last.facts.get("energy_joules"),
+        **{key: last.facts.get(key) for key in _MEASURED},
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         metrics=final,
@@ -54,16 +52,12 @@ def finish_if_complete(task: Task, steps: int) -> bool:
 
 
 def _files(task: Task, last: Checkpoint, rows: manifest.Manifest) -> list[Path]:
-    """What the run has made to stay: its last checkpoint, inference checkpoints, configuration and metrics.
-
-    And the epochs that it has added to its mix.
-    """
+    """Results of the run: last checkpoint, inference checkpoints, configuration, metrics; epochs it has added to its mix."""
     directory, mix = task.directory, task.inputs["data"].parent
     elsewhere = resolve(task.runtime["pipeline"]).last["checkpointing"]["inference_checkpoint_path"]
     inference = Path(elsewhere).absolute() / directory.name if elsewhere else directory / "inference_checkpoints"
-    found = [
-        directory / name for name in ("config.yaml", "preflight.json", "logs/metrics.jsonl", "logs/timeline.jsonl")
-    ]
+    names = ("config.yaml", "preflight.json", "logs/metrics.jsonl", "logs/timeline.jsonl")
+    found = [directory / name for name in names]
     found += [*last.path.rglob("*"), *inference.glob("step-*/**/*")]
     known = {file["path"] for file in rows.get("files", [])}
     found += [path for path in sorted(mix.glob("epoch-*.npy")) if path.name not in known]

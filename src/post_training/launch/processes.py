@@ -1,4 +1,4 @@
-"""Processes that live and die together: started, watched, told to stop, ended. Light."""
+"""Processes that live and die together: started, monitored, signalled, ended."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from typing import IO, TextIO
 
 from post_training.run_dir.stop import StopRequest, held
 
-# After the first failure the others have this long to say why they fail too. No longer: the usual one
+# After the first failure the others have this long to report why they fail too. No longer: the usual one
 # hangs in a collective, which no signal ends, and each second is a second of every device.
 GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.05
@@ -23,7 +23,7 @@ SNAKEMAKE = "POST_TRAINING_SNAKEMAKE"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a group of processes came to its end."""
+    """How a group of processes ended."""
 
     first: int | None = None
     """Index of the first one that failed."""
@@ -41,103 +41,73 @@ def run_together(
     abandoned: Callable[[], str | None] = lambda: None,
     log: Path | None = None,
 ) -> Ended:
-    """Start all, wait for all. When one fails, or the whole is abandoned, all others are killed.
+    """Start all, wait for all. When one fails, or `abandoned` gives a reason, all others are killed.
 
     Args:
-        commands: one a process; with several, each line of output is prefixed by its rank.
-        environments: the whole environment of each.
+        commands: one per process; with several, each line of output is prefixed by its rank.
+        environments: the complete environment of each.
         request: signals to this process, which are passed on to all.
         forwarded_as: the signal to send for one received.
         asked: called once, when the first signal is passed on.
-        abandoned: asked all the time; a reason to kill everything at once.
+        abandoned: called all the time; a reason to kill everything at once.
         log: file that takes all output; None = it goes where this process's goes.
     """
-    several = len(commands) > 1
     processes: list[subprocess.Popen[str]] = []
+    relays: list[threading.Thread] = []
     try:
         # Own sessions: a Ctrl-C reaches the ranks through us alone. Signals wait until a rank listens.
-        with held():
+        with held(), open(log or os.devnull, "a") as file:
+            sink = file if log else subprocess.PIPE
             for command, environment in zip(commands, environments, strict=True):
-                processes.append(_start(command, environment, log))
-        relays = [
-            _relay(source, sink, f"[rank {rank}] " if several else "")
-            for rank, process in enumerate(processes)
-            for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-            if source is not None
-        ]
-        ended = _watch(processes, request, forwarded_as, asked, abandoned)
+                processes.append(subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, text=True,
+                    errors="replace", start_new_session=True,
+                ))  # fmt: skip
+        for rank, process in enumerate(processes):
+            prefix = f"[rank {rank}] " if len(commands) > 1 else ""
+            for source, output in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+                if source is not None:
+                    relays.append(threading.Thread(target=_relay, args=(source, output, prefix), daemon=True))
+                    relays[-1].start()
+        passed_on = 0
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = next((rank for rank, code in enumerate(codes) if code), None)
+            if failed is not None:
+                deadline = time.monotonic() + GRACE_SECONDS
+                while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+                    time.sleep(_POLL_SECONDS)
+                return Ended(failed, codes[failed] or 1)
+            if all(code == 0 for code in codes):
+                return Ended()
+            if reason := abandoned():
+                say(reason)
+                return Ended(0, 1)
+            for number in request.received[passed_on:]:
+                if passed_on == 0:
+                    asked()
+                passed_on += 1
+                for process in processes:
+                    if process.poll() is None:
+                        process.send_signal(forwarded_as(number))
+            time.sleep(_POLL_SECONDS)
     finally:
-        _kill(processes)
-    for relay in relays:
-        relay.join(timeout=2)
-    return ended
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for process in processes:
+            process.wait()
+        for relay in relays:
+            relay.join(timeout=2)
 
 
-def _start(command: list[str], environment: dict[str, str], log: Path | None) -> "subprocess.Popen[str]":
-    with open(log or os.devnull, "a") as file:
-        sink = file if log else subprocess.PIPE
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-
-
-def _watch(
-    processes: list["subprocess.Popen[str]"],
-    request: StopRequest,
-    forwarded_as: Callable[[signal.Signals], signal.Signals],
-    asked: Callable[[], None],
-    abandoned: Callable[[], str | None],
-) -> Ended:
-    passed_on = 0
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
-        if failed is not None:
-            _wait(processes, GRACE_SECONDS)
-            return Ended(failed, codes[failed] or 1)
-        if all(code == 0 for code in codes):
-            return Ended()
-        reason = abandoned()
-        if reason:
-            say(reason)
-            return Ended(0, 1)
-        for number in request.received[passed_on:]:
-            if passed_on == 0:
-                asked()
-            passed_on += 1
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(forwarded_as(number))
-        time.sleep(_POLL_SECONDS)
-
-
-def _wait(processes: list["subprocess.Popen[str]"], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        time.sleep(_POLL_SECONDS)
-
-
-def _kill(processes: list["subprocess.Popen[str]"]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-    for process in processes:
-        process.wait()
-
-
-def _relay(source: IO[str], sink: TextIO, prefix: str) -> threading.Thread:
-    def copy() -> None:
-        for line in source:
-            write(sink, prefix + line)
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    return thread
+def _relay(source: IO[str], sink: TextIO, prefix: str) -> None:
+    for line in source:
+        write(sink, prefix + line)
 
 
 def say(line: str) -> None:
-    """A line on stderr, if anybody still reads it."""
+    """Print a line on stderr, if it still has a reader."""
     write(sys.stderr, line + "\n")
 
 
@@ -154,16 +124,14 @@ def write(sink: TextIO, text: str) -> None:
 
 
 def snakemake_is_gone() -> str | None:
-    """Why this run has no Snakemake any more that would hear of its end, if it was started by one.
+    """Reason to stop: the Snakemake that started this run, if one did, is gone and would not hear of its end.
 
-    Killed with -9 it leaves its jobs running, and whoever starts it again means to go on from here.
+    Killed with -9 it leaves its jobs running, and a user who starts it again means to resume from here.
     """
-    told = os.environ.get(SNAKEMAKE)
-    if told is None:
+    if (pid := os.environ.get(SNAKEMAKE)) is None:
         return None
     try:
-        words = Path(f"/proc/{told}/cmdline").read_bytes()
-        alive = b"snakemake" in words  # a zombie has none
+        alive = b"snakemake" in Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for a zombie
     except OSError:
         alive = False
-    return None if alive else f"snakemake (process {told}), which started this run, is gone"
+    return None if alive else f"snakemake (process {pid}), which started this run, is gone"

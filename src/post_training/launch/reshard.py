@@ -1,7 +1,7 @@
-"""Whether a checkpoint can go on under today's devices, and what has to be done to it first. Light.
+"""Whether a checkpoint can be resumed on today's devices, and its conversion for them.
 
-Plain data parallelism keeps one whole copy, which any number of ranks can load. ZeRO keeps a share a rank;
-for another number of ranks DeepSpeed rewrites it as a universal checkpoint, parameter by parameter. Rows
+Plain data parallelism keeps one full copy, which any number of ranks can load. ZeRO keeps a share a rank;
+for another number of ranks DeepSpeed rewrites it as a universal checkpoint, parameter by parameter. Examples
 and batches are the same in any case: the order is in the mix, and accumulation follows from the devices.
 """
 
@@ -32,7 +32,7 @@ def how_to_resume(checkpoint: Checkpoint, strategy: str, world_size: int) -> Res
     """Compare the checkpoint's marker with today's devices.
 
     Raises:
-        ConfigError: when what wrote it cannot be read by what would train on. Nothing is ever started afresh.
+        ConfigError: when it was written with another DeepSpeed strategy. Training never starts afresh by itself.
     """
     before, ranks = checkpoint.facts.get("strategy", strategy), checkpoint.facts.get("world_size", world_size)
     if before != strategy:
@@ -40,18 +40,13 @@ def how_to_resume(checkpoint: Checkpoint, strategy: str, world_size: int) -> Res
         now = "is off now" if strategy == PLAIN else f"has stage {strategy[-1]} now"
         raise ConfigError(
             "deepspeed.config_path",
-            f"{checkpoint.path} was written {then}, and DeepSpeed {now}; set it as it was to go on, "
+            f"{checkpoint.path} was written {then}, and DeepSpeed {now}; set it as it was to resume, "
             f"or move {checkpoint.path.parent} away to start from step 0",
         )
     if ranks == world_size:
         return Resume(False, "")
     note = f", written by {ranks} rank{'s' if ranks > 1 else ''} and continued on {world_size}"
     return Resume(strategy != PLAIN, note + (" through a universal checkpoint" if strategy != PLAIN else ""))
-
-
-def universal_folder(checkpoint: Path) -> Path:
-    """Where the universal form of a ZeRO checkpoint stands."""
-    return checkpoint / f"{_tag(checkpoint)}_universal"
 
 
 def has_universal(checkpoint: Path) -> bool:
@@ -69,7 +64,7 @@ def make_universal(checkpoint: Path, request: StopRequest, log: Path) -> None:
     """
     if has_universal(checkpoint):
         return
-    final = universal_folder(checkpoint)
+    final = checkpoint / f"{_tag(checkpoint)}_universal"
     unfinished = final.with_name(f".{final.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)

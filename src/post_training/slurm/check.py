@@ -1,4 +1,4 @@
-"""Whether the cluster would take the jobs, asked before one is queued. Light.
+"""Whether the cluster would take the jobs, asked before one is queued.
 
 `python -m post_training.slurm.check --config my.yaml key=value` asks by hand; the executor asks by itself.
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config import batch, read_config, resolve
-from post_training.core.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError, require
 from post_training.core.stages import STAGES
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
 
-# A word of Slurm's complaint -> the key that it is about.
+# A word of Slurm's error message -> the key that it is about.
 _KEYS = {
     "partition": "partition",
     "account": "account",
@@ -53,13 +53,11 @@ def check_jobs(jobs: list[StageJob]) -> list[str]:
     Raises:
         ConfigError: for the first job that the cluster would not take.
     """
-    warnings: list[str] = []
-    asked: set[tuple[str, ...]] = set()
+    distinct: dict[tuple[str, ...], StageJob] = {}
     for job in jobs:
-        words = tuple(placement.options(job.resources, job.view, job.kind))
-        if words in asked:
-            continue
-        asked.add(words)
+        distinct.setdefault(tuple(placement.options(job.resources, job.view, job.kind)), job)
+    warnings: list[str] = []
+    for words, job in distinct.items():
         _check_torch(job)
         warnings += _check_one(job, list(words))
     return warnings
@@ -69,10 +67,9 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
     section = "slurm" if STAGES[job.kind].on_gpu else "slurm.cpu"
     found = job.resources
     partition = found.get("slurm_partition")
-    kinds = nodes(partition)
+    kinds = fitting = nodes(partition)
     minutes, wanted_gpus = int(found["runtime"]), int((re.findall(r"\d+$", found.get("gres") or "") or ["0"])[0])
     shown = f"partition {partition}" if partition else "the default partition"
-    fitting = list(kinds)
     cores, memory = found["cpus_per_task"] * found["tasks_per_node"], int(found.get("mem_mb") or 0)
     per_gpu = wanted_gpus and not job.view["slurm"]["cpus_per_task"]
     for key, attribute, least, noun in (
@@ -87,23 +84,21 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
             raise ConfigError(f"{section}.{key}", f"{least} {noun} asked of {shown}, which has {most} at most")
         fitting = left
     there = sum(kind.count for kind in fitting)
-    if kinds and there < found["nodes"]:
-        raise ConfigError(
-            f"{section}.num_nodes", f"{found['nodes']} nodes asked of {shown}, which has {there} such nodes"
-        )
+    shortage = f"{found['nodes']} nodes asked of {shown}, which has {there} such nodes"
+    require(not kinds or there >= found["nodes"], f"{section}.num_nodes", shortage)
     done = cluster.run("sbatch", "--test-only", *words, "--wrap=true")
     if done.returncode == 0:
         _check_accounting(job, section)
         return []
-    told = cluster.one_line(done.stderr)
-    if kinds and "node configuration is not available" in told:
+    refusal = cluster.one_line(done.stderr)
+    if kinds and "node configuration is not available" in refusal:
         return [f"{job.name}: not enough nodes of {shown} are up now; the job will wait for them"]
-    if "Unable to contact" in told:
-        raise UserError(f"Slurm does not answer here: {told}")
-    key = next((key for word, key in _KEYS.items() if word in told.lower()), "partition")
+    if "Unable to contact" in refusal:
+        raise UserError(f"Slurm does not answer here: {refusal}")
+    key = next((key for word, key in _KEYS.items() if word in refusal.lower()), "partition")
     value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
     raise ConfigError(
-        f"{section}.{key}", f"found {value!r}; the cluster refuses the job: {told} (sbatch {' '.join(words)})"
+        f"{section}.{key}", f"found {value!r}; the cluster refuses the job: {refusal} (sbatch {' '.join(words)})"
     )
 
 
@@ -131,17 +126,12 @@ def _minutes(limit: str) -> float:
 
 def _check_accounting(job: StageJob, section: str) -> None:
     """Account and QOS that do not exist: clusters that do not enforce them accept any word."""
-    for key, resource, query in (
-        ("account", "slurm_account", ("account", "format=Account")),
-        ("qos", "qos", ("qos", "format=Name")),
-    ):
-        name = job.resources.get(resource)
-        if not name:
-            continue
-        done = cluster.run("sacctmgr", "--noheader", "--parsable2", "show", *query)
-        known = {line.strip().lower() for line in done.stdout.splitlines() if line.strip()}
-        if done.returncode == 0 and known and str(name).lower() not in known:
-            raise ConfigError(f"{section}.{key}", f"found {name!r}, which the cluster's accounting does not know")
+    for key, resource, column in (("account", "slurm_account", "Account"), ("qos", "qos", "Name")):
+        if name := job.resources.get(resource):
+            done = cluster.run("sacctmgr", "--noheader", "--parsable2", "show", key, f"format={column}")
+            known = {line.strip().lower() for line in done.stdout.splitlines() if line.strip()}
+            accepted = done.returncode != 0 or not known or str(name).lower() in known
+            require(accepted, f"{section}.{key}", f"found {name!r}, which the cluster's accounting does not know")
 
 
 def _check_torch(job: StageJob) -> None:
@@ -174,7 +164,7 @@ def check_views(views: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def main() -> int:
-    """A complaint is one line and exit code 1; warnings are a line each."""
+    """Prints an error in one line, with exit code 1, or a line per warning."""
     parser = argparse.ArgumentParser(
         prog="python -m post_training.slurm.check", description=(__doc__ or "").split("\n")[0]
     )

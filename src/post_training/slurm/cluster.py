@@ -1,4 +1,4 @@
-"""Everything that asks Slurm something, with answers that survive a controller that is away. Light."""
+"""Slurm commands (squeue, sacct, sbatch, scontrol, scancel), with retries while slurmctld is unreachable."""
 
 import os
 import re
@@ -10,24 +10,15 @@ from pathlib import Path
 from post_training.core.errors import UserError
 
 ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+)  # fmt: skip
 _SECONDS = 60
 """How long a busy controller may take for one answer."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What Slurm says of a job."""
+    """A job's state in Slurm."""
 
     name: str
     """`PENDING`, `RUNNING`, ..., as in `squeue %T`."""
@@ -36,7 +27,7 @@ class State:
 
     @property
     def ended(self) -> bool:
-        """Whether the job will do nothing more."""
+        """Whether the job is over."""
         return self.name in ENDED
 
     def __str__(self) -> str:
@@ -63,21 +54,16 @@ def states(jobs: list[str]) -> dict[str, State] | None:
         job, name, where = line.split("|", 2)
         found[job] = State(name, "" if where == "(None)" else where)
     for job in jobs:
-        remembered = None if job in found else _from_accounting(job)
-        if remembered:
-            found[job] = State(remembered)
+        if job not in found:
+            # The newest state of its attempts, where there is accounting: `CANCELLED by 0` is CANCELLED.
+            done = run("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
+            if done.returncode == 0 and (words := done.stdout.partition("\n")[0].split()):
+                found[job] = State(words[0])
     return found
 
 
-def _from_accounting(job: str) -> str | None:
-    """Newest state that accounting has, where there is accounting: `CANCELLED by 0` is CANCELLED."""
-    done = run("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
-    lines = done.stdout.split("\n")[0].split() if done.returncode == 0 else []
-    return lines[0] if lines else None
-
-
 Jobs = dict[str, list[tuple[str, State]]]
-"""Real path of a script -> the jobs of anybody that wait for or run it, oldest first."""
+"""Real path of a script -> pending and running jobs of any user that run it, oldest first."""
 
 
 def queue() -> Jobs:
@@ -94,9 +80,9 @@ def queue() -> Jobs:
 
 
 def live_jobs(script: Path) -> list[tuple[str, State]]:
-    """Jobs of anybody that wait for or run a script, oldest first; a controller that is away is waited for.
+    """Pending and running jobs of any user that run a script, oldest first; tried again while Slurm does not answer.
 
-    The script's path stands for the stage: it survives the loss of every file that a killed process
+    The script's path identifies the stage: it survives the loss of every file that a killed process
     had no time to write.
 
     Raises:
@@ -114,7 +100,7 @@ def submit(words: list[str], script: Path) -> str:
     """Submit a script; returns the job's id.
 
     Raises:
-        UserError: with what sbatch said.
+        UserError: with sbatch's message.
     """
     done = run("sbatch", "--parsable", *words, str(script))
     for _ in range(3):
@@ -122,16 +108,14 @@ def submit(words: list[str], script: Path) -> str:
             break
         # The answer was lost, or the controller is restarting; the job may be there all the same.
         time.sleep(10)
-        there = live_jobs(script)
-        if there:
+        if there := live_jobs(script):
             return there[-1][0]
         done = run("sbatch", "--parsable", *words, str(script))
     if done.returncode:
         raise UserError(f"sbatch: {one_line(done.stderr)} ({' '.join(words)})")
-    match = re.search(r"\d+", done.stdout)
-    if not match:
-        raise UserError(f"sbatch: no job id in {done.stdout.strip()!r}")
-    return match[0]
+    if match := re.search(r"\d+", done.stdout):
+        return match[0]
+    raise UserError(f"sbatch: no job id in {done.stdout.strip()!r}")
 
 
 def _may_pass(stderr: str) -> bool:
@@ -139,19 +123,18 @@ def _may_pass(stderr: str) -> bool:
 
 
 def requeue(job: str) -> bool:
-    """Have this running job start again under its id. False where the cluster or the job does not allow it."""
+    """Requeue a running job under its id. False where the cluster or the job does not allow it."""
     return run("scontrol", "requeue", job).returncode == 0
 
 
 def cancel(jobs: list[str]) -> str | None:
-    """Cancel jobs; what scancel complained of, if it did."""
+    """Cancel jobs; returns scancel's error, if any."""
     done = run("scancel", *jobs)
     return one_line(done.stderr) if done.returncode else None
 
 
 def one_line(text: str) -> str:
-    """Slurm's complaint without its prefixes."""
-    lines = [
-        re.sub(r"^(sbatch|squeue|scancel|slurm_load_jobs|srun)?:? ?(error: )?", "", line) for line in text.splitlines()
-    ]
-    return "; ".join(line.strip() for line in lines if line.strip()) or "no answer"
+    """Slurm's error message without its prefixes."""
+    prefix = r"^(sbatch|squeue|scancel|slurm_load_jobs|srun)?:? ?(error: )?"
+    lines = [re.sub(prefix, "", line).strip() for line in text.splitlines()]
+    return "; ".join(filter(None, lines)) or "no answer"

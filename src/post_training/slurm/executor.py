@@ -1,13 +1,13 @@
 """Snakemake's Slurm executor, with jobs that are followed to their end. Used for `--executor slurm`.
 
-What the plugin's own (2.8.0) does with a job, and what this one does instead, each seen on a cluster:
+Differences from the plugin's own executor (2.8.0), each seen on a cluster:
 
-- It submits a Snakemake that runs a Snakemake that runs the rule, in each start anew with whatever the
+- It submits a Snakemake that runs a Snakemake that runs the rule, in each attempt anew with whatever the
   Snakefile and the configuration are by then. Here `job.sh` holds the rule's command as it was planned.
 - It follows jobs by the name of its own call: after `kill -9` a new call submits the same stage
   beside the job that still runs. Here a stage's live job is found, and waited for.
 - With sacct a cancelled job is never noticed, and one that Slurm has forgotten counts as a success. Here
-  the manifest is the result, and Slurm's word and the job's record say why there is none.
+  the manifest is the result, and Slurm's state and the job's record say why there is none.
 - `--retries` submits a cancelled job again, and counts wall time as a failure. Here `slurm.max_failures` counts.
 
 Jobs that are no stage of ours (another workflow that uses this one as a module) go the plugin's way.
@@ -54,7 +54,7 @@ class StageExecutor(PluginExecutor):
     finders: ClassVar[list[FindJob]] = []
 
     def __init__(self, workflow: Any, logger: Any) -> None:
-        # Before the base class starts the thread that checks jobs: what that misses ends it without a word.
+        # Before the base class starts the thread that checks jobs, which an AttributeError would end silently.
         self._stopping = threading.Event()
         self._mine: dict[Any, tuple[StageJob, str]] = {}
         self._said: dict[str, str] = {}
@@ -65,14 +65,13 @@ class StageExecutor(PluginExecutor):
         """Refuse what would fail before anything is queued."""
         super().__post_init__(test_mode)
         planned = [job for job in self.workflow.dag.needrun_jobs() if not job.is_local]
-        stages = [stage for stage in map(self._stage, planned) if stage]
+        stages = {job: stage for job in planned if (stage := self._stage(job))}
         if stages:
             _refuse_unused(self.workflow.executor_settings)
-        for job in planned:
-            if self._stage(job):
-                job.rule.restart_times = 0  # --retries knows neither wall time nor your scancel
+        for job in stages:
+            job.rule.restart_times = 0  # --retries knows neither wall time nor scancel
         try:
-            for warning in check.check_jobs(stages):
+            for warning in check.check_jobs(list(stages.values())):
                 self.logger.warning(warning)
         except UserError as error:
             raise WorkflowError(str(error)) from None
@@ -81,7 +80,7 @@ class StageExecutor(PluginExecutor):
         return None if job.is_group() else next((stage for find in self.finders if (stage := find(job))), None)
 
     def run_job(self, job: Any) -> None:
-        """In a thread of its own: submit a stage, or find the job that is at it already."""
+        """In a thread of its own: submit a stage, or find its live job."""
         stage = self._stage(job)
         if stage is None:
             super().run_job(job)
@@ -89,24 +88,21 @@ class StageExecutor(PluginExecutor):
         try:
             self._report_job_submission_threadsafe(self._start(job, stage, first=True))
         except Exception as error:  # every one must end the job: Snakemake would wait for it for ever
-            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._report_job_error_threadsafe(SubmittedJobInfo(job), told)
+            self._report_job_error_threadsafe(SubmittedJobInfo(job), _message(error))
 
     def _start(self, job: Any, stage: StageJob, *, first: bool) -> SubmittedJobInfo:
         """Submit, or attach to the live job of this stage; never both, however many calls try at once."""
         with _submitting(stage):
             if self._stopping.is_set():
                 raise UserError(f"{stage.name}: not submitted, because snakemake was interrupted")
-            live = follow.owner(stage)
-            if live:
+            if live := follow.owner(stage):
                 self.logger.info(
-                    f"{stage.name}: Slurm job {live} is at it already; waiting for that one (scancel {live} ends it)"
+                    f"{stage.name}: waiting for its Slurm job {live}, submitted before (scancel {live} ends it)"
                 )
                 return SubmittedJobInfo(job, external_jobid=live, aux={"stage": stage})
             if stage.output.exists():
                 return SubmittedJobInfo(job, external_jobid="0", aux={"stage": stage})
-            if first and attempts.failures(stage.folder) > stage.max_failures:
-                count = attempts.failures(stage.folder)
+            if first and (count := attempts.failures(stage.folder)) > stage.max_failures:
                 self.logger.info(
                     f"{stage.name}: had ended after {count} failures; this call tries again, counting from 0"
                 )
@@ -140,7 +136,7 @@ class StageExecutor(PluginExecutor):
         self.next_seconds_between_status_checks = self._seconds
 
     def _ended(self, info: SubmittedJobInfo, state: State | None) -> SubmittedJobInfo | None:
-        """A job that follows on an ended one, or None when Snakemake has been told how it ended."""
+        """The job that follows on an ended one, or None when its end has been reported to Snakemake."""
         stage: StageJob = info.aux["stage"]
         job_id = str(info.external_jobid)
         try:
@@ -155,7 +151,7 @@ class StageExecutor(PluginExecutor):
                 return self._start(info.job, stage, first=False)
             message = verdict.message
         except Exception as error:
-            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            message = _message(error)
         self._mine.pop(info.job, None)
         self.report_job_error(info, msg=message + "\n")
         return None
@@ -163,13 +159,13 @@ class StageExecutor(PluginExecutor):
     def _say(self, info: SubmittedJobInfo, state: State | None) -> None:
         """A line when a job's state changes."""
         job_id = str(info.external_jobid)
-        text = str(state) if state else "Slurm does not answer; asking on"
+        text = str(state) if state else "Slurm does not answer; retrying"
         if self._said.get(job_id) != text:
             self._said[job_id] = text
             self.logger.info(f"{info.aux['stage'].name}: job {job_id} {text}")
 
     def cancel(self) -> None:
-        """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for go on."""
+        """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for continue."""
         self._stopping.set()
         self._job_submission_executor.shutdown(wait=True)
         mine = [job_id for _, job_id in self._mine.values()]
@@ -177,14 +173,16 @@ class StageExecutor(PluginExecutor):
             attempts.mark_cancelled(stage.folder, job_id)
         if mine:
             self.logger.info(f"Cancelling Slurm jobs {', '.join(mine)}; what they have saved is kept")
-            problem = cluster.cancel(mine)
-            if problem:
+            if problem := cluster.cancel(mine):
                 self.logger.warning(f"scancel: {problem}")
         with self.lock:
-            self.active_jobs: list[SubmittedJobInfo] = [
-                info for info in self.active_jobs if not (info.aux and "stage" in info.aux)
-            ]
+            others = [info for info in self.active_jobs if not (info.aux and "stage" in info.aux)]
+            self.active_jobs: list[SubmittedJobInfo] = others
         super().cancel()
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _submitting(stage: StageJob) -> Lock:

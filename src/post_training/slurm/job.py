@@ -1,4 +1,4 @@
-"""A stage's job as `job.sh`: readable, and `sbatch job.sh` goes on by hand. Pure. Light."""
+"""A stage's job as `job.sh`: readable, and `sbatch job.sh` resumes it by hand."""
 
 import os
 import shlex
@@ -51,7 +51,7 @@ class StageJob:
 
     @property
     def max_failures(self) -> int:
-        """Failures after which it goes on all the same."""
+        """Failures after which it is still submitted again."""
         return int(self.view["slurm"]["max_failures"])
 
     @property

@@ -1,4 +1,4 @@
-"""`slurm.*` keys -> resources of a rule -> options of `sbatch`. Pure. Light.
+"""`slurm.*` keys -> resources of a rule -> options of `sbatch`.
 
 Resources have the names of Snakemake's Slurm plugin where it has one, so that `snakemake -n` shows
 them, and `--set-resources` changes them.
@@ -13,7 +13,7 @@ from typing import Any
 
 from post_training.config.batch import slurm_topology
 from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig
-from post_training.core.errors import ConfigError
+from post_training.core.errors import ConfigError, require
 from post_training.core.stages import STAGES
 
 # Slurm warns up to a minute early, and ignores a warning longer than this.
@@ -51,37 +51,32 @@ def check(view: dict[str, Any]) -> None:
         ConfigError: names the key.
     """
     slurm = view["slurm"]
-    for name, minimum in (
-        ("num_nodes", 1),
-        ("gpus_per_node", 0),
-        ("cpus_per_gpu", 1),
-        ("cpus_per_task", 1),
-        ("max_failures", 0),
-    ):
-        if slurm[name] is not None and slurm[name] < minimum:
-            raise ConfigError(f"slurm.{name}", f"found {slurm[name]}, expected {minimum} or more")
+    minima = {"num_nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "cpus_per_task": 1, "max_failures": 0}
+    numbers = {f"slurm.{name}": (slurm[name], minimum) for name, minimum in minima.items() if slurm[name] is not None}
+    for key, (found, minimum) in (numbers | {"slurm.cpu.cpus_per_task": (slurm["cpu"]["cpus_per_task"], 1)}).items():
+        require(found >= minimum, key, f"found {found}, expected {minimum} or more")
     for section, values, config in (("slurm", slurm, SlurmConfig), ("slurm.cpu", slurm["cpu"], SlurmCpuConfig)):
         for field in fields(config):
             pattern, expected = _PATTERNS.get(field.name, (None, ""))
             value = values[field.name]
-            if pattern and value is not None and not re.fullmatch(pattern, value):
-                raise ConfigError(f"{section}.{field.name}", f"found {value!r}, expected {expected}")
+            fits = not pattern or value is None or re.fullmatch(pattern, value) is not None
+            require(fits, f"{section}.{field.name}", f"found {value!r}, expected {expected}")
         seconds(values["wall_time"], f"{section}.wall_time")
         _check_extra(values["extra"], f"{section}.extra")
-    if slurm["cpu"]["cpus_per_task"] < 1:
-        raise ConfigError("slurm.cpu.cpus_per_task", f"found {slurm['cpu']['cpus_per_task']}, expected 1 or more")
     low, high = _SIGNAL_SECONDS
     warning, limit = slurm["signal_time_seconds"], seconds(slurm["wall_time"], "slurm.wall_time")
-    if not low <= warning <= min(high, limit - 1):
-        raise ConfigError(
-            "slurm.signal_time_seconds",
-            f"found {warning}, expected {low} to {high} and less than slurm.wall_time ({limit} s)",
-        )
+    problem = f"found {warning}, expected {low} to {high} and less than slurm.wall_time ({limit} s)"
+    require(low <= warning <= min(high, limit - 1), "slurm.signal_time_seconds", problem)
     for module in slurm["modules"]:
-        if not re.fullmatch(r"[\w.+/@:-]+", module):
-            raise ConfigError("slurm.modules", f"found {module!r}, expected names such as cuda/12.4")
+        named = re.fullmatch(r"[\w.+/@:-]+", module) is not None
+        require(named, "slurm.modules", f"found {module!r}, expected names such as cuda/12.4")
     _check_env(slurm["env"])
-    _check_container(slurm["container"])
+    program = slurm["container"]["program"]
+    known = program in ("apptainer", "singularity")
+    require(known, "slurm.container.program", f"found {program!r}, expected apptainer or singularity")
+    for bind in slurm["container"]["bind"]:
+        shaped = re.fullmatch(r"[^:,\s]+(:[^:,\s]+){0,2}", bind) is not None
+        require(shaped, "slurm.container.bind", f"found {bind!r}, expected source[:target[:options]]")
 
 
 def _check_extra(extra: str, key: str) -> None:
@@ -92,33 +87,21 @@ def _check_extra(extra: str, key: str) -> None:
     for word in words:
         name = word.partition("=")[0]
         short = name[:2] if re.fullmatch(r"-\w.*", name) else name
-        if short in _NOT_EXTRA:
-            raise ConfigError(key, f"{name} is set by the workflow, from a key of its own or because it depends on it")
-        if any(character in word for character in "\n\r"):
-            raise ConfigError(key, f"found {extra!r}, expected one line")
-    if words and not words[0].startswith("-"):
-        raise ConfigError(key, f"found {extra!r}, expected options such as --exclusive")
+        decided = f"{name} is set by the workflow, from a key of its own or because it depends on it"
+        require(short not in _NOT_EXTRA, key, decided)
+        require("\n" not in word and "\r" not in word, key, f"found {extra!r}, expected one line")
+    options = not words or words[0].startswith("-")
+    require(options, key, f"found {extra!r}, expected options such as --exclusive")
 
 
 def _check_env(env: Mapping[str, Any]) -> None:
     for name, value in env.items():
         key = f"slurm.env.{name}"
-        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise ConfigError(key, "expected the name of an environment variable: letters, digits and _")
-        if name in _NOT_ENV or name.startswith("SLURM_"):
-            raise ConfigError(key, "is set by the workflow or by Slurm")
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or "\n" in str(value):
-            raise ConfigError(key, f"found {value!r}, expected text of one line or a number; put it in quotes")
-
-
-def _check_container(container: Mapping[str, Any]) -> None:
-    if container["program"] not in ("apptainer", "singularity"):
-        raise ConfigError(
-            "slurm.container.program", f"found {container['program']!r}, expected apptainer or singularity"
-        )
-    for bind in container["bind"]:
-        if not re.fullmatch(r"[^:,\s]+(:[^:,\s]+){0,2}", bind):
-            raise ConfigError("slurm.container.bind", f"found {bind!r}, expected source[:target[:options]]")
+        named = re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) is not None
+        require(named, key, "expected the name of an environment variable: letters, digits and _")
+        require(name not in _NOT_ENV and not name.startswith("SLURM_"), key, "is set by the workflow or by Slurm")
+        plain = isinstance(value, str | int | float) and not isinstance(value, bool) and "\n" not in str(value)
+        require(plain, key, f"found {value!r}, expected text of one line or a number; put it in quotes")
 
 
 def seconds(wall_time: str, key: str = "wall_time") -> int:
@@ -190,7 +173,7 @@ def cores(view: dict[str, Any]) -> int:
 
 
 def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[str]:
-    """What `sbatch` is told about where a job runs, a word an option.
+    """`sbatch`'s options about where a job runs, one word each.
 
     Args:
         found: the job's resources, as `resources()` made them or a command line changed them.
@@ -221,11 +204,7 @@ def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[s
 def describe(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> str:
     """`2 nodes x 4 GPUs, 12:00:00`."""
     gpus = re.search(r"(\d+)$", found.get("gres") or "")
-    nodes, devices = (
-        int(found["nodes"]),
-        int(gpus[1]) if gpus else int(found["cpus_per_task"]) * int(found["tasks_per_node"]),
-    )
-    noun = "GPU" if gpus else "core"
-    minutes = int(found["runtime"])
+    nodes, minutes, noun = int(found["nodes"]), int(found["runtime"]), "GPU" if gpus else "core"
+    devices = int(gpus[1]) if gpus else int(found["cpus_per_task"]) * int(found["tasks_per_node"])
     shape = f"{nodes} node{'s' * (nodes != 1)} x {devices} {noun}{'s' * (devices != 1)}"
     return f"{shape}, {minutes // 60:02}:{minutes % 60:02}:00"

@@ -1,4 +1,4 @@
-"""Command and environment of a training job's ranks inside an allocation. Pure, but for one question to Slurm. Light."""
+"""Command and environment of a training job's ranks inside an allocation."""
 
 import os
 import shlex
@@ -56,12 +56,12 @@ def rank_script(topology: Topology, view: dict[str, Any], rank: list[str]) -> st
 
     USR1 and USR2 stay ignored until Python has its handlers; without that Slurm's warning kills a
     rank that is still importing. Caches that compile go to the node's own disk, into a folder that is
-    this user's: what stands in them is executed.
+    this user's: their content is executed.
     """
     # Again, because a prolog of the cluster's may have changed them since the job script set them.
     lines = [exports(view)] if view["slurm"]["env"] else []
     if topology.device == "CPU":
-        # srun has set it to the node's GPUs; Accelerate would use one although it was told not to.
+        # srun has set it to the node's GPUs; Accelerate would use one in spite of its own settings.
         lines.append("export CUDA_VISIBLE_DEVICES=")
     # A rank alone has its numbers already; see launch/environment.py.
     if topology.world_size > 1:
@@ -115,9 +115,7 @@ def master(environment: Mapping[str, str], suffix: str = "") -> tuple[str, int]:
     """
     job = environment.get("SLURM_JOB_ID")
     if job is None:
-        raise UserError(
-            "SLURM_JOB_ID is not set: this job is meant for `snakemake --executor slurm`, not for a plain shell"
-        )
+        raise UserError("SLURM_JOB_ID is not set: this job is meant for `snakemake --executor slurm`, not for a shell")
     nodes = environment.get("SLURM_JOB_NODELIST") or _output("squeue", "-h", "-j", job, "-o", "%N")
     return _output("scontrol", "show", "hostnames", nodes).split()[0] + suffix, free_port(int(job))
 
