@@ -103,10 +103,10 @@ def test_errors_do_not_repeat_one(tmp_path):
 def test_a_worker_process_prints_none(tmp_path):
     """What a user's transform prints, and where several processes apply it."""
     (tmp_path / "said.py").write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom post_training.data.pool import in_order\n"
-        "def say(word):\n    print(word, os.environ['HF_TOKEN'], flush=True)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom post_training.data.pool import Pool\n"
+        "def say(*words):\n    word = words[-1]\n    print(word, os.environ['HF_TOKEN'], flush=True)\n"
         "    print(word, os.environ['HF_TOKEN'], file=sys.stderr, flush=True)\n"
-        "if __name__ == '__main__':\n    list(in_order(say, [('row',)], 1, say, ('start',), [], Path('x')))\n"
+        "if __name__ == '__main__':\n    list(Pool(2, say, ('start',), [], Path('x')).in_order(say, [('row',)]))\n"
     )
     environment = {**os.environ, "HF_TOKEN": "no-form-at-all-0815"}
     done = subprocess.run([sys.executable, "said.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)

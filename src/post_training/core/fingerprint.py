@@ -5,8 +5,10 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from post_training.core.secrets import mask
 
@@ -78,6 +80,18 @@ class FileHashes:
         self._known[key] = [*stamp, result]
         write_atomically(self.store, json.dumps(self._known))
         return result
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` once it is complete."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

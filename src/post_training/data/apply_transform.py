@@ -38,6 +38,13 @@ class BlockResult:
     first_rejection: str = ""
     """What `data.strict` stops at."""
 
+    def add(self, other: "BlockResult") -> None:
+        """Add the counts of other rows."""
+        for name in ("rows_in", "rows_out", "examples", "trimmed_rows", "trimmed_turns"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("dropped", "skipped", "dropped_examples"):
+            getattr(self, name).update(getattr(other, name))
+
     def reject(self, found: Rejection, file: Path, number: int, record: Any, of_example: bool = False) -> None:
         """Count a row that gave nothing, or an example of a row that gave others; `number` counts from 0 in its file."""
         reason, detail, by_choice = found

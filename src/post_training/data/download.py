@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import DataError, did_you_mean
-from post_training.core.fingerprint import FileHashes, file_sha256
+from post_training.core.fingerprint import FileHashes, file_sha256, replacing
 from post_training.core.hub import licence_of
 from post_training.core.locate import DATA_SUFFIXES, data_suffix
 from post_training.core.task import Task
@@ -75,7 +75,7 @@ def _fetch(task: Task) -> dict[str, Any]:
     if offline and expected is not None and expected.num_examples > rows:
         raise DataError(
             f"{name} ({split}): the snapshot {sha} on this machine has {rows:,} rows, its card says "
-            f"{expected.num_examples:,}: it is not whole; run once with offline=false"
+            f"{expected.num_examples:,}: it is incomplete; run once with offline=false"
         )
     files = [
         {"path": str(path.relative_to(task.directory)), "sha256": file_sha256(path), "bytes": path.stat().st_size}
@@ -134,10 +134,9 @@ def _own_copy(file: str, number: int, repository: str, sha: str, folder: Path) -
 def _converted(builder: Any, split: str, folder: Path) -> Path:
     """A split in a format that only `datasets` reads, as parquet."""
     path = folder / "rows.parquet"
-    unfinished = path.with_suffix(".parquet.tmp")
     builder.download_and_prepare()
-    builder.as_dataset(split).to_parquet(unfinished)
-    unfinished.replace(path)
+    with replacing(path) as file:
+        builder.as_dataset(split).to_parquet(file)
     return path
 
 

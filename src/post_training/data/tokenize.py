@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from post_training.core.fingerprint import digest, file_sha256
 from post_training.core.manifest import Manifest
 from post_training.core.progress import Progress
 from post_training.core.task import Task
+from post_training.data.pool import Pool, allowed
 from post_training.data.tokens.blocks import Settings, Tokenization, check_template
 from post_training.data.tokens.chat_template import resolve_template
-from post_training.data.tokens.engine import EngineFails, Ids, Offsets, fastokens_name, flat, hard_cases
+from post_training.data.tokens.engine import PRELOAD, EngineFails, Ids, Offsets, fastokens_name, flat, hard_cases
+from post_training.data.tokens.shards import Job, Shard, Worker, byte_ranges
 from post_training.data.tokens.tokenizer_file import TokenizerFile
-from post_training.data.tokens.workers import Job, Shard, Workers, byte_ranges, describe
 
 # Below this, or this share of the tokenizer's own file, a tokenizer is not worth loading twice: the fast engine
 # needs a second and more for a large vocabulary.
@@ -40,7 +42,7 @@ def run(task: Task) -> None:
     reference = Tokenization(folder, settings, file)
     check_template(reference)
     task.directory.mkdir(parents=True, exist_ok=True)
-    for left in task.directory.glob("tokens-*.tmp"):  # of a job that was killed
+    for left in task.directory.glob(".tokens-*.tmp"):  # of a job that was killed
         left.unlink()
     total = rows["examples"]
     identity = digest([task.spec["fingerprint"], settings.__dict__, file_sha256(file.path), _content_of(rows)])
@@ -70,7 +72,7 @@ def run(task: Task) -> None:
         trained_tokens=trained,
         lengths=longest,
         engine=engine,
-        files=[describe(shard) for shard in shards],
+        files=[shard.entry() for shard in shards],
     )
 
 
@@ -79,7 +81,7 @@ def _content_of(rows: Manifest) -> str:
 
 
 def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
-    """Masks without offsets need a byte-level tokenizer, and little text is done before a second one is loaded."""
+    """Masks without offsets need a byte-level tokenizer, and little text is encoded before a second one is loaded."""
     least = max(FAST_ABOVE_BYTES, FAST_ABOVE_SHARE * file.path.stat().st_size)
     if file.byte_lengths is None or source.stat().st_size < least:
         return False
@@ -90,7 +92,7 @@ def _may_be_fast(file: TokenizerFile, source: Path) -> bool:
 
 
 def _make(job: Job, reference: Tokenization, num_proc: int | None, total: int) -> tuple[list[Shard], str]:
-    """All shards, and what encoded them."""
+    """All shards, and the engine that encoded them."""
     progress = Progress("tokenize", "rows", total)
     shards: list[Shard] = []
     try:
@@ -98,46 +100,45 @@ def _make(job: Job, reference: Tokenization, num_proc: int | None, total: int) -
             shards.append(shard)
             progress.update(sum(shard.rows_in for shard in shards))
     except EngineFails as error:
-        print(
-            f"tokenize: {fastokens_name()} is not used here: {error}; going on with the tokenizers library", flush=True
-        )
+        print(f"tokenize: {fastokens_name()} is not used here: {error}; using the tokenizers library", flush=True)
         for path in job.directory.glob("tokens-*.arrow"):  # also those of a killed job that did not get so far
             path.unlink()
         job.fast = False
         shards = list(_shards(job, reference, num_proc))
-    for shard in shards:
-        shard.samples.clear()
     return shards, fastokens_name() if job.fast else reference.encoder.engine.name
 
 
 def _shards(job: Job, reference: Tokenization, num_proc: int | None) -> Iterator[Shard]:
-    """Shards in order; with the fast engine each is looked at before it is taken."""
+    """Shards in order; those of the fast engine are compared with the `tokenizers` library first."""
     ranges = byte_ranges(job.source)
-    cores = len(os.sched_getaffinity(0))
-    allowed = min(num_proc or cores, cores)
-    processes = min(allowed, len(ranges))
+    most = allowed(num_proc)
+    processes = min(most, len(ranges))
     # A lone worker may use the tokenizer library's threads; those of several would fight for the same cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if processes <= 1 < allowed else "false"
-    workers = Workers(job, processes, reference)
-    try:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if processes <= 1 < most else "false"
+    # The fork server loads the fast tokenizer once, and its pages are shared by all workers.
+    os.environ[PRELOAD] = str(job.file.path) if job.fast else ""
+    arguments = (job, None if job.fast or processes > 1 else reference)
+    with Pool(processes, Worker, arguments, ["post_training.data.tokens.preload"], job.source) as pool:
         if job.fast:
             texts = hard_cases(list(job.file.control))
-            _compare(reference, texts, *workers.encode(texts))
-        for shard in workers.shards(ranges):
+            try:
+                _compare(reference, texts, *pool.call(Worker.encode, texts))
+            except BrokenProcessPool:
+                raise EngineFails("it ends its process") from None
+        for shard in pool.in_order(Worker.shard, ((number, *span) for number, span in enumerate(ranges))):
             if job.fast and shard.samples:
                 texts = [text for text, _ in shard.samples]
                 _compare(reference, texts, *flat([ids for _, ids in shard.samples]))
             shard.samples.clear()
             yield shard
-    finally:
-        workers.close()
 
 
 def _compare(reference: Tokenization, texts: list[str], ids: Ids, offsets: Offsets) -> None:
-    expected, places = reference.encoder.engine.encode(texts)
-    if np.array_equal(expected, ids) and np.array_equal(places, offsets):
+    """Raise EngineFails where the ids are not those of the `tokenizers` library."""
+    expected, starts = reference.encoder.engine.encode(texts)
+    if np.array_equal(expected, ids) and np.array_equal(starts, offsets):
         return
     for index, text in enumerate(texts):
-        ours, theirs = ids[offsets[index] : offsets[index + 1]], expected[places[index] : places[index + 1]]
+        ours, theirs = ids[offsets[index] : offsets[index + 1]], expected[starts[index] : starts[index + 1]]
         if not np.array_equal(ours, theirs):
             raise EngineFails(f"it gives other ids than tokenizers for {text[:80]!r}")

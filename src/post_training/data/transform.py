@@ -8,19 +8,18 @@ number of its source row (from 0, over all files), and `part` where there are se
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from post_training.core.errors import DataError
-from post_training.core.fingerprint import write_atomically
+from post_training.core.fingerprint import replacing, write_atomically
 from post_training.core.locate import Slice
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.apply_transform import Application, BlockResult
-from post_training.data.pool import in_order
+from post_training.data.pool import Pool, allowed
 from post_training.data.reading.readers import BLOCK_BYTES
 from post_training.data.reading.records import Block
 from post_training.data.reading.sources import read_blocks, unreadable
@@ -38,21 +37,22 @@ def run(task: Task) -> None:
     files = [task.inputs["raw"].parent / entry["path"] for entry in raw["files"]]
     task.directory.mkdir(parents=True, exist_ok=True)
     rows_path, rejects_path = task.directory / "rows.jsonl", task.directory / "rejects.jsonl"
-    unfinished = rows_path.with_suffix(".jsonl.tmp")
     total = BlockResult()
     progress = Progress("transform", "rows")
-    with _Hashed(unfinished) as rows, _Hashed(rejects_path) as rejects:
-        for done in _results(task, files):
-            rows.write(done.lines)
-            rejects.write(done.rejects)
-            _add(total, done)
-            if task.runtime.get("strict") and done.first_rejection:
-                raise DataError(f"{done.first_rejection}; data.strict stops at the first")
-            progress.update(total.rows_in)
-    # What a person reads after a failure is in place before the verdict.
-    print(_summary(total))
-    _check(task, total, rejects_path)
-    unfinished.replace(rows_path)
+    with replacing(rows_path) as rows_file:
+        rows = _Hashed(rows_file)
+        # Complete before the verdict, because a user reads it after a failure.
+        with rejects_path.open("wb") as rejects_file:
+            rejects = _Hashed(rejects_file)
+            for result in _results(task, files):
+                rows.write(result.lines)
+                rejects.write(result.rejects)
+                total.add(result)
+                if task.runtime.get("strict") and result.first_rejection:
+                    raise DataError(f"{result.first_rejection}; data.strict stops at the first")
+                progress.update(total.rows_in)
+        print(_summary(total))
+        _check(task, total, rejects_path)
     source = _keep_source(task)
     task.finish(
         rows_in=total.rows_in,
@@ -62,13 +62,26 @@ def run(task: Task) -> None:
         skipped=dict(total.skipped),
         dropped_examples=dict(total.dropped_examples),
         trimmed={"rows": total.trimmed_rows, "turns": total.trimmed_turns},
-        files=[
-            {"path": path.name, "bytes": file.size, "sha256": file.sha256.hexdigest()}
-            for path, file in ((rows_path, rows), (rejects_path, rejects))
-        ]
-        + source,
+        files=[rows.entry(rows_path), rejects.entry(rejects_path), *source],
         **({"module": task.runtime["file"]} if source else {}),
     )
+
+
+class _Hashed:
+    """A file that is written once, and its size and hash."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self.file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+
+    def entry(self, path: Path) -> dict[str, Any]:
+        """The file in the manifest."""
+        return {"path": path.name, "bytes": self.size, "sha256": self.sha256.hexdigest()}
 
 
 def _keep_source(task: Task) -> list[dict[str, str]]:
@@ -81,40 +94,20 @@ def _keep_source(task: Task) -> list[dict[str, str]]:
     return [{"path": f"{SOURCE}/{name}"} for name in module.files]
 
 
-class _Hashed:
-    """A file that is written once, and its size and hash."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.size, self.sha256 = path.open("wb"), 0, hashlib.sha256()
-
-    def __enter__(self) -> "_Hashed":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        """Append."""
-        self.file.write(data)
-        self.sha256.update(data)
-        self.size += len(data)
-
-
 def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:
     """What came of each block, in order, whatever the number of processes."""
-    setting = (task.config, Path(task.runtime["file"]))
-    application = Application(*setting)  # here too, so that a mistake in it is one line
+    arguments = (task.config, Path(task.runtime["file"]))
+    application = Application(*arguments)  # here too, so that a mistake in it is one line
     blocks = _selected(files, task.config["slice"])
     if application.transform.keys is not None:
         yield from apply_to_groups(application, blocks, task.directory)
         return
-    cores = len(os.sched_getaffinity(0))
-    workers = min(task.runtime.get("num_proc") or cores, cores)
-    if workers == 1 or sum(file.stat().st_size for file in files) < _WORTH_A_PROCESS_BYTES:
-        yield from (_apply(application, base, block) for base, block in blocks)
-        return
+    small = sum(file.stat().st_size for file in files) < _WORTH_A_PROCESS_BYTES
+    workers = 1 if small else allowed(task.runtime.get("num_proc"))
+    state = Application if workers > 1 else lambda *_: application
     preload = ["post_training.data.apply_transform", "post_training.data.shapes.messages"]
-    yield from in_order(_worker_block, blocks, workers, _start_worker, setting, preload, task.inputs["raw"])
+    with Pool(workers, state, arguments, preload, task.inputs["raw"]) as pool:
+        yield from pool.in_order(_apply, blocks)
 
 
 def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block]]:
@@ -143,25 +136,6 @@ def _apply(application: Application, base: int, block: Block) -> BlockResult:
         raise unreadable(block.file, block.first, error) from None
 
 
-_worker: Application
-
-
-def _start_worker(config: dict[str, Any], file: Path) -> None:
-    global _worker
-    _worker = Application(config, file)
-
-
-def _worker_block(base: int, block: Block) -> BlockResult:
-    return _apply(_worker, base, block)
-
-
-def _add(total: BlockResult, done: BlockResult) -> None:
-    for name in ("rows_in", "rows_out", "examples", "trimmed_rows", "trimmed_turns"):
-        setattr(total, name, getattr(total, name) + getattr(done, name))
-    for name in ("dropped", "skipped", "dropped_examples"):
-        getattr(total, name).update(getattr(done, name))
-
-
 def _check(task: Task, total: BlockResult, rejects: Path) -> None:
     tolerated = task.runtime.get("max_reject_fraction", 0.0)
     rows_in, rejected = total.rows_in, total.dropped - total.skipped
@@ -172,7 +146,7 @@ def _check(task: Task, total: BlockResult, rejects: Path) -> None:
         raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left; choose a transform that fits the source")
     if rejected.total() / rows_in > tolerated:
         raise DataError(
-            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}; mend the source, choose another "
+            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}; fix the source, choose another "
             "transform, or raise the limit"
         )
 

@@ -12,7 +12,7 @@ from tokenizers_of import many
 
 from post_training.core.errors import DataError
 from post_training.data import tokenize
-from post_training.data.tokens import engine, workers
+from post_training.data.tokens import engine, shards
 from post_training.data.tokens.engine import Fastokens, HuggingFace, hard_cases
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 
@@ -21,7 +21,7 @@ fastokens = pytest.importorskip("fastokens")
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(workers, "LEAST_BYTES", 20_000)
+    monkeypatch.setattr(shards, "LEAST_BYTES", 20_000)
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def transformed(stages, tmp_path):
 
 
 def test_the_ranges_are_the_lines_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "LEAST_BYTES", 10)
+    monkeypatch.setattr(shards, "LEAST_BYTES", 10)
     path = tmp_path / "rows.jsonl"
     for lines in ([b"x"], [b"a" * 9, b"b" * 9, b"c" * 9], [b"a", b"b" * 500, b"c", b"d" * 30], [b"e" * 10] * 50):
         path.write_bytes(b"".join(line + b"\n" for line in lines))
         whole = path.read_bytes()
-        parts = [whole[start:end] for start, end in workers.byte_ranges(path)]
+        parts = [whole[start:end] for start, end in shards.byte_ranges(path)]
         assert b"".join(parts) == whole and all(part.endswith(b"\n") for part in parts)
     assert len(parts) > 10
 
@@ -65,14 +65,14 @@ def test_a_killed_job_goes_on_with_the_shards_that_are_whole(stages, transformed
     whole = read(stages.tokenize(transformed, name="whole"))
     made = []
 
-    def killed(tokenization, job, number, start, end, real=workers.make_shard):
+    def killed(tokenization, job, number, start, end, real=shards.make_shard):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(number)
         return real(tokenization, job, number, start, end)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(workers, "make_shard", killed)
+        patch.setattr(shards, "make_shard", killed)
         stages.tokenize(transformed, name="whole2")
     folder = stages.base / "data" / "tokenize" / "whole2"
     assert len(list(folder.glob("*.arrow"))) == 2 and not (folder / "manifest.json").exists()
@@ -89,7 +89,7 @@ def test_a_killed_job_goes_on_with_the_shards_that_are_whole(stages, transformed
 
 def test_a_dead_worker_is_an_error_and_not_a_hang(stages, transformed, small_shards, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(workers, "_make", _die)
+    monkeypatch.setattr(shards.Worker, "shard", _die)
     with pytest.raises(DataError, match=r"rows\.jsonl: a worker process died.*data\.num_proc"):
         stages.tokenize(transformed, num_proc=2)
 

@@ -26,14 +26,15 @@ import numpy as np
 import orjson
 
 from post_training.core.errors import DataError
+from post_training.core.fingerprint import replacing
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.filters import duplicates
 from post_training.data.filters.checks import Checked, Checks, Job, Removal
 from post_training.data.filters.duplicates import Part, Rows
 from post_training.data.filters.text import excerpt, place
-from post_training.data.pool import in_order
-from post_training.data.tokens.workers import byte_ranges
+from post_training.data.pool import Pool, allowed
+from post_training.data.tokens.shards import byte_ranges
 
 EARLIER, EVALUATION = "earlier:", "evaluation:"
 """Before a dataset's name: inputs that are filtered before this one, and those that are evaluated on."""
@@ -55,12 +56,16 @@ def run(task: Task) -> None:
     removed: dict[int, Removal] = {}
     done = 0
     progress = Progress("filter", "rows", total)
-    for part in _checked(job, checks, task.runtime.get("num_proc")):
-        removed.update({done + index: found for index, found in part.removed.items()})
-        part.removed = {}
-        done += len(part.offsets)
-        parts.append(part)
-        progress.update(done)
+    ranges = byte_ranges(source)
+    workers = min(allowed(task.runtime.get("num_proc")), len(ranges))
+    state = Checks if workers > 1 else lambda _: checks
+    with Pool(workers, state, (job,), ["post_training.data.filters.checks"], source) as pool:
+        for part in pool.in_order(Checks.range, ranges):
+            removed.update({done + index: found for index, found in part.removed.items()})
+            part.removed = {}
+            done += len(part.offsets)
+            parts.append(part)
+            progress.update(done)
     if done != total:
         raise DataError(
             f"{source}: holds {done:,} rows, its manifest says {total:,}; delete {task.inputs['rows']} to make it again"
@@ -88,34 +93,6 @@ def run(task: Task) -> None:
     task.finish(rows_in=total, examples=facts["rows_out"], **facts)
 
 
-def _checked(job: Job, checks: Checks, num_proc: int | None) -> Iterator[Checked]:
-    """Every range of the source, in order."""
-    ranges = byte_ranges(job.source)
-    cores = len(os.sched_getaffinity(0))
-    workers = min(num_proc or cores, cores, len(ranges))
-    if workers <= 1:
-        yield from (checks.range(*one) for one in ranges)
-        return
-    preload = ["post_training.data.filters.checks"]
-    yield from in_order(_check_range, ranges, workers, _start, (job,), preload, job.source)
-
-
-_job: Job
-_checks: Checks | None = None
-
-
-def _start(job: Job) -> None:
-    global _job, _checks
-    _job, _checks = job, None
-
-
-def _check_range(start: int, end: int) -> Checked:
-    global _checks
-    if _checks is None:
-        _checks = Checks(_job)
-    return _checks.range(start, end)
-
-
 def _duplicates(task: Task, source: Path, offsets: Any, keys: duplicates.Keys) -> Iterator[tuple[int, Removal]]:
     """Rows that repeat one of an earlier dataset or of this one."""
     earlier = []
@@ -141,8 +118,7 @@ def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicat
     partners: dict[str, Counter[str]] = {}
     examples: dict[str, list[dict[str, Any]]] = {}
     starts, kept, position = [], [], 0
-    unfinished = rows_path.with_suffix(".jsonl.tmp")
-    with source.open("rb") as lines, unfinished.open("wb") as rows, removed_path.open("wb") as others:
+    with source.open("rb") as lines, replacing(rows_path) as rows, removed_path.open("wb") as others:
         for number, line in enumerate(lines):
             removal = removed.get(number)
             if removal is None:
@@ -160,7 +136,6 @@ def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicat
             dropped[removal.reason] += 1
             if len(shown := examples.setdefault(removal.reason, [])) < _EXAMPLES:
                 shown.append(entry)
-    unfinished.replace(rows_path)
     np.save(keys_path, np.column_stack([keys[kept], np.array(starts, dtype=np.uint64)]))
     return {
         "rows_out": len(kept),

@@ -5,7 +5,6 @@ longer run adds epochs to a mix and changes none, and a run of any length shares
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from post_training.core import manifest
+from post_training.core.fingerprint import replacing
 from post_training.data.mixing.packing import Indices, best_fit
 from post_training.data.view import epoch_path, part_file
 
@@ -78,12 +78,9 @@ def row_keys(seed: int, purpose: str, numbers: Indices) -> Keys:
 
 
 def save(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array that has its name only once it is whole."""
-    # Two runs may lay out the same epoch of a shared mix at once, to the same bytes.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    """Write an array atomically: two runs may write the same epoch of a shared mix at once, to the same bytes."""
+    with replacing(path) as file:
         np.save(file, array, allow_pickle=False)
-    unfinished.replace(path)
 
 
 def scrambled(keys: Keys) -> Keys:

@@ -1,5 +1,5 @@
 """What the fork server imports before it forks workers: their modules, and the tokenizer that all of them use."""
 
-from post_training.data.tokens import engine, workers  # noqa: F401
+from post_training.data.tokens import engine, shards  # noqa: F401
 
 engine.preload()
