@@ -44,7 +44,7 @@ def _fetch(task: Task) -> dict[str, Any]:
     from datasets.utils.logging import disable_progress_bar
     from huggingface_hub import HfApi
 
-    from post_training.data.reading.sources import read_blocks
+    from post_training.data.reading.readers import read_blocks
 
     disable_progress_bar()
     name, split, revision = hub["path"], hub["split"], hub["revision"]

@@ -13,7 +13,7 @@ from post_training.core.errors import DataError
 from post_training.core.fingerprint import file_sha256
 from post_training.core.progress import Progress
 from post_training.core.task import Task
-from post_training.data.contradictory_pairs import contradictory
+from post_training.data.mixing.contradictory_pairs import contradictory
 from post_training.data.mixing.epochs import KEY_TYPE, Keys, longest_row, row_keys, save, write_epoch
 from post_training.data.mixing.select import Documents, Mask, amount, contents, copies, fit, held_out
 from post_training.data.mixing.shards import Indices, Tokenized

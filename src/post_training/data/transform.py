@@ -20,9 +20,8 @@ from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.apply_transform import Application, BlockResult
 from post_training.data.pool import Pool, allowed
-from post_training.data.reading.readers import BLOCK_BYTES
+from post_training.data.reading.readers import BLOCK_BYTES, read_blocks, unreadable
 from post_training.data.reading.records import Block
-from post_training.data.reading.sources import read_blocks, unreadable
 from post_training.data.registry import PACKAGE, TransformSource
 from post_training.data.row_groups import apply_to_groups
 

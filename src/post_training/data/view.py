@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from post_training.core import manifest
 from post_training.core.errors import DataError
@@ -112,13 +113,17 @@ class Rows(Sequence[Row]):
         (number,) = self.members(index)
         return int(number)
 
-    def records(self, index: int) -> npt.NDArray[Any]:
-        """The records (`document_type`) of a row's documents."""
-        return self._documents[self.members(index)]
+    def sources(self, index: int) -> list[str]:
+        """`<dataset> row <source row>` of each document in a row, for messages: the index keeps no names.
 
-    def shard(self, number: int) -> Path:
-        """File of a shard by its number in a record."""
-        return self._shards[number]
+        A document is found by where its first column begins in its shard, whose folder is named by the dataset.
+        """
+        column, found = self.columns[0], []
+        for record in self._documents[self.members(index)]:
+            path = self._shards[int(record["shard"])]
+            dataset = path.parent.name.rpartition("-")[0] or path.parent.name
+            found.append(f"{dataset} row {_source_row(path, column, int(record[column]))}")
+        return found
 
     def distinct(self) -> "Rows":
         """Every distinct document once, a row each, by its number."""
@@ -208,3 +213,16 @@ def _checked(path: Path, recorded: dict[str, Any], made_with: Path) -> Path:
     if (size, found) != (recorded["bytes"], recorded["sha256"]):
         raise DataError(f"{path}: is not the file that {made_with} was made over; delete that to make it again")
     return path
+
+
+def _source_row(path: Path, column: str, position: int) -> int:
+    """Number of the source row whose list begins at the int32 `position` of a shard."""
+    content = pa.memory_map(str(path)).read_buffer()
+    reader = pa.ipc.open_file(content)
+    for batch in map(reader.get_batch, range(reader.num_record_batches)):
+        lists = batch.column(column)
+        starts = (lists.values.to_numpy().ctypes.data - content.address) // 4 + lists.offsets.to_numpy()[:-1]
+        (at,) = np.nonzero(starts == position)
+        if len(at):
+            return int(batch.column("row")[int(at[-1])].as_py())
+    raise LookupError(f"{path}: no row begins at {position}")

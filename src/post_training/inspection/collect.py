@@ -18,7 +18,7 @@ from post_training.core.errors import UserError
 from post_training.data import shapes
 from post_training.data.loss_mask import input_ids_and_labels
 from post_training.data.mixing.shards import Tokenized
-from post_training.data.reading.sources import read_blocks
+from post_training.data.reading.readers import read_blocks
 from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import make

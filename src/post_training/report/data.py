@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from post_training import models
 from post_training.core import manifest
 from post_training.data import shapes
-from post_training.data.dataset_of_row import origins
 from post_training.data.view import open_rows
 from post_training.inspection.collect import tokens_of
 
@@ -85,7 +84,7 @@ def shown_examples(mixed: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {entry["name"]: [] for entry in mix["table"] if entry["rows_used"]}
     rows = open_rows(mixed)
     for index in range(min(len(rows), _PREVIEW_ROWS)):
-        sequences, sources = shapes.load(mix["config"]["rows"]).sequences(rows[index]), origins(rows, index)
+        sequences, sources = shapes.load(mix["config"]["rows"]).sequences(rows[index]), rows.sources(index)
         each = len(sequences) // len(sources)  # sequences of an example
         for number, source in enumerate(sources):
             shown = found.get(source.rpartition(" row ")[0])

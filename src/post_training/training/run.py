@@ -15,7 +15,6 @@ from post_training.config.deepspeed import strategy
 from post_training.core.errors import ConfigError, UserError
 from post_training.core.task import Task
 from post_training.data import registry
-from post_training.data.dataset_of_row import origins
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.launch.reshard import Resume, has_universal, how_to_resume
@@ -70,7 +69,7 @@ def train_rank(task: Task) -> signal.Signals | None:
     first, logging, earlier = args.process_index == 0, view["logging"], start.facts if start else {}
     samples = SamplesLog(task.directory / "logs" / "samples.jsonl") if first else None
     spikes = SpikeRule(task.config["method"], logging["loss_spike_sigmas"], earlier.get("losses") or [])
-    monitor = StepMonitor(args.device, REQUEST, lambda index: origins(rows, index), samples, spikes)
+    monitor = StepMonitor(args.device, REQUEST, rows.sources, samples, spikes)
     tokens = TokenCounter(logging["include_num_input_tokens_seen"], earlier)
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
     if args.deepspeed and not trainer.is_deepspeed_enabled:

@@ -19,7 +19,7 @@ from post_training.core.errors import ConfigError, DataError
 from post_training.core.locate import data_files
 from post_training.data import registry
 from post_training.data.apply_transform import Application
-from post_training.data.reading.sources import read_blocks
+from post_training.data.reading.readers import read_blocks
 from post_training.data.transform import _selected
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -228,9 +228,9 @@ BROKEN_FILES = {
     "damaged.jsonl.gz": (GZIP[:60] + b"\xff\x00" + GZIP[62:], "x.jsonl.gz: after "),
     "text.jsonl.gz": (LINES, "is not gzip data; take the suffix .gz away"),
     "empty.jsonl.gz": (b"", "has no rows"),
-    "cut.jsonl.zst": (ZSTD[:-30], "ends within a Zstandard frame"),
+    "cut.jsonl.zst": (ZSTD[:-30], "cannot be read (Truncated compressed stream)"),
     "text.jsonl.zst": (LINES, "x.jsonl.zst: after 0 rows: cannot be read"),
-    "empty.jsonl.zst": (b"", "ends within a Zstandard frame"),
+    "empty.jsonl.zst": (b"", "is empty, without a Zstandard frame"),
     "cut.parquet": (PARQUET[:-30], "x.parquet: after 0 rows: cannot be read"),
     "damaged.parquet": (PARQUET[:40] + b"\xff" * 90 + PARQUET[130:], "x.parquet: after "),
     "empty.parquet": (b"", "x.parquet: after 0 rows: cannot be read"),

@@ -202,10 +202,10 @@ def test_nothing_left_is_refused(stages, datasets):
 
 
 def test_several_shards_are_one_dataset(stages, datasets, monkeypatch, read):
-    from post_training.data.tokens import workers
+    from post_training.data.tokens import shards
 
     whole = stages.mix({"a": datasets["a"]})
-    monkeypatch.setattr(workers, "LEAST_BYTES", 9000)
+    monkeypatch.setattr(shards, "LEAST_BYTES", 9000)
     shards = stages.tokens_of([conversation("a", n) for n in range(300)], name="a")
     assert len(read(shards)["files"]) > 3
     again = stages.mix({"a": shards}, name="again")

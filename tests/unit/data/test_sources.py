@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from post_training.core.errors import DataError
+from post_training.data.reading.readers import read_blocks
 from post_training.data.reading.records import Problem, parse
-from post_training.data.reading.sources import read_blocks
 
 ROWS = [{"a": "one", "b": "1"}, {"a": "zwei\u2028drei \u0085", "b": "2"}, {"a": "三", "b": "x\ny"}]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
@@ -128,8 +128,8 @@ def test_a_bad_record_costs_itself(tmp_path, name, content, reasons):
             "after ",
         ),
         ("text.jsonl.gz", LINES, "not gzip data; take the suffix .gz away"),
-        ("cut.jsonl.zst", zstandard.compress(LONG)[:-2000], "ends within a Zstandard frame"),
-        ("between.jsonl.zst", zstandard.compress(LONG) + zstandard.compress(LONG)[:50], "Zstandard frame"),
+        ("cut.jsonl.zst", zstandard.compress(LONG)[:-2000], "cannot be read (Truncated compressed stream)"),
+        ("between.jsonl.zst", zstandard.compress(LONG) + zstandard.compress(LONG)[:50], "Truncated compressed stream"),
         ("bz2.jsonl.zst", bz2.compress(LINES), "bzip2 data; unpack it"),
         ("empty.json", b"", "line 1, column 1"),
         ("cut.json", json.dumps(ROWS, indent=1).encode()[:-9], "line "),

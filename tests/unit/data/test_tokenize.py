@@ -15,7 +15,7 @@ from tokenizers_of import many
 from post_training.core.errors import DataError
 from post_training.data import registry
 from post_training.data.loss_mask import IGNORED
-from post_training.data.tokens import workers
+from post_training.data.tokens import shards
 from post_training.data.tokens.blocks import Settings, Tokenization, record_batch
 from post_training.data.tokens.chat_template import CLOSE, OPEN
 from post_training.data.tokens.encode import Encoder
@@ -213,8 +213,8 @@ def test_blanks_that_are_in_no_token_train_nothing_outside_of_the_span(tmp_path)
 
 def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tokens, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr(workers, "LEAST_BYTES", 20_000)
-    monkeypatch.setattr(workers, "_BLOCK_ROWS", 37)
+    monkeypatch.setattr(shards, "LEAST_BYTES", 20_000)
+    monkeypatch.setattr(shards, "_BLOCK_ROWS", 37)
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in many(550)))
     transformed = stages.transform(source)
@@ -222,7 +222,7 @@ def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tok
     for num_proc in (1, 2, 3, None, 50):
         manifest = stages.tokenize(transformed, num_proc=num_proc, name=f"n{num_proc}")
         found[num_proc] = read(manifest)
-        assert not list(manifest.parent.glob("*.tmp"))
+        assert not list(manifest.parent.glob(".*"))
     assert all(f["files"] == found[1]["files"] for f in found.values())
     assert [entry["path"] for entry in found[1]["files"]] == [f"tokens-{n:05d}.arrow" for n in range(4)]
     assert [row["row"] for row in tokens(manifest)] == list(range(550))

@@ -46,7 +46,7 @@ def test_rows_keep_their_numbers_and_rejects_their_places(stages, tmp_path, read
     assert all(r["file"] == str(path) and len(r["excerpt"]) <= 200 for r in rejects)
     assert rejects[0]["excerpt"] == "{oops" and "'answer'" in rejects[1]["detail"]
     assert [entry["path"] for entry in found["files"]] == ["rows.jsonl", "rejects.jsonl"]
-    assert not list(manifest.parent.glob("*.tmp"))
+    assert not list(manifest.parent.glob(".*"))
 
 
 def test_row_numbers_run_on_over_several_files(stages, tmp_path):

@@ -187,3 +187,14 @@ def test_a_million_documents_open_in_a_moment(tmp_path):
         opened[99_999]
         seconds.append(time.perf_counter() - started)
     assert sorted(seconds)[2] < 0.05, seconds
+
+
+def test_the_source_rows_of_packed_documents_are_found_in_their_shards(sft_rows):
+    rows = open_rows(sft_rows)
+    sources = [rows.sources(index) for index in range(3)]
+    assert [len(documents) for documents in sources] == [len(rows[index]["seq_lengths"]) for index in range(3)]
+    assert sum(sources, []) == [f"tokens row {n}" for n in range(sum(map(len, sources)))]
+
+
+def test_the_source_rows_of_pairs(dpo_rows):
+    assert open_rows(dpo_rows).sources(5) == ["tokens row 5"]

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import orjson
 
 from post_training.data.filters.text import all_strings, turn_texts, words
+from post_training.data.reading.readers import read_blocks
 from post_training.data.reading.records import parse
-from post_training.data.reading.sources import read_blocks
 
 Ids = npt.NDArray[np.uint32]
 Hashes = npt.NDArray[np.uint64]

@@ -1,17 +1,17 @@
-"""A file's bytes behind its compression, once it is known to be what its suffix says."""
+"""Decompressed bytes of a file, and the check that it is what its suffix says."""
 
 import gzip
 import io
 from pathlib import Path
 from typing import Any
 
-import zstandard
+import pyarrow as pa
 
 from post_training.core.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 17
-# How files begin: the suffix that fits, and what to do about a file that has another.
+# First bytes -> the suffix that fits them, and what such a file is with another suffix.
 _BEGINNINGS = {
     b"\x1f\x8b": (".gz", "gzip data; give it the suffix .gz"),
     b"\x28\xb5\x2f\xfd": (".zst", "Zstandard data; give it the suffix .zst"),
@@ -28,43 +28,13 @@ _BEGINNINGS = {
 }
 
 
-class _Zstandard(io.RawIOBase):
-    """The bytes of a .zst file, of all its frames; the library's own reader takes a cut-off file for a whole one."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._pending = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            compressed = self._frame.unused_data or self._file.read(_CHUNK_BYTES)
-            if self._frame.eof and compressed:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            elif not compressed:
-                if not self._frame.eof:
-                    raise EOFError("the file ends within a Zstandard frame")
-                return 0
-            self._pending = memoryview(self._frame.decompress(compressed))
-        size = min(len(buffer), len(self._pending))
-        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def open_file(file: Path) -> Any:
-    """The file's bytes behind its compression and its byte order mark."""
+def open_compressed(file: Path) -> Any:
+    """The file's decompressed bytes without a byte order mark. A file that is cut off raises OSError or EOFError."""
     name = file.name.lower()
     if name.endswith(".gz"):
         handle: Any = gzip.open(file, "rb")  # noqa: SIM115  (the caller closes it)
     elif name.endswith(".zst"):
-        handle = io.BufferedReader(_Zstandard(file), _CHUNK_BYTES)
+        handle = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), _CHUNK_BYTES)
     else:
         handle = file.open("rb")
     if handle.peek(len(_BOM))[: len(_BOM)] == _BOM:
@@ -73,11 +43,14 @@ def open_file(file: Path) -> Any:
 
 
 def check_beginning(file: Path) -> None:
-    """Refuse a file that is something else than its suffix says, where that can be told."""
+    """Raise DataError for a file whose first bytes show that it is not what its suffix says."""
+    name = file.name.lower()
     with file.open("rb") as handle:
-        begun = handle.read(32)
-    for beginning, (suffix, said) in _BEGINNINGS.items():
-        if begun.startswith(beginning) and not (suffix and file.name.lower().endswith(suffix)):
-            raise DataError(f"{file}: is {said}")
-    if file.name.lower().endswith(".gz") and begun and not begun.startswith(b"\x1f\x8b"):
+        head = handle.read(32)
+    for beginning, (suffix, remedy) in _BEGINNINGS.items():
+        if head.startswith(beginning) and not (suffix and name.endswith(suffix)):
+            raise DataError(f"{file}: is {remedy}")
+    if name.endswith(".gz") and head and not head.startswith(b"\x1f\x8b"):
         raise DataError(f"{file}: is not gzip data; take the suffix .gz away, or fetch it again")
+    if name.endswith(".zst") and not head:
+        raise DataError(f"{file}: is empty, without a Zstandard frame; fetch it again")

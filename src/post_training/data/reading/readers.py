@@ -1,12 +1,15 @@
-"""Readers, one a format: a file -> (number of records, records) of each block, as `records.Block` holds them.
+"""Files -> blocks of records, with the reader that the suffix names.
 
+A reader gives (number of records, records) of each block, as `records.Block` holds them. Nothing is guessed and nothing is
+dropped: a record that cannot be read becomes a `Problem`, and a file that cannot be read is a DataError with the place.
 Where a block begins depends on the file alone, so that any number of processes makes the same of it. JSON Lines are split
 at b"\\n" only: U+2028 and its kind are ordinary characters.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,9 @@ import pyarrow.parquet as pq
 
 from post_training.core.errors import DataError
 from post_training.core.locate import data_suffix
-from post_training.data.reading.compression import open_file
+from post_training.data.reading.compression import check_beginning, open_compressed
 from post_training.data.reading.json_values import split_values
-from post_training.data.reading.records import Problem, Span, parse
+from post_training.data.reading.records import Block, Problem, Span, parse
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 8192
@@ -28,13 +31,13 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, bytes | Span]]:
-    with open_file(file) as handle:
+    with open_compressed(file) as handle:
         yield from _line_blocks(handle, b"", file)
 
 
 def _json_file(file: Path) -> Iterator[tuple[int, Any]]:
     """An array of objects, or one object, or (as such files often are) JSON Lines under another name."""
-    with open_file(file) as handle:
+    with open_compressed(file) as handle:
         begun = handle.read(BLOCK_BYTES)
         if not begun.strip():
             raise DataError(f"{file}: line 1, column 1: is empty, expected JSON; check where it comes from")
@@ -55,7 +58,7 @@ def _json_file(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, bytes | Span]]:
-    """Blocks of whole lines; of a file that is not compressed only where they stand."""
+    """Blocks of complete lines; of a file that is not compressed only their positions."""
     compressed = file.name.lower().endswith((".gz", ".zst"))
     start = 0 if compressed else handle.tell() - len(begun)
     pending, lines = begun, 0
@@ -64,9 +67,9 @@ def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, b
         pending += chunk
         size = pending.rfind(b"\n") + 1 if chunk else len(pending)
         if size:
-            whole = pending[:size]
-            if rows := _count_lines(whole):
-                yield rows, (whole if compressed else Span(start, size))
+            block = pending[:size]
+            if rows := _count_lines(block):
+                yield rows, (block if compressed else Span(start, size))
                 lines += rows
             start, pending = start + size, pending[size:]
         if not chunk:
@@ -92,7 +95,7 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, list[Any]
     def read(file: Path) -> Iterator[tuple[int, list[Any]]]:
         csv.field_size_limit(1 << 30)
         # Bytes that are not UTF-8 become lone surrogates, so that they cost their own row and not the file.
-        with io.TextIOWrapper(open_file(file), encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        with io.TextIOWrapper(open_compressed(file), encoding="utf-8", errors="surrogateescape", newline="") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
             try:
                 names = list(reader.fieldnames or [])
@@ -136,7 +139,7 @@ def _arrow(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Arrow's file format or its stream format, which `datasets` writes."""
     with pa.memory_map(str(file)) as source:
         try:
-            batches = pa.ipc.open_file(source)
+            batches = pa.ipc.open_compressed(source)
             _check_names(batches.schema, file)
             for index in range(batches.num_record_batches):
                 yield from _slices(batches.get_batch(index))
@@ -146,7 +149,7 @@ def _arrow(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
             _check_names(stream.schema, file)
             for batch in stream:
                 yield from _slices(batch)
-            # Whole batches of a writer that was killed look like a shorter stream; only its end mark tells.
+            # The batches of a writer that was killed look like a shorter stream; only the end mark is missing.
             source.seek(max(0, source.size() - len(_END_OF_STREAM)))
             if source.read() != _END_OF_STREAM:
                 raise EOFError("the Arrow stream has no end mark: its writer did not finish") from None
@@ -172,8 +175,34 @@ _TEXT_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
 }
-READERS = {
+_READERS = {
     **{suffix + packed: reader for suffix, reader in _TEXT_READERS.items() for packed in ("", ".gz", ".zst")},
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
+
+
+def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
+    """The records of the files in blocks, in order. Raises DataError with the place where a file cannot be read."""
+    for file in files:
+        first = 0
+        try:
+            check_beginning(file)
+            for size, data in _READERS[data_suffix(file) or ""](file):
+                yield Block(file, first, size, data)
+                first += size
+        except DataError:
+            raise
+        except _UNREADABLE as error:
+            raise unreadable(file, first, error) from None
+
+
+def unreadable(file: Path, rows: int, error: Exception) -> DataError:
+    """The error of a file that cannot be read to its end."""
+    problem = " ".join(str(error).split())
+    return DataError(
+        f"{file}: after {rows:,} rows: cannot be read ({problem}); check that it is complete, or fetch it again"
+    )
