@@ -193,7 +193,9 @@ def test_the_source_rows_of_packed_documents_are_found_in_their_shards(sft_rows)
     rows = open_rows(sft_rows)
     sources = [rows.sources(index) for index in range(3)]
     assert [len(documents) for documents in sources] == [len(rows[index]["seq_lengths"]) for index in range(3)]
-    assert sum(sources, []) == [f"tokens row {n}" for n in range(sum(map(len, sources)))]
+    assert [text for documents in sources for text in documents] == [
+        f"tokens row {n}" for n in range(sum(map(len, sources)))
+    ]
 
 
 def test_the_source_rows_of_pairs(dpo_rows):
