@@ -48,6 +48,11 @@ TERMS = {
 ALLOWED: list[tuple[str, str, str]] = [
     (r".*", r"segments?\.jsonl?", "files of run directories that earlier versions wrote"),
     (r"src/.*\.py", r"[\"']segments?(?:_\w+)?[\"']", "keys of files that earlier versions wrote"),
+    (
+        r"src/.*/transforms/preference\.py",
+        r"whole",
+        "a docstring is part of a transform's digest: other words would apply it again",
+    ),
     (r".*", r"data\.hygiene|[\"']hygiene[\"']", "the old name of data.filters, which is still understood"),
     (r"src/.*/task_dialogue\.py", r"a person with an agent", "the data are dialogues of people"),
 ]

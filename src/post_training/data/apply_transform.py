@@ -115,7 +115,7 @@ class Application:
         return _dump({**place, **self.check(example, self.rules)})
 
     def _parts(self, made: Any, number: int) -> tuple[list[bytes], list[Rejection]]:
-        """Of a row that gave several examples, or something that is none."""
+        """Lines and rejections of a row that gave several examples, or a value that is not an example."""
         parts = list(made) if isinstance(made, list | tuple | Iterator) else [made]
         lines: list[bytes] = []
         faults = [] if parts else [("no_example", "the transform made nothing of it", False)]

@@ -1,4 +1,4 @@
-"""Transforms and chat templates by name, found by reading files, not by importing them. Light.
+"""Transforms and chat templates by name, found by reading files, not by importing them.
 
 A transform's identity is its source: the function and whatever else its module says at top level
 (helpers, constants, imports), the modules beside it that it imports, but not the module's other transforms. Comments
@@ -66,7 +66,7 @@ def transform_names(modules: list[str]) -> dict[str, TransformSource]:
 
 
 def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
-    """The transform of that name; `key` is the configuration key to blame."""
+    """The transform of that name; `key` is the configuration key for the message."""
     known = transform_names(modules)
     if name not in known:
         raise ConfigError(

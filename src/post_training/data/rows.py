@@ -105,7 +105,7 @@ def end_with_assistant(turns: list[dict[str, Any]], rules: Rules) -> list[dict[s
 
 
 def answer(row: dict[str, Any], key: str, prompt: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
-    """The messages of an answer, which goes on where the prompt ends and whose last turn is the assistant's."""
+    """The messages of an answer to the prompt, ending with the assistant."""
     made = end_with_assistant(turns(row, key), rules)
     check_order([*prompt, *made])
     return made

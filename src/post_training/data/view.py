@@ -8,7 +8,7 @@ A mix has no tokens of its own. Beside its manifest, which lists the shards, it 
 
 Held-out rows have `eval-documents.npy` and `eval-epoch-00000.npy`.
 
-Rows stand in the order in which they are trained on: the sampler is sequential, so that the order is the
+Rows are stored in the order in which they are trained on: the sampler is sequential, so that the order is the
 same for any number of ranks and after any resume. Epochs follow one another, each with an order and a
 packing of its own.
 """

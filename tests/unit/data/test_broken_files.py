@@ -223,7 +223,7 @@ BROKEN_FILES = {
     "cut.json": (json.dumps(ROWS, indent=1).encode()[:-40], "has no end: the file is cut off"),
     "quote.json": (json.dumps(ROWS).encode().replace(b'"q3"', b'"q3', 1), "line 1: "),
     "deep.json": (b"[" * 200_000, "line 1: "),
-    "rest.json": (json.dumps(ROWS).encode() + b"]", "after the end of the array stands"),
+    "rest.json": (json.dumps(ROWS).encode() + b"]", "after the end of the array is"),
     "cut.jsonl.gz": (GZIP[:-30], "x.jsonl.gz: after "),
     "damaged.jsonl.gz": (GZIP[:60] + b"\xff\x00" + GZIP[62:], "x.jsonl.gz: after "),
     "text.jsonl.gz": (LINES, "is not gzip data; take the suffix .gz away"),

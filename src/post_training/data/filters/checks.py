@@ -15,13 +15,13 @@ from post_training.data.filters import duplicates
 from post_training.data.filters.contamination import EvaluationTexts, texts_of_file, texts_of_stage
 from post_training.data.filters.text import content, shingles, turn_texts, turns
 
-# Language is told from the beginning of a row; less text than this tells nothing.
+# The language is identified from the first characters of a row; shorter texts are not classified.
 _MOST_CHARS, _LEAST_CHARS = 2000, 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the workers are told."""
+    """Input of the workers."""
 
     source: Path
     config: dict[str, Any]

@@ -1,6 +1,6 @@
 """Rows that hold what a model will be evaluated on, by n-grams of words.
 
-A row is contaminated when, of one evaluation text, more than a share of the words stand in n-grams that the row has
+A row is contaminated when, of one evaluation text, more than a share of the words are in n-grams that the row has
 too: 8-grams and half of the words in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124, 3.2); any common 13-gram in
 GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), which is `ngram_words: 13, ngram_overlap: 0`. Words are lower
 case and without punctuation. Texts are single turns, or single strings of a file's rows; those shorter than an n-gram
@@ -33,7 +33,7 @@ class Match:
     dataset: str
     row: int
     share: float
-    """Of the text's words that stand in common n-grams."""
+    """Of the text's words that are in common n-grams."""
 
 
 class EvaluationTexts:

@@ -77,5 +77,5 @@ def place(row: dict[str, Any]) -> dict[str, int]:
 
 
 def excerpt(row: dict[str, Any]) -> str:
-    """The first words of a row, for a person."""
+    """The first words of a row, for a reader."""
     return " | ".join(" ".join(text.split())[:120] for text in turn_texts(row))[:240]

@@ -43,9 +43,9 @@ def fit(dataset: Tokenized, capacity: int, overlong: str) -> Documents:
     A window without a token that is trained on is left out. Its first token never is: nothing predicts it.
     """
     long = dataset.lengths > capacity
-    whole = np.flatnonzero(~long)
+    short = np.flatnonzero(~long)
     kept = Documents(
-        dataset.documents[whole], whole, dataset.lengths[whole], dataset.tokens[whole], dataset.trained[whole]
+        dataset.documents[short], short, dataset.lengths[short], dataset.tokens[short], dataset.trained[short]
     )
     if overlong == "drop" or not long.any():
         return kept
@@ -67,7 +67,7 @@ def fit(dataset: Tokenized, capacity: int, overlong: str) -> Documents:
 
 
 def copies(asked: tuple[str, float], keys: Keys, tokens: Indices) -> Indices:
-    """How often each row is used: some whole passes over all, and once more those with the smallest keys.
+    """How often each row is used: complete passes over all, and once more those with the smallest keys.
 
     So a larger amount only adds rows.
 
@@ -83,14 +83,14 @@ def copies(asked: tuple[str, float], keys: Keys, tokens: Indices) -> Indices:
         return found
     by_key = np.argsort(keys, kind="stable")
     if kind == "weight":
-        whole, fraction = divmod(wanted, 1.0)
+        passes, fraction = divmod(wanted, 1.0)
         more = round(fraction * number)
     elif kind == "rows":
-        whole, more = divmod(int(wanted), number)
+        passes, more = divmod(int(wanted), number)
     else:
-        whole, rest = divmod(int(wanted), total)
+        passes, rest = divmod(int(wanted), total)
         more = int(np.searchsorted(np.cumsum(tokens[by_key]), rest)) + 1 if rest else 0
-    found += int(whole)
+    found += int(passes)
     found[by_key[:more]] += 1
     return found
 
@@ -103,7 +103,7 @@ def amount(entry: dict[str, Any]) -> tuple[str, float]:
 def contents(dataset: Tokenized) -> Keys:
     """A hash of what each row says: rows of any dataset with the same tokens have the same.
 
-    Of pairs and judged answers only the prompt counts, so that no prompt stands on both sides.
+    Of pairs and unpaired completions only the prompt counts, so that no prompt is in training and evaluation both.
     """
     marked = COLUMN in (dataset.documents.dtype.names or ())
     values = dataset.values(dataset.documents, COLUMN if marked else "prompt_ids")

@@ -1,4 +1,4 @@
-"""One tokenised dataset as the mix sees it: where each row's tokens stand in the shards, without reading them."""
+"""One tokenised dataset as the mix sees it: where each row's tokens are in the shards, without reading them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,13 +56,13 @@ class Tokenized:
             path = manifest_path.parent / entry["path"]
             try:
                 mapped = pa.memory_map(str(path))
-                whole = mapped.read_buffer(mapped.size())
-                reader = pa.ipc.open_file(whole)
+                content = mapped.read_buffer(mapped.size())
+                reader = pa.ipc.open_file(content)
                 batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{path}: cannot be read ({error}); delete {manifest_path} to make it again") from None
             files.append({"path": path.absolute(), "bytes": entry["bytes"], "sha256": entry["sha256"]})
-            parts += [_rows(batch, shapes.load(shape), number, whole.address) for batch in batches]
+            parts += [_rows(batch, shapes.load(shape), number, content.address) for batch in batches]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return cls(name, files, first_shard, *columns)
 

@@ -1,7 +1,7 @@
 """The values of a JSON file, one after the other as bytes: a file of any size in little memory.
 
-Only brackets and strings are looked at. What a value holds is for its reader to say, so that a bad one
-costs itself and not the file.
+Only brackets and strings are scanned; values are parsed later, in workers, so an invalid one costs one row and not the file.
+(Streaming parsers such as ijson give parsed objects: in one process, up to the first invalid token, and without repeated keys.)
 """
 
 import re
@@ -30,13 +30,13 @@ def split_values(handle: IO[bytes] | Any, begun: bytes, file: Path) -> Iterator[
     """
     array = begun.lstrip()[:1] == b"["
     window, line = begun, 1  # `line` is that of the window's first byte
-    # Where to look on, where the value of this moment began, where the one before it ended.
+    # Positions in the window: next to scan, end of the last value, start of this value.
     scan = end = begun.index(b"[") + 1 if array else 0
     start = depth = count = 0
 
     def damaged(position: int, what: str) -> DataError:
         place = line + window.count(b"\n", 0, position)
-        return DataError(f"{file}: line {place:,}: {what}; mend the file, fetch it again, or write it as JSON Lines")
+        return DataError(f"{file}: line {place:,}: {what}; fix the file, fetch it again, or write it as JSON Lines")
 
     def between(stop: int, more: bool) -> list[bytes]:
         """Values without brackets in the window from `end` to `stop`, where another value follows or the array ends."""
@@ -50,7 +50,7 @@ def split_values(handle: IO[bytes] | Any, begun: bytes, file: Path) -> Iterator[
                 raise ValueError
             return [orjson.dumps(value) for value in orjson.loads(b"[%b]" % gap[before : len(gap) - after])]
         except ValueError:
-            found = f"stands {gap[:40]!r}, which is not JSON" if gap else "is no comma"
+            found = f"is {gap[:40]!r}, which is not JSON" if gap else "is no comma"
             raise damaged(end, f"between two values {found}") from None
 
     while True:
@@ -58,7 +58,7 @@ def split_values(handle: IO[bytes] | Any, begun: bytes, file: Path) -> Iterator[
             first, scan = token.span()
             kind = window[first]
             if kind == 0x22:  # a quotation mark
-                if scan - first == 1:  # of a string that goes on beyond the window
+                if scan - first == 1:  # of a string that continues beyond the window
                     scan = first
                     break
             elif kind in b"[{":
@@ -94,4 +94,4 @@ def split_values(handle: IO[bytes] | Any, begun: bytes, file: Path) -> Iterator[
     yield from between(scan - 1 if array else len(window), more=False)
     rest = (window[scan:] + handle.read(_CHUNK_BYTES)).strip() if array else b""
     if rest:
-        raise damaged(scan, f"after the end of the array stands {rest[:40]!r}")
+        raise damaged(scan, f"after the end of the array is {rest[:40]!r}")

@@ -22,7 +22,7 @@ class Problem:
 
 @dataclass
 class Span:
-    """Bytes of a file that a reader has looked at and that a worker reads again: cheaper than sending them."""
+    """Bytes of a file that a worker reads again: cheaper than sending them."""
 
     start: int
     size: int
@@ -38,7 +38,7 @@ class Block:
     size: int
     """Records."""
     data: bytes | Span | list[Any] | pa.RecordBatch
-    """Whole lines of JSON, or where they stand; values of JSON, or rows; a batch of columns."""
+    """Lines of JSON, or their position in the file; values of JSON, or rows; a batch of columns."""
     skip: int = 0
     """Records at its beginning that are not asked for."""
     take: int = field(default=1 << 62)
@@ -50,7 +50,7 @@ class Block:
         return max(0, min(self.size - self.skip, self.take))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A slice of a batch drags its whole batch along unless it is written out."""
+        """A pickled slice of a batch would contain all of the batch."""
         state = self.__dict__.copy()
         if isinstance(self.data, pa.RecordBatch):
             sink = pa.BufferOutputStream()
@@ -90,7 +90,7 @@ def parse(line: bytes) -> dict[str, Any] | Problem:
         return Problem("not_an_object", f"found {found}, expected an object", line[:200].decode(errors="replace"))
     # Of two equal keys in an object the parser keeps the last; what it left out shows in the quotation marks.
     if line.count(b'"') > orjson.dumps(value).count(b'"') and (key := _repeated_key(line)) is not None:
-        return Problem("duplicate_key", f"{key!r} stands twice in one object", line[:200].decode(errors="replace"))
+        return Problem("duplicate_key", f"{key!r} is repeated in one object", line[:200].decode(errors="replace"))
     return value
 
 

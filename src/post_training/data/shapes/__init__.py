@@ -1,6 +1,6 @@
 """Row shapes, from validated row to training row: the folder is the registry.
 
-A shape is one module here, and whatever stages need to know of it stands there:
+A shape is one module here, with everything that stages need to know of it:
 
 - `KEY`: the column that rows of no other shape have;
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
@@ -14,7 +14,7 @@ A shape is one module here, and whatever stages need to know of it stands there:
 - `token_counts(batch)`: all tokens and the trained ones of each row, two arrays of int64 [n];
 - `sequences(row)`: what the model reads of one training row, as (name, token ids, trained mask).
 
-A method names its shape in `ROWS`. Import of this package alone is light.
+A method names its shape in `ROWS`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Judged answers: `{"prompt": [...], "completion": [...], "label": true | false}`; `label` says whether the
+"""Unpaired completions: `{"prompt": [...], "completion": [...], "label": true | false}`; `label` says whether the
 answer is desirable. Prompt and completion are messages.
 """
 
@@ -41,14 +41,14 @@ def columns(
     kept = np.ones(len(rows), dtype=np.bool_)
     made: list[tuple[Ids, Ids, Ids]] = []
     for number, row in enumerate(rows):
-        prompt, whole = encoded[2 * number][0], encoded[2 * number + 1][0]
+        prompt, ids = encoded[2 * number][0], encoded[2 * number + 1][0]
         # As with pairs: the answer starts where the renderings diverge.
-        shared = common_prefix(prompt, whole)
-        if shared == len(whole):
+        shared = common_prefix(prompt, ids)
+        if shared == len(ids):
             dropped["no_trained_token"] += 1
             kept[number] = False
             continue
-        made.append((whole[:shared], whole[shared:], np.array([row["label"]], dtype=np.int32)))
+        made.append((ids[:shared], ids[shared:], np.array([row["label"]], dtype=np.int32)))
     return kept, {name: flat([row[place] for row in made]) for place, name in enumerate(SCHEMA.names)}
 
 

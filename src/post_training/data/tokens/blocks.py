@@ -24,7 +24,7 @@ from post_training.data.tokens.chat_template import (
     special_tokens,
 )
 from post_training.data.tokens.control_tokens import ControlTokens
-from post_training.data.tokens.encode import Encoded, Encoder, Ids, Lists, Mask
+from post_training.data.tokens.encode import Encoded, Encoder, Ids, Lists, Mask, lines_with
 from post_training.data.tokens.engine import Engine
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 
@@ -82,7 +82,7 @@ class Tokenization:
         dropped: Counter[str] = Counter()
         guarded = self.settings.control_tokens != "allow"
         suspects = self.control.suspects(lines) if guarded else set()
-        reserved = _holding(lines, _RESERVED)
+        reserved = lines_with(lines, _RESERVED)
         rows: list[dict[str, Any]] = []
         asked: list[tuple[Any, Any, bool]] = []  # messages, tools, generation prompt of each text
         marked: list[str] = []
@@ -153,13 +153,6 @@ class Tokenization:
         return kept, Encoded.of(texts)
 
 
-def _holding(lines: list[bytes], words: Iterable[bytes]) -> set[int]:
-    """The lines that hold one of some words."""
-    whole = b"\n".join(lines)
-    found = [word for word in words if word in whole]
-    return {index for index, line in enumerate(lines) if any(word in line for word in found)} if found else set()
-
-
 def _reason(error: ValueError) -> str:
     return str(error).partition(":")[0]
 
@@ -201,7 +194,7 @@ def check_template(tokenization: Tokenization) -> int:
     try:
         marked = tokenization.template.render_marked(conversation)
     except ValueError as error:
-        raise DataError(f"data.chat_template: cannot render a question and its answer ({error}); mend it") from None
+        raise DataError(f"data.chat_template: cannot render a question and its answer ({error}); fix it") from None
     ids, mask = tokenization.encoder.encode([marked])[0]
     if not mask.any():
         raise DataError("data.chat_template: trains on nothing of an answer; put {% generation %} around it")

@@ -1,6 +1,6 @@
 """Text in a row that spells a control token never becomes that token.
 
-Nearly all rows spell none, and are encoded as they are. A row is looked at when its JSON holds a token that the
+Nearly all rows spell none, and are encoded as they are. A row is checked when its JSON holds a token that the
 template writes, or when its ids hold more control tokens than the template's text does (which also finds
 tokens that come about by normalising, or where text meets the template's own). Its template is then rendered with
 a mark before each control token of its own, those are replaced by private names, and the whole is encoded by a
@@ -26,7 +26,7 @@ from post_training.data.tokens.chat_template import (
     last_span_only,
     text_and_spans,
 )
-from post_training.data.tokens.encode import Encoded, Encoder, Ids, Mask, by_offsets
+from post_training.data.tokens.encode import Encoded, Encoder, Ids, Mask, by_offsets, lines_with
 
 _CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 _PROBES: tuple[Messages, ...] = (
@@ -61,11 +61,7 @@ class ControlTokens:
 
     def suspects(self, lines: list[bytes]) -> set[int]:
         """Rows of a block whose JSON spells a token that the template writes."""
-        whole = b"\n".join(lines)
-        found = [needle for needle in self._needles if needle in whole]
-        return (
-            {index for index, line in enumerate(lines) if any(needle in line for needle in found)} if found else set()
-        )
+        return lines_with(lines, self._needles)
 
     def unexpected(self, marked: list[str], encoded: Encoded) -> set[int]:
         """Texts with more control tokens among the ids than the template's own text spells."""
@@ -79,7 +75,7 @@ class ControlTokens:
         """Ids and mask (of the `last` span only?) of one conversation, its spelled tokens as text.
 
         Raises ValueError `control_token: ...` under the policy `reject`, and where the template's own tokens cannot be
-        told from the row's.
+        distinguished from the row's.
         """
         marked = self._template.render_marked(messages, tools, prompt)
         traced = self._traced.render_marked(messages, tools, prompt) if self._is_traceable else ""

@@ -1,7 +1,7 @@
 """Rendered text -> token ids, and which tokens its trained characters cover.
 
-Whole renderings are encoded: turn by turn would give other ids where tokens merge across a boundary. Spans
-are found in the whole text afterwards, as `apply_chat_template(return_assistant_tokens_mask)` does.
+Complete renderings are encoded: turn by turn would give other ids where tokens merge across a boundary. Spans
+are found in the full text afterwards, as `apply_chat_template(return_assistant_tokens_mask)` does.
 """
 
 import unicodedata
@@ -152,3 +152,10 @@ def common_prefix(first: Ids, second: Ids) -> int:
     size = min(len(first), len(second))
     different = np.flatnonzero(first[:size] != second[:size])
     return int(different[0]) if len(different) else size
+
+
+def lines_with(lines: list[bytes], words: list[bytes]) -> set[int]:
+    """Indices of the lines that contain one of some words."""
+    joined = b"\n".join(lines)
+    found = [word for word in words if word in joined]
+    return {index for index, line in enumerate(lines) if any(word in line for word in found)} if found else set()

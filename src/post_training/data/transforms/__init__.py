@@ -1,4 +1,4 @@
-"""Transforms: a source's row -> conversations, preferences or judged answers.
+"""Transforms: a source's row -> conversations, preferences or unpaired completions.
 
 A transform is a top-level function below `@register_transform("name")`, with the signature
 `fn(row: dict, **arguments) -> dict`, or a list of dicts where one row gives several examples. It returns

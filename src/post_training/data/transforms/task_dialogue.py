@@ -1,4 +1,4 @@
-"""Dialogues of a person with an agent: Taskmaster, MultiWOZ, SGD and their kind."""
+"""Dialogues of a user with an agent: Taskmaster, MultiWOZ, SGD and their kind."""
 
 from typing import Any
 

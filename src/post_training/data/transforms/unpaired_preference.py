@@ -1,4 +1,4 @@
-"""Answers that are judged one by one."""
+"""Completions with binary labels."""
 
 from typing import Any
 
