@@ -18,7 +18,7 @@ Rejection = tuple[str, str, bool]
 
 @dataclass
 class BlockResult:
-    """What came of some rows."""
+    """Results of a block of rows."""
 
     lines: bytes = b""
     """Of `rows.jsonl`."""
@@ -36,7 +36,7 @@ class BlockResult:
     trimmed_rows: int = 0
     trimmed_turns: int = 0
     first_rejection: str = ""
-    """What `data.strict` stops at."""
+    """The one at which `data.strict` stops."""
 
     def add(self, other: "BlockResult") -> None:
         """Add the counts of other rows."""
@@ -60,15 +60,8 @@ class BlockResult:
             "detail": detail[:500],
             "excerpt": _excerpt(record),
         }
-        self.rejects += (
-            orjson.dumps(
-                {
-                    key: value.encode(errors="replace").decode() if isinstance(value, str) else value
-                    for key, value in entry.items()
-                }
-            )
-            + b"\n"
-        )
+        texts = {key: value.encode(errors="replace").decode() for key, value in entry.items() if isinstance(value, str)}
+        self.rejects += orjson.dumps(entry | texts) + b"\n"
 
 
 class Application:
@@ -94,14 +87,12 @@ class Application:
                     done.rows_out += 1
                     continue
                 lines, faults = self._parts(made, base + number)
-            except (
-                Exception
-            ) as error:  # a user's transform may fail in any way; the row is at fault until shown otherwise
+            except Exception as error:  # a user's transform may fail in any way; the row counts as the cause
                 lines, faults = [], [rejection(error, row)]
             made_lines += lines
             done.rows_out += bool(lines)
-            for one in faults if lines else faults[:1]:
-                done.reject(one, block.file, number, record, of_example=bool(lines))
+            for reason in faults if lines else faults[:1]:
+                done.reject(reason, block.file, number, record, of_example=bool(lines))
         done.examples = len(made_lines)
         made_lines.append(b"")
         done.lines = b"\n".join(made_lines)

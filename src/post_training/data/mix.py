@@ -1,11 +1,11 @@
-"""Tokenised datasets -> the rows that a stage trains on: an index over their tokens, which stay where they are."""
+"""Tokenised datasets -> the rows that a stage trains on: an index over their token shards."""
 
 import math
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,37 @@ from post_training.data.view import epoch_path, part_file
 
 EVAL = "eval:"
 """Before a dataset's name: the input that holds its `eval_split`."""
+
+
+class Counts(TypedDict):
+    """Rows of a dataset, and their tokens."""
+
+    rows: int
+    tokens: int
+    tokens_lost: NotRequired[int]
+    """Of rows that were cut."""
+
+
+class TableEntry(TypedDict):
+    """One dataset in the manifest's `table`, beside its `weight` or `rows` in the configuration."""
+
+    name: str
+    rows_in: int
+    rows_available: int
+    """Not held out, and not dropped."""
+    rows_used: int
+    """With repetitions."""
+    rows_left_out: int
+    """By weight, rows or tokens."""
+    documents: int
+    tokens: int
+    trained_tokens: int
+    share: NotRequired[float]
+    """Of the tokens of the mix."""
+    dropped: dict[str, Counts]
+    """By reason."""
+    held_out: Counts
+    cut: Counts
 
 
 @dataclass
@@ -92,8 +123,8 @@ def run(task: Task) -> None:
 
 def choose(
     config: dict[str, Any], opened: dict[str, Tokenized]
-) -> tuple[list[Part], list[Part], list[dict[str, Any]], int]:
-    """What is trained on, what is held out, what became of each dataset's rows, and how many only equal a held-out row.
+) -> tuple[list[Part], list[Part], list[TableEntry], int]:
+    """Training parts, held-out parts, the table, and how many rows are left out because they equal a held-out one.
 
     A row is held out when it is in an `eval_split`, or by `eval_fraction` where a dataset has none; and
     then no row of the same content is trained on, whichever dataset it is in.
@@ -121,7 +152,8 @@ def choose(
             raise DataError(
                 f"data.eval_fraction={fraction} holds out none of {len(np.concatenate(list(hashes.values()))):,} rows; raise it"
             )
-    train, table = [], []
+    train: list[Part] = []
+    table: list[TableEntry] = []
     progress = Progress("mix: choose", "rows", sum(len(opened[entry["name"]].numbers) for entry in config["datasets"]))
     for entry in config["datasets"]:
         name = entry["name"]
@@ -140,8 +172,8 @@ def choose(
 
 def _used(
     entry: dict[str, Any], dataset: Tokenized, fitted: Documents, out: Mask, config: dict[str, Any]
-) -> tuple[Part, dict[str, Any]]:
-    """One dataset's documents to train on, and what became of each row: held out, dropped, left out or used."""
+) -> tuple[Part, TableEntry]:
+    """One dataset's documents to train on, and how many rows are held out, dropped, left out or used."""
     fits = np.zeros(len(out), dtype=bool)
     fits[fitted.row] = True
     rows = np.flatnonzero(fits & ~out)
@@ -152,7 +184,7 @@ def _used(
     documents = fitted.of_rows(used > 0)
     part = Part(dataset, documents, used[documents.row])
 
-    def counted(which: Mask) -> dict[str, int]:
+    def counted(which: Mask) -> Counts:
         return {"rows": int(which.sum()), "tokens": int(dataset.tokens[which].sum())}
 
     gone, cut = ~fits & ~out, fits & ~out & (dataset.lengths > config["max_seq_length"])
@@ -161,7 +193,8 @@ def _used(
         alone = gone & _prompt_fills(dataset, config["max_seq_length"])
         reasons = {"too_long": gone & ~alone, "prompt_too_long": alone}
     kind, wanted = amount(entry)
-    return part, {
+    tokens_lost = int(dataset.tokens[cut].sum() - fitted.of_rows(cut).tokens.sum())
+    counts: Any = {
         "name": entry["name"],
         kind: wanted,
         "rows_in": len(out),
@@ -171,8 +204,9 @@ def _used(
         **_sums([part]),
         "dropped": {reason: counted(which) for reason, which in reasons.items() if which.any()},
         "held_out": counted(out),
-        "cut": counted(cut) | {"tokens_lost": int(dataset.tokens[cut].sum() - fitted.of_rows(cut).tokens.sum())},
+        "cut": {**counted(cut), "tokens_lost": tokens_lost},
     }
+    return part, counts
 
 
 def _prompt_fills(dataset: Tokenized, capacity: int) -> Mask:
@@ -218,19 +252,14 @@ def _epochs(runtime: dict[str, Any], rows: int) -> int:
 
 
 def _print_table(
-    table: list[dict[str, Any]], rows: int, sums: dict[str, int], efficiency: float | None, held: dict[str, int]
+    table: list[TableEntry], rows: int, sums: dict[str, int], efficiency: float | None, held: dict[str, int]
 ) -> None:
     for entry in table:
         kind, wanted = amount(entry)
-        lost = [
-            f"{reason} {count['rows']:,} rows, {count['tokens']:,} tokens" for reason, count in entry["dropped"].items()
-        ]
-        lost += [f"held out {entry['held_out']['rows']:,}"] if entry["held_out"]["rows"] else []
-        lost += (
-            [f"cut {entry['cut']['rows']:,}, {entry['cut']['tokens_lost']:,} tokens lost"]
-            if entry["cut"]["rows"]
-            else []
-        )
+        held_out, cut = entry["held_out"]["rows"], entry["cut"]
+        lost = [f"{reason} {one['rows']:,} rows, {one['tokens']:,} tokens" for reason, one in entry["dropped"].items()]
+        lost += [f"held out {held_out:,}"] if held_out else []
+        lost += [f"cut {cut['rows']:,}, {cut['tokens_lost']:,} tokens lost"] if cut["rows"] else []
         print(
             f"{entry['name']}: {kind} {wanted:g}, {entry['rows_used']:,} rows of {entry['rows_available']:,}, {entry['tokens']:,} "
             f"tokens ({entry['share']:.1%}); {'; '.join(lost) or 'nothing dropped'}"

@@ -10,7 +10,7 @@ assistant turn with `tool_calls` or another tool turn.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import orjson
 
@@ -23,6 +23,27 @@ _FOLLOWS = {
 }  # fmt: skip
 _TEXT_BLOCKS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+class Message(TypedDict):
+    """One turn, in the one spelling."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    reasoning_content: NotRequired[str]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+
+
+class Example(TypedDict, total=False):
+    """What rows of all shapes may have: tools in OpenAI's form, and where `rows.jsonl` has the row from."""
+
+    tools: list[dict[str, Any]]
+    row: int
+    """Number of the source row, from 0 over all files."""
+    part: int
+    """Which of the examples of its source row it is, where there are several."""
 
 
 class InvalidRow(Exception):
@@ -44,21 +65,21 @@ class Rules:
 
 def checker(shape: str) -> Callable[[dict[str, Any], Rules], dict[str, Any]]:
     """The check of a transformed row of a shape, or of `any` (by its columns): gives the row, or raises InvalidRow."""
-    if shape != "any":
-        checked: Callable[[dict[str, Any], Rules], dict[str, Any]] = shapes.load(shape).validate
-        return checked
-    return _of_any_shape
+    if shape == "any":
+        return _check_any
+    validate: Callable[[dict[str, Any], Rules], dict[str, Any]] = shapes.load(shape).validate
+    return validate
 
 
-def _of_any_shape(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
+def _check_any(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     shape = shapes.name_of(row) or "messages"
     if shape == "unpaired":
         raise InvalidRow("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
     return checker(shape)(row, rules)
 
 
-def turns(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The messages of one column, each checked and in the one spelling."""
+def turns(row: dict[str, Any], key: str) -> list[Message]:
+    """The messages of one column, each checked and in the one spelling. Raises InvalidRow."""
     found = row.get(key)
     if not isinstance(found, list):
         if found is None:
@@ -66,19 +87,19 @@ def turns(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
         raise InvalidRow("wrong_type", f"{key} is {type(found).__name__}, expected a list of messages")
     if not found:
         raise InvalidRow("empty_conversation", key)
-    made = []
+    made: list[Message] = []
     for index, turn in enumerate(found):
         if type(turn) is dict and len(turn) == 2:  # the common case, in as few steps as can be
             content = turn.get("content")
             if type(content) is str and turn.get("role") in ROLES and content and not content.isspace():
-                made.append(turn)
+                made.append(turn)  # type: ignore[arg-type]
                 continue
         made.append(_turn(turn, f"{key}[{index}]"))
     return made
 
 
-def check_order(turns: list[dict[str, Any]]) -> None:
-    """Who may speak after whom."""
+def check_order(turns: list[Message]) -> None:
+    """Raise InvalidRow where a role may not follow the one before it."""
     before = None
     for index, turn in enumerate(turns):
         role = turn["role"]
@@ -89,7 +110,7 @@ def check_order(turns: list[dict[str, Any]]) -> None:
         before = role
 
 
-def end_with_assistant(turns: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+def end_with_assistant(turns: list[Message], rules: Rules) -> list[Message]:
     """The turns up to the assistant's last one, as `data.last_turn` says."""
     last = turns[-1]["role"]
     if last == "assistant":
@@ -104,14 +125,14 @@ def end_with_assistant(turns: list[dict[str, Any]], rules: Rules) -> list[dict[s
     return turns[:size]
 
 
-def answer(row: dict[str, Any], key: str, prompt: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
+def answer(row: dict[str, Any], key: str, prompt: list[Message], rules: Rules) -> list[Message]:
     """The messages of an answer to the prompt, ending with the assistant."""
     made = end_with_assistant(turns(row, key), rules)
     check_order([*prompt, *made])
     return made
 
 
-def check_tools(row: dict[str, Any]) -> dict[str, Any]:
+def check_tools(row: dict[str, Any]) -> Example:
     """`{"tools": [...]}` in OpenAI's form, or nothing where there are none; a list, or the JSON text of one."""
     tools = row.get("tools")
     if not tools:
@@ -134,7 +155,7 @@ def check_tools(row: dict[str, Any]) -> dict[str, Any]:
     return {"tools": made}
 
 
-def _turn(turn: Any, where: str) -> dict[str, Any]:
+def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise InvalidRow("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
     rest = {key: value for key, value in turn.items() if value is not None}
@@ -163,7 +184,8 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
         raise InvalidRow("wrong_type", f"{where}.reasoning_content is not text")
     thought = next((text for text in reasoning if text), None)
     extra = {"reasoning_content": thought} if thought else {}
-    return {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
+    message: Any = {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
+    return message  # type: ignore[no-any-return]
 
 
 def _text_of_blocks(blocks: list[Any], where: str) -> tuple[str, list[Any]]:

@@ -8,8 +8,8 @@ that stays is its duplicate: the first one stays, and datasets come in the order
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -54,32 +54,27 @@ def band_keys(sets: list[set[str]], threshold: float) -> Keys:
     return keys
 
 
-class Rows:
-    """Rows of one file, each found by where it begins."""
-
-    def __init__(self, name: str | None, path: Path) -> None:
-        """`name` of the dataset; None = the one that is filtered."""
-        self.name, self._file = name, path.open("rb")
-
-    def read(self, offset: int) -> dict[str, Any]:
-        """The row that begins there."""
-        self._file.seek(offset)
-        return dict(orjson.loads(self._file.readline()))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
+@dataclass
 class Part:
-    """The rows of a file that may stay, with their keys."""
+    """The rows of a file that may stay."""
 
-    def __init__(self, rows: Rows, offsets: npt.NDArray[Any], keys: Keys) -> None:
-        self.rows, self.offsets, self.keys = rows, offsets, keys
+    name: str | None
+    """The dataset; None = the one that is filtered."""
+    file: BinaryIO
+    offsets: npt.NDArray[Any]
+    """Where each row begins in the file."""
+    keys: Keys
+
+    def read(self, index: int) -> dict[str, Any]:
+        """One row."""
+        self.file.seek(int(self.offsets[index]))
+        return dict(orjson.loads(self.file.readline()))
 
 
-def find(earlier: list[Part], own: Part, threshold: float) -> Iterator[tuple[int, str, str, Rows, dict[str, Any]]]:
-    """Each own row that is a duplicate: its index, reason, detail, and the file and row that it repeats."""
+def find(
+    earlier: list[Part], own: Part, threshold: float
+) -> Iterator[tuple[int, str, str, str | None, dict[str, Any]]]:
+    """Each own row that is a duplicate: its index, reason, detail, and the dataset and row that it repeats."""
     parts = [*earlier, own]
     shared = _shared([part.keys for part in parts])
     buckets: list[dict[int, list[tuple[int, int]]]] = [defaultdict(list) for _ in range(own.keys.shape[1])]
@@ -98,13 +93,13 @@ def find(earlier: list[Part], own: Part, threshold: float) -> Iterator[tuple[int
             for bucket, key in zip(buckets, own.keys[index].tolist(), strict=True)
             for member in bucket.get(key, ())
         )
-        row = own.rows.read(int(own.offsets[index])) if agree else {}
+        row = own.read(index) if agree else {}
         # The most alike first, and of those the earliest.
         for (number, other), _ in sorted(agree.items(), key=lambda item: (-item[1], item[0]))[:_COMPARED]:
-            partner = parts[number].rows.read(int(parts[number].offsets[other]))
+            partner = parts[number].read(other)
             found = _compare(row, partner, threshold if own.keys.shape[1] > 1 else None)
             if found is not None:
-                yield index, *found, parts[number].rows, partner
+                yield index, *found, parts[number].name, partner
                 break
         else:
             add(len(earlier), index)

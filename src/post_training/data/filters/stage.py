@@ -19,6 +19,7 @@ begins in `rows.jsonl`.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.filters import duplicates
 from post_training.data.filters.checks import Checked, Checks, Job, Removal
-from post_training.data.filters.duplicates import Part, Rows
+from post_training.data.filters.duplicates import Part
 from post_training.data.filters.text import excerpt, place
 from post_training.data.pool import Pool, allowed
 from post_training.data.tokens.shards import byte_ranges
@@ -95,20 +96,17 @@ def run(task: Task) -> None:
 
 def _duplicates(task: Task, source: Path, offsets: Any, keys: duplicates.Keys) -> Iterator[tuple[int, Removal]]:
     """Rows that repeat one of an earlier dataset or of this one."""
-    earlier = []
-    for name in (name for name in task.inputs if name.startswith(EARLIER)):
-        folder = task.inputs[name].parent
-        stored = np.load(folder / "keys.npy", mmap_mode="r")
-        rows = Rows(name.removeprefix(EARLIER), folder / "rows.jsonl")
-        earlier.append(Part(rows, stored[:, -1], stored[:, :-1]))
-    own = Part(Rows(None, source), offsets, keys)
-    try:
-        for index, reason, detail, rows, partner in duplicates.find(earlier, own, task.config["near_threshold"]):
-            where = {"dataset": rows.name} if rows.name is not None else {}
+    with ExitStack() as files:
+        earlier = []
+        for name in (name for name in task.inputs if name.startswith(EARLIER)):
+            folder = task.inputs[name].parent
+            stored = np.load(folder / "keys.npy", mmap_mode="r")
+            rows = files.enter_context((folder / "rows.jsonl").open("rb"))
+            earlier.append(Part(name.removeprefix(EARLIER), rows, stored[:, -1], stored[:, :-1]))
+        own = Part(None, files.enter_context(source.open("rb")), offsets, keys)
+        for index, reason, detail, dataset, partner in duplicates.find(earlier, own, task.config["near_threshold"]):
+            where = {} if dataset is None else {"dataset": dataset}
             yield index, Removal(reason, detail, where | place(partner))
-    finally:
-        for part in (*earlier, own):
-            part.rows.close()
 
 
 def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicates.Keys) -> dict[str, Any]:

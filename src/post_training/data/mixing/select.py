@@ -5,6 +5,7 @@ dataset, or another amount elsewhere, moves nothing.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def copies(asked: tuple[str, float], keys: Keys, tokens: Indices) -> Indices:
     return found
 
 
-def amount(entry: dict[str, Any]) -> tuple[str, float]:
+def amount(entry: Mapping[str, Any]) -> tuple[str, float]:
     """`weight`, `rows` or `tokens`, the one that a dataset is given, and how much of it."""
     return next((kind, entry[kind]) for kind in AMOUNTS if entry.get(kind) is not None)
 

@@ -7,29 +7,35 @@ import numpy as np
 import pyarrow as pa
 
 from post_training.data.loss_mask import COLUMN, IGNORED, with_loss_mask
-from post_training.data.rows import Rules, check_order, check_tools, end_with_assistant, turns
-from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask
+from post_training.data.rows import Example, Message, Rules, check_order, check_tools, end_with_assistant, turns
+from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, sizes
 
 KEY = "messages"
 SCHEMA = pa.schema([(COLUMN, pa.list_(pa.int32()))])
 
 
-def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
-    """Turns in order, the assistant's last."""
+class Conversation(Example):
+    """A validated row."""
+
+    messages: list[Message]
+
+
+def validate(row: dict[str, Any], rules: Rules) -> Conversation:
+    """Turns in order, the assistant's last. Raises InvalidRow."""
     messages = end_with_assistant(turns(row, "messages"), rules)
     check_order(messages)
     return {"messages": messages, **check_tools(row)}
 
 
-def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
-    """The whole conversation."""
+def conversations(row: Conversation) -> list[tuple[list[Message], bool]]:
+    """The complete conversation."""
     return [(row["messages"], False)]
 
 
 def columns(
-    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
+    rows: list[Conversation], encoded: Encoded, train_on: str, dropped: Counter[str]
 ) -> tuple[Mask, dict[str, Lists]]:
-    """Ids of the whole rendering, marked where the template says that it is generated, or everywhere."""
+    """Ids of the full rendering, marked where the template says that it is generated, or everywhere."""
     ids, offsets = encoded.ids, encoded.offsets
     trained = np.ones(len(ids), dtype=np.bool_) if train_on == "all" else encoded.mask
     kept = encoded.sums(trained) > 0
@@ -44,7 +50,7 @@ def columns(
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:
     """Tokens of the conversation."""
-    return np.diff(batch.column(COLUMN).offsets.to_numpy()).astype(np.int64)
+    return sizes(batch, COLUMN)[0]
 
 
 def token_counts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import InvalidRow, Rules, answer, check_tools, turns
-from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, turns
+from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
 KEY = "chosen"
@@ -15,8 +15,16 @@ _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)])
 
 
-def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
-    """Two different answers, each of which ends the conversation that the prompt began."""
+class Pair(Example):
+    """A validated row."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+
+
+def validate(row: dict[str, Any], rules: Rules) -> Pair:
+    """Two different answers, each of which ends the conversation that the prompt began. Raises InvalidRow."""
     prompt = turns(row, "prompt")
     chosen, rejected = (answer(row, key, prompt, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:
@@ -24,15 +32,13 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
 
-def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
+def conversations(row: Pair) -> list[tuple[list[Message], bool]]:
     """The prompt as it is asked, and with each answer."""
     prompt = row["prompt"]
     return [(prompt, True), ([*prompt, *row["chosen"]], False), ([*prompt, *row["rejected"]], False)]
 
 
-def columns(
-    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
-) -> tuple[Mask, dict[str, Lists]]:
+def columns(rows: list[Pair], encoded: Encoded, train_on: str, dropped: Counter[str]) -> tuple[Mask, dict[str, Lists]]:
     """Ids of the prompt that both answers share, and of each answer."""
     kept = np.ones(len(rows), dtype=np.bool_)
     made: list[tuple[Ids, Ids, Ids]] = []
@@ -54,25 +60,16 @@ def columns(
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:
     """Tokens of the prompt with the longer answer."""
-    prompt, chosen, rejected = _sizes(batch)
+    prompt, chosen, rejected = sizes(batch, *SCHEMA.names)
     return prompt + np.maximum(chosen, rejected)
 
 
 def token_counts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and both answers; trained are the answers."""
-    prompt, chosen, rejected = _sizes(batch)
+    prompt, chosen, rejected = sizes(batch, *SCHEMA.names)
     return prompt + chosen + rejected, chosen + rejected
-
-
-def _sizes(batch: pa.RecordBatch) -> list[np.ndarray]:
-    return [np.diff(batch.column(name).offsets.to_numpy()).astype(np.int64) for name in SCHEMA.names]
 
 
 def sequences(row: dict[str, Any]) -> list[tuple[str, Ids, Mask]]:
     """The prompt with each answer."""
-    prompt = np.asarray(row["prompt_ids"])
-    found = []
-    for name in ("chosen", "rejected"):
-        ids = np.concatenate([prompt, row[f"{name}_ids"]])
-        found.append((name, ids, np.arange(len(ids)) >= len(prompt)))
-    return found
+    return [prompt_and_answer(row, name) for name in ("chosen", "rejected")]

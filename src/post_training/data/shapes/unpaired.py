@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import InvalidRow, Rules, answer, check_tools, turns
-from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, turns
+from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
 KEY = "completion"
@@ -17,8 +17,16 @@ _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("completion_ids", _IDS), ("label", _IDS)])
 
 
-def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
-    """An answer that ends the conversation, and a verdict that is true or false and nothing like it."""
+class LabelledCompletion(Example):
+    """A validated row."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+
+
+def validate(row: dict[str, Any], rules: Rules) -> LabelledCompletion:
+    """A completion that ends the conversation, and a label that is true or false, not 1 or 0. Raises InvalidRow."""
     prompt = turns(row, "prompt")
     completion = answer(row, "completion", prompt, rules)
     label = row.get("label")
@@ -29,13 +37,13 @@ def validate(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion, "label": label, **check_tools(row)}
 
 
-def conversations(row: dict[str, Any]) -> list[tuple[list[dict[str, Any]], bool]]:
+def conversations(row: LabelledCompletion) -> list[tuple[list[Message], bool]]:
     """The prompt as it is asked, and with its completion."""
     return [(row["prompt"], True), ([*row["prompt"], *row["completion"]], False)]
 
 
 def columns(
-    rows: list[dict[str, Any]], encoded: Encoded, train_on: str, dropped: Counter[str]
+    rows: list[LabelledCompletion], encoded: Encoded, train_on: str, dropped: Counter[str]
 ) -> tuple[Mask, dict[str, Lists]]:
     """Ids of prompt and completion, and the label as `[1]` or `[0]`."""
     kept = np.ones(len(rows), dtype=np.bool_)
@@ -59,12 +67,10 @@ def lengths(batch: pa.RecordBatch) -> np.ndarray:
 
 def token_counts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and completion; trained is the completion."""
-    names = ("prompt_ids", "completion_ids")
-    prompt, completion = (np.diff(batch.column(name).offsets.to_numpy()).astype(np.int64) for name in names)
+    prompt, completion = sizes(batch, "prompt_ids", "completion_ids")
     return prompt + completion, completion
 
 
 def sequences(row: dict[str, Any]) -> list[tuple[str, Ids, Mask]]:
     """The prompt with its answer."""
-    ids = np.concatenate([row["prompt_ids"], row["completion_ids"]])
-    return [("completion", ids, np.arange(len(ids)) >= len(row["prompt_ids"]))]
+    return [prompt_and_answer(row, "completion")]

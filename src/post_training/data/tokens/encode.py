@@ -7,9 +7,11 @@ are found in the full text afterwards, as `apply_chat_template(return_assistant_
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Encoding, Tokenizer
 
 from post_training.data.tokens.chat_template import CLOSE, OPEN, Span, text_and_spans
@@ -159,3 +161,14 @@ def lines_with(lines: list[bytes], words: list[bytes]) -> set[int]:
     joined = b"\n".join(lines)
     found = [word for word in words if word in joined]
     return {index for index, line in enumerate(lines) if any(word in line for word in found)} if found else set()
+
+
+def sizes(batch: pa.RecordBatch, *columns: str) -> list[npt.NDArray[np.int64]]:
+    """Tokens in each row of list columns."""
+    return [np.diff(batch.column(name).offsets.to_numpy()).astype(np.int64) for name in columns]
+
+
+def prompt_and_answer(row: dict[str, Any], answer: str) -> tuple[str, Ids, Mask]:
+    """A training row's prompt with one answer, as `sequences` of a shape returns it: name, ids, trained mask."""
+    ids = np.concatenate([row["prompt_ids"], row[f"{answer}_ids"]])
+    return answer, ids, np.arange(len(ids)) >= len(row["prompt_ids"])
