@@ -139,7 +139,7 @@ def _arrow(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Arrow's file format or its stream format, which `datasets` writes."""
     with pa.memory_map(str(file)) as source:
         try:
-            batches = pa.ipc.open_compressed(source)
+            batches = pa.ipc.open_file(source)
             _check_names(batches.schema, file)
             for index in range(batches.num_record_batches):
                 yield from _slices(batches.get_batch(index))
