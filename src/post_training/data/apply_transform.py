@@ -1,4 +1,4 @@
-"""Rows -> lines of `rows.jsonl` and of `rejects.jsonl`, a block at a time, in whichever process."""
+"""A block of rows -> lines of `rows.jsonl` and of `rejects.jsonl`."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from post_training.data.rows import InvalidRow, Rules, checker
 from post_training.data.transforms import Skip, load_transform
 
 Rejection = tuple[str, str, bool]
-"""Reason code, detail, and whether the transform chose to leave a sound row out."""
+"""Reason code, detail, and whether the transform skipped a valid row on purpose."""
 
 
 @dataclass
@@ -29,9 +29,9 @@ class BlockResult:
     examples: int = 0
     """Lines of `rows.jsonl`."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Source rows that gave no example, by reason, `skipped` among them."""
+    """Source rows without an example, by reason, including `skipped`."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Those that the transform left out by choice."""
+    """Those that the transform skipped on purpose."""
     dropped_examples: Counter[str] = field(default_factory=Counter)
     trimmed_rows: int = 0
     trimmed_turns: int = 0
@@ -86,12 +86,12 @@ class Application:
                     made_lines.append(_dump({"row": base + number, **self.check(made, self.rules)}))
                     done.rows_out += 1
                     continue
-                lines, faults = self._parts(made, base + number)
+                lines, rejections = self._parts(made, base + number)
             except Exception as error:  # a user's transform may fail in any way; the row counts as the cause
-                lines, faults = [], [rejection(error, row)]
+                lines, rejections = [], [rejection(error, row)]
             made_lines += lines
             done.rows_out += bool(lines)
-            for reason in faults if lines else faults[:1]:
+            for reason in rejections if lines else rejections[:1]:
                 done.reject(reason, block.file, number, record, of_example=bool(lines))
         done.examples = len(made_lines)
         made_lines.append(b"")
@@ -109,13 +109,13 @@ class Application:
         """Lines and rejections of a row that gave several examples, or a value that is not an example."""
         parts = list(made) if isinstance(made, list | tuple | Iterator) else [made]
         lines: list[bytes] = []
-        faults = [] if parts else [("no_example", "the transform made nothing of it", False)]
+        rejections = [] if parts else [("no_example", "the transform made nothing of it", False)]
         for part, example in enumerate(parts):
             try:
                 lines.append(self.line(example, {"row": number, "part": part} if len(parts) > 1 else {"row": number}))
             except Exception as error:
-                faults.append(rejection(error, {}))
-        return lines, faults
+                rejections.append(rejection(error, {}))
+        return lines, rejections
 
 
 def _dump(example: dict[str, Any]) -> bytes:
@@ -130,7 +130,7 @@ def _invalid(row: Problem) -> Any:
 
 
 def rejection(error: Exception, row: Any) -> Rejection:
-    """The reason that an exception of a transform or of the validation stands for."""
+    """The rejection for an exception of a transform or of the validation."""
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, InvalidRow):

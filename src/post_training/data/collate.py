@@ -1,7 +1,7 @@
-"""Rows of a mix into TRL's trainers, and batches as TRL's own collators make them, a hundred times as fast.
+"""Trainers of TRL on the rows of a mix, and collators that return the same tensors as TRL's, a hundred times as fast.
 
-TRL's collators go through Python lists, token by token: 2 million tokens a second, a core of the rank's.
-These make the same tensors, bit for bit, from the arrays that `view.Rows` gives.
+TRL's collators iterate over Python lists of tokens: 2 million tokens a second on a core of the rank.
+These return the same tensors, bit for bit, from the arrays of `view.Rows`.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def as_fast(collator: Any) -> Any:
 
 @dataclass
 class PackedCollator:
-    """All documents of a batch one behind the other, with restarting positions and no attention mask.
+    """All documents of a batch in one sequence, with restarting positions and no attention mask.
 
     Returns int64 `[1, tokens]`: `input_ids`, `labels` (-100 at each document's start, which nothing
     predicts), `position_ids`; int32: `seq_idx` `[1, tokens]`, `cu_seq_lens_q` and `_k` `[documents + 1]`;

@@ -1,4 +1,4 @@
-"""A source's rows as files on this machine: the only data stage that may use the network."""
+"""A source's rows as local files: the only data stage that uses the network."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from post_training.core.task import Task
 
 
 def run(task: Task) -> None:
-    """Body of the rule `download`. Local files stay where they are and are named with their hashes."""
+    """Body of the rule `download`. Local files are not copied, but listed with their hashes."""
     if "hub" in task.config:
         task.finish(**_fetch(task))
         return
@@ -30,10 +30,10 @@ def run(task: Task) -> None:
 
 
 def _fetch(task: Task) -> dict[str, Any]:
-    """One split of a Hub dataset at a commit, beside the manifest: its own files where our readers read them.
+    """Fetch one split of a Hub dataset at a commit: its own files if our readers can read them.
 
-    `datasets` says which files a split has. It does not read them, where that can be helped: it gives every object the keys
-    of all objects, and takes some damaged files for shorter ones.
+    `datasets` only lists a split's files: its readers give every object the keys of all objects, and take some damaged files
+    for shorter ones. Raises DataError.
     """
     hub, offline = task.config["hub"], task.runtime["offline"]
     if offline:
@@ -164,7 +164,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def _explain(error: Exception, hub: dict[str, Any]) -> str:
-    """What went wrong at the Hub and what to do, in one line."""
+    """Cause and remedy of a Hub error, in one line."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):

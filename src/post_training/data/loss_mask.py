@@ -16,7 +16,7 @@ _SIGN, _REST = np.int32(-(2**31)), np.int32(2**31 - 1)
 
 
 def with_loss_mask(ids: Ids, trained: npt.NDArray[np.bool_]) -> Ids:
-    """Ids, and for each whether it is trained on, as one column."""
+    """Ids and their loss mask as one column."""
     return np.where(trained, ids, ids | _SIGN)
 
 
@@ -31,7 +31,7 @@ def labels_of(tokens: Ids) -> Ids:
 
 
 def input_ids_and_labels(columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a training row: `input_ids` and `labels` from the marked one, all others as they are."""
+    """The columns of a training row: `input_ids` and `labels` from the masked column, all others unchanged."""
     if COLUMN not in columns:
         return columns
     tokens = columns.pop(COLUMN)

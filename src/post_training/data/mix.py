@@ -56,7 +56,7 @@ class TableEntry(TypedDict):
 
 @dataclass
 class Part:
-    """Documents of one dataset that go one way, to training or to evaluation."""
+    """Documents of one dataset for training or for evaluation."""
 
     dataset: Tokenized
     documents: Documents
@@ -126,8 +126,8 @@ def choose(
 ) -> tuple[list[Part], list[Part], list[TableEntry], int]:
     """Training parts, held-out parts, the table, and how many rows are left out because they equal a held-out one.
 
-    A row is held out when it is in an `eval_split`, or by `eval_fraction` where a dataset has none; and
-    then no row of the same content is trained on, whichever dataset it is in.
+    A row is held out by its dataset's `eval_split`, or by `eval_fraction` where there is none; rows of equal content are
+    then not trained on in any dataset. Raises DataError when nothing is held out or nothing is left.
     """
     capacity, fraction, seed = config["max_seq_length"], config["eval_fraction"], config["seed"]
     fitted = {name: fit(dataset, capacity, config["overlong"]) for name, dataset in opened.items()}
@@ -210,7 +210,7 @@ def _used(
 
 
 def _prompt_fills(dataset: Tokenized, capacity: int) -> Mask:
-    """Rows whose prompt alone leaves no room for a token of an answer; none where rows have no prompt of their own."""
+    """Rows whose prompt leaves no room for a token of an answer; none for conversations."""
     if "prompt_ids" not in (dataset.documents.dtype.names or ()):
         return np.zeros(len(dataset.numbers), dtype=bool)
     return np.asarray(dataset.documents["prompt_ids_length"] >= capacity)
@@ -245,7 +245,7 @@ def _document_keys(part: Part, seed: int) -> Keys:
 
 
 def _epochs(runtime: dict[str, Any], rows: int) -> int:
-    """How many epochs the planned training needs; a longer one adds them (epochs.write_epochs)."""
+    """Epochs of the planned training; a longer one adds more (epochs.write_epochs)."""
     batch = runtime.get("batch") or 1
     steps = runtime.get("steps") or math.ceil(rows * (runtime.get("epochs") or 1) / batch)
     return max(1, math.ceil(steps * batch / rows))

@@ -41,7 +41,7 @@ class TransformSource:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its module and the modules beside it that decide its results, by their place below the module's folder."""
+        """Its module and the neighbouring modules that decide its results, by path relative to the module's folder."""
         found = [self.file, *_neighbours(self.file, _parsed(self.file), {self.file})]
         return {str(path.relative_to(self.file.parent)): path for path in found}
 
@@ -56,7 +56,7 @@ class TransformSource:
 
 
 def transform_names(modules: list[str]) -> dict[str, TransformSource]:
-    """Every transform on offer: the shipped ones and those of the user's modules."""
+    """All transforms: the shipped ones and those of the user's modules."""
     found: dict[str, TransformSource] = {}
     for file in sorted(TRANSFORMS.glob("[!_]*.py")):
         found |= _registered(file)
@@ -82,9 +82,9 @@ def chat_template_names() -> list[str]:
 
 
 def chat_template_text(name: str) -> str:
-    """The text of a shipped template or of a `.jinja` file given by path; `tokenizer` as it stands.
+    """The text of a shipped template or of a `.jinja` file given by path; `tokenizer` unchanged.
 
-    What `tokenizer` means is known where the model's folder is: `data.chat_template.resolve_template`.
+    `tokenizer` is resolved with the model's folder by `tokens.chat_template.resolve_template`. Raises ConfigError.
     """
     if name == OWN_TEMPLATE:
         return name
@@ -109,7 +109,7 @@ def chat_template_text(name: str) -> str:
 
 
 def can_mask(text: str) -> bool:
-    """Whether a template says what the assistant says."""
+    """Whether a template has generation markers."""
     return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", text) is not None
 
 
@@ -120,7 +120,7 @@ class TemplateTokens:
     needed: tuple[str, ...]
     """Tokens that its text spells; a tokenizer without one of them cannot be used with it."""
     named: dict[str, str]
-    """`bos_token`, `eos_token`: what a new tokenizer calls so. A model's tokenizer has its own."""
+    """`bos_token` and `eos_token` of a new tokenizer; a model's tokenizer has its own."""
 
 
 def template_tokens(text: str) -> TemplateTokens | None:

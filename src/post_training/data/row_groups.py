@@ -1,6 +1,6 @@
-"""Rows that belong together though they stand apart, such as the messages of a tree: brought together in little memory.
+"""Groups rows that share keys, such as the messages of a tree, wherever they are in the files, in little memory.
 
-The rows themselves wait on disk; in memory are eight bytes a row and the keys that tie rows together.
+Rows are buffered on disk; memory holds eight bytes a row and the keys.
 """
 
 import tempfile
@@ -21,14 +21,14 @@ _GROUPS_AT_ONCE = 1000
 def apply_to_groups(
     application: Application, blocks: Iterator[tuple[int, Block]], folder: Path
 ) -> Iterator[BlockResult]:
-    """What a transform makes of groups of rows, in the order of their first rows.
+    """Apply a transform to groups of rows, in the order of their first rows.
 
     Args:
         application: a transform that was registered with `group`.
         blocks: the number of each block's first file record over all files, and the block.
-        folder: where the rows wait.
+        folder: for the buffered rows.
     """
-    with tempfile.TemporaryFile(dir=folder) as waiting:
+    with tempfile.TemporaryFile(dir=folder) as buffer:
         groups = _Groups()
         starts = array("Q")
         for base, block in blocks:
@@ -39,21 +39,21 @@ def apply_to_groups(
                     if isinstance(row, Problem):
                         raise InvalidRow(row.reason, row.detail)
                     keys = application.transform.group_keys(row)
-                    waits = orjson.dumps([str(block.file), number, base + number, row], default=str)
+                    line = orjson.dumps([str(block.file), number, base + number, row], default=str)
                 except Exception as error:
                     done.reject(rejection(error, row), block.file, number, record)
                     continue
                 groups.add(keys)
-                starts.append(waiting.tell())
-                waiting.write(waits)
+                starts.append(buffer.tell())
+                buffer.write(line)
             yield done
-        starts.append(waiting.tell())
+        starts.append(buffer.tell())
         done = BlockResult()
         for count, members in enumerate(groups):
             rows = []
             for member in members:
-                waiting.seek(starts[member])
-                rows.append(orjson.loads(waiting.read(starts[member + 1] - starts[member])))
+                buffer.seek(starts[member])
+                rows.append(orjson.loads(buffer.read(starts[member + 1] - starts[member])))
             _apply(application, rows, done)
             if count % _GROUPS_AT_ONCE == _GROUPS_AT_ONCE - 1:
                 yield done
@@ -76,12 +76,12 @@ class _Groups:
             self.join(self.owner.setdefault(key, row), row)
 
     def join(self, first: int, second: int) -> None:
-        """Two rows belong together."""
+        """Merge the groups of two rows."""
         one, other = self.first_of(first), self.first_of(second)
         self.earlier[max(one, other)] = min(one, other)
 
     def first_of(self, row: int) -> int:
-        """The first row of a row's group."""
+        """The first row of a group."""
         while self.earlier[row] != row:
             self.earlier[row] = row = self.earlier[self.earlier[row]]
         return row
@@ -96,9 +96,9 @@ class _Groups:
             yield list(group)
 
 
-def _apply(application: Application, waited: list[list[Any]], done: BlockResult) -> None:
-    """One group: lines for its examples, and a reason for each row that is in none."""
-    rows = [row for *_, row in waited]
+def _apply(application: Application, members: list[list[Any]], done: BlockResult) -> None:
+    """Apply the transform to one group: lines for its examples, a rejection for each unused row."""
+    rows = [row for *_, row in members]
     before = application.rules.trimmed_rows, application.rules.trimmed_turns
     reasons: dict[int, Rejection] = {}
     used: set[int] = set()
@@ -114,7 +114,7 @@ def _apply(application: Application, waited: list[list[Any]], done: BlockResult)
         reasons = dict.fromkeys(range(len(rows)), rejection(error, rows[0]))
     failed: list[tuple[list[int], Rejection]] = []
     for part, (indices, example) in enumerate(examples):
-        place = {"row": waited[0][2]} if len(examples) == 1 else {"row": waited[0][2], "part": part}
+        place = {"row": members[0][2]} if len(examples) == 1 else {"row": members[0][2], "part": part}
         try:
             done.lines += application.line(example, place) + b"\n"
             done.examples += 1
@@ -125,10 +125,10 @@ def _apply(application: Application, waited: list[list[Any]], done: BlockResult)
         unused = [index for index in indices if index not in used]
         reasons = dict.fromkeys(unused, found) | reasons
         if not unused:
-            file, number, _, row = waited[indices[-1]]
+            file, number, _, row = members[indices[-1]]
             done.reject(found, Path(file), number, row, of_example=True)
     done.rows_out += len(used)
-    for index, (file, number, _, row) in enumerate(waited):
+    for index, (file, number, _, row) in enumerate(members):
         if index not in used:
             done.reject(
                 reasons.get(index, ("not_used", "the transform made nothing of it", True)), Path(file), number, row

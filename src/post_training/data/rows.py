@@ -1,8 +1,8 @@
-"""Messages in one spelling, and what is wrong with a row's, whatever its shape (`shapes/`) asks besides.
+"""Normalised messages, and the checks that rows of all shapes (`shapes/`) share.
 
 A message is `{"role", "content"}`, content being text, with where it has them `tool_calls` (in OpenAI's form, arguments
-as an object), `reasoning_content`, `name` and `tool_call_id`. Typed content blocks become text, reasoning gets the one
-name, `function_call` becomes a tool call, keys that are null go: parquet fills them in.
+as an object), `reasoning_content`, `name` and `tool_call_id`. Typed content blocks become text, reasoning gets one
+name, `function_call` becomes a tool call, and null keys, which parquet fills in, are removed.
 
 Roles are system (first only), user, assistant and tool. User and assistant alternate; a tool turn follows an
 assistant turn with `tool_calls` or another tool turn.
@@ -26,7 +26,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class Message(TypedDict):
-    """One turn, in the one spelling."""
+    """One normalised turn."""
 
     role: str
     content: str
@@ -37,7 +37,7 @@ class Message(TypedDict):
 
 
 class Example(TypedDict, total=False):
-    """What rows of all shapes may have: tools in OpenAI's form, and where `rows.jsonl` has the row from."""
+    """Keys of all shapes: tools in OpenAI's form, and the source row in `rows.jsonl`."""
 
     tools: list[dict[str, Any]]
     row: int
@@ -47,7 +47,7 @@ class Example(TypedDict, total=False):
 
 
 class InvalidRow(Exception):
-    """A row that cannot be used: a reason code, and what was found."""
+    """A row that cannot be used: a reason code and details."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -56,7 +56,7 @@ class InvalidRow(Exception):
 
 @dataclass
 class Rules:
-    """`data.last_turn`, and how often it was applied: turns after the assistant's last are cut off or the row is rejected."""
+    """`data.last_turn`, trim or reject turns after the assistant's last one, and how often it applied."""
 
     last_turn: str = "trim"
     trimmed_rows: int = 0
@@ -79,7 +79,7 @@ def _check_any(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
 
 
 def turns(row: dict[str, Any], key: str) -> list[Message]:
-    """The messages of one column, each checked and in the one spelling. Raises InvalidRow."""
+    """The messages of one column, each checked and normalised. Raises InvalidRow."""
     found = row.get(key)
     if not isinstance(found, list):
         if found is None:
@@ -89,7 +89,7 @@ def turns(row: dict[str, Any], key: str) -> list[Message]:
         raise InvalidRow("empty_conversation", key)
     made: list[Message] = []
     for index, turn in enumerate(found):
-        if type(turn) is dict and len(turn) == 2:  # the common case, in as few steps as can be
+        if type(turn) is dict and len(turn) == 2:  # fast path for the common case
             content = turn.get("content")
             if type(content) is str and turn.get("role") in ROLES and content and not content.isspace():
                 made.append(turn)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def check_order(turns: list[Message]) -> None:
 
 
 def end_with_assistant(turns: list[Message], rules: Rules) -> list[Message]:
-    """The turns up to the assistant's last one, as `data.last_turn` says."""
+    """The turns up to the assistant's last one, by `data.last_turn`. Raises InvalidRow."""
     last = turns[-1]["role"]
     if last == "assistant":
         return turns
@@ -133,7 +133,7 @@ def answer(row: dict[str, Any], key: str, prompt: list[Message], rules: Rules) -
 
 
 def check_tools(row: dict[str, Any]) -> Example:
-    """`{"tools": [...]}` in OpenAI's form, or nothing where there are none; a list, or the JSON text of one."""
+    """`{"tools": [...]}` in OpenAI's form, or `{}`, from a list or its JSON text. Raises InvalidRow."""
     tools = row.get("tools")
     if not tools:
         return {}
@@ -245,7 +245,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _check_numbers(value: Any, where: str) -> None:
-    """Refuse whole numbers beyond 64 bits, which the JSON reader has rounded."""
+    """Raise InvalidRow for integers beyond 64 bits, which the JSON reader has rounded."""
     pending = [value]
     while pending:
         value = pending.pop()

@@ -1,7 +1,7 @@
 """One dataset -> `rows.jsonl` of validated examples and `rejects.jsonl` of the rest, with reasons.
 
-A source row gives one example, or several (pairs of n answers), and a tree of rows gives one or several too. Always:
-rows_in = rows_out + the sum over `dropped`, in source rows, where rows_out counts those that are in an example;
+A source row, or a tree of rows, gives one example or several (pairs of n answers). Always rows_in = rows_out + the sum over
+`dropped`, in source rows, where rows_out counts those that are in an example;
 `examples` counts the lines of `rows.jsonl`. `dropped` holds rejected rows and `skipped` ones, which the transform left out
 by choice; an example that is refused while its rows are in others is in `dropped_examples`. A line carries `row`, the
 number of its source row (from 0, over all files), and `part` where there are several of that number.
@@ -94,7 +94,7 @@ def _keep_source(task: Task) -> list[dict[str, str]]:
 
 
 def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:
-    """What came of each block, in order, whatever the number of processes."""
+    """The result of each block, in order, for any number of processes."""
     arguments = (task.config, Path(task.runtime["file"]))
     application = Application(*arguments)  # here too, so that a mistake in it is one line
     blocks = _selected(files, task.config["slice"])
@@ -110,7 +110,7 @@ def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:
 
 
 def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block]]:
-    """(number of its file's first row over all files, block) of the rows that are asked for."""
+    """(number of its file's first row over all files, block) of the selected rows."""
     part = Slice.parse(asked) if asked else Slice()
     total = sum(block.size for block in read_blocks(files)) if part.needs_total else None
     start, stop = part.bounds(total)

@@ -1,16 +1,15 @@
-"""The trainer's view of a mix: rows put together, when they are asked for, from the memory-mapped token shards.
+"""The trainer's view of a mix: rows assembled on access from the memory-mapped token shards.
 
 A mix has no tokens of its own. Beside its manifest, which lists the shards, it has
 
-- `documents.npy`, a record a distinct document: the shard and where in it each column stands;
-- `epoch-00000.npy`, `epoch-00001.npy`, ...: int32, for each row the place of its first document, and the place
-  behind the last one `[rows + 1]`, then the documents of all rows by number.
+- `documents.npy`, a record a distinct document: the shard and the position of each column in it;
+- `epoch-00000.npy`, `epoch-00001.npy`, ...: int32, the index of each row's first document and the end
+  of the last `[rows + 1]`, then the documents of all rows by number.
 
 Held-out rows have `eval-documents.npy` and `eval-epoch-00000.npy`.
 
 Rows are stored in the order in which they are trained on: the sampler is sequential, so that the order is the
-same for any number of ranks and after any resume. Epochs follow one another, each with an order and a
-packing of its own.
+same for any number of ranks and after any resume. Each epoch has an order and a packing of its own.
 """
 
 import json
@@ -46,10 +45,10 @@ def open_rows(path: Path, rows: int | None = None, part: str = "train") -> "Rows
 
 
 class Rows(Sequence[Row]):
-    """Rows in training order; what they hold is a view of the files where that is possible.
+    """Rows in training order, as views of the files where possible.
 
     A row is a dict of int32 arrays, the columns of its shape (`data/shapes`, with `input_ids` and `labels` for the
-    marked column), and packed also `seq_lengths`, the tokens of each document. Survives a fork and pickling, which opens the files again.
+    masked column), and packed also `seq_lengths`, the tokens of each document. Survives a fork and pickling, which opens the files again.
     """
 
     def __init__(self, path: Path, rows: int | None = None, part: str = "train", *, distinct: bool = False) -> None:
@@ -166,7 +165,7 @@ def columns_of(documents: npt.NDArray[Any]) -> list[str]:
 
 
 def part_file(path: Path, part: str, name: str) -> Path:
-    """A file of the index beside the mix's manifest; those of the held-out rows have a prefix."""
+    """A file of the index beside the mix's manifest, with a prefix for held-out rows."""
     return path.with_name(name if part == "train" else f"{part}-{name}")
 
 
@@ -203,7 +202,7 @@ def map_shard(shard: Path) -> Ids:
 
 
 def _checked(path: Path, recorded: dict[str, Any], made_with: Path) -> Path:
-    """The shard, if it is still the one that the index was made over: others would be read as other tokens."""
+    """The shard. Raises DataError if it is not the one that the index was made for."""
     try:
         entries = json.loads((path.parent / "manifest.json").read_text())["files"]
         found = {entry["path"]: entry["sha256"] for entry in entries}[path.name]

@@ -1,5 +1,5 @@
-"""What is taken out of a dataset between transform and tokenise: lengths, languages, contamination, duplicates.
+"""Filters between transform and tokenise: lengths, languages, decontamination, deduplication.
 
-`stage` is the body of the rule and describes its manifest; `checks` looks at a row by itself, `contamination` beside
-evaluation sets, `duplicates` beside the rows before it.
+`stage` is the body of the rule and describes its manifest; `checks` tests each row by itself, `contamination` compares with
+evaluation sets, `duplicates` with earlier rows.
 """

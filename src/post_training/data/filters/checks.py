@@ -1,4 +1,4 @@
-"""Everything about rows that can be known without the rows before them: runs in worker processes."""
+"""Filters that test each row by itself, in worker processes."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass
 class Removal:
-    """Why a row is taken out, and beside what."""
+    """Why a row is removed, and the other row if there is one."""
 
     reason: str
     detail: str

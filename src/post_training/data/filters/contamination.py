@@ -1,10 +1,10 @@
-"""Rows that hold what a model will be evaluated on, by n-grams of words.
+"""Rows that contain evaluation texts, by n-grams of words.
 
 A row is contaminated when, of one evaluation text, more than a share of the words are in n-grams that the row has
 too: 8-grams and half of the words in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124, 3.2); any common 13-gram in
 GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C), which is `ngram_words: 13, ngram_overlap: 0`. Words are lower
 case and without punctuation. Texts are single turns, or single strings of a file's rows; those shorter than an n-gram
-are not looked for, and counted.
+are skipped and counted.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class Match:
-    """What a row has in common with an evaluation text."""
+    """Overlap of a row with an evaluation text."""
 
     dataset: str
     row: int
@@ -66,7 +66,7 @@ class EvaluationTexts:
         self.hashes, self.where = hashes[order], where[order]
 
     def match(self, row: dict[str, Any]) -> Match | None:
-        """The evaluation text of which a row has most, where that is too much."""
+        """The evaluation text with the largest overlap, if that is above the limit."""
         covered: dict[int, set[int]] = {}
         for text in turn_texts(row):
             self._cover(text, covered)
@@ -113,7 +113,7 @@ def texts_of_stage(name: str, manifest: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def texts_of_file(path: Path) -> Iterator[tuple[str, int, str]]:
-    """(file, row, text) of a data file of any shape; records that are no rows have no text."""
+    """(file, row, text) of a data file of any shape; invalid records have no text."""
     number = 0
     for block in read_blocks([path]):
         for record in block.records():

@@ -1,4 +1,4 @@
-"""Rows that are there already: exactly, or nearly by MinHash and locality-sensitive hashing.
+"""Duplicate rows: exact ones, and near ones by MinHash and locality-sensitive hashing.
 
 Near means a Jaccard similarity of the rows' shingles at or above a threshold (Broder 1997). Signatures of 128 minima
 are cut into bands; rows that agree in a band are compared for real, so whatever is removed is as similar as it is
@@ -115,7 +115,7 @@ def _compare(row: dict[str, Any], other: dict[str, Any], threshold: float | None
 
 
 def _shared(keys: list[Keys]) -> list[npt.NDArray[np.bool_]]:
-    """Which rows of each part have a key that another row has too; the others are nobody's duplicates."""
+    """Which rows of each part share a key with another row; the others are no duplicates."""
     ends = np.cumsum([len(part) for part in keys])
     found = np.zeros(ends[-1], dtype=bool)
     for column in range(keys[0].shape[1]):

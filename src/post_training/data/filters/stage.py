@@ -1,7 +1,7 @@
-"""One transformed dataset -> `rows.jsonl` of what stays, `removed.jsonl` of the rest with reasons, `keys.npy`.
+"""One transformed dataset -> `rows.jsonl` of the kept rows, `removed.jsonl` of the others with reasons, `keys.npy`.
 
-Length, language and contamination are asked of each row by itself, in this order and in several processes; of what is
-left, the first of equal or similar rows stays. Only the first reason is given.
+Length, language and contamination are tested row by row, in this order and in several processes; of the remaining equal or
+similar rows the first is kept. Only the first reason is given.
 
 The manifest: `rows_in` = `rows_out` + the sum over `dropped` (reason -> rows), all in lines of `rows.jsonl`;
 `examples` = `rows_out`. `removed` has for each reason its first lines of `removed.jsonl`, and `partners` for each
@@ -110,7 +110,7 @@ def _duplicates(task: Task, source: Path, offsets: Any, keys: duplicates.Keys) -
 
 
 def _write(task: Task, source: Path, removed: dict[int, Removal], keys: duplicates.Keys) -> dict[str, Any]:
-    """Both files of rows, and the keys; returns what the manifest says of them."""
+    """Write both files of rows, and the keys; returns their facts for the manifest."""
     rows_path, removed_path, keys_path = (task.directory / name for name in ("rows.jsonl", "removed.jsonl", "keys.npy"))
     dropped: Counter[str] = Counter()
     partners: dict[str, Counter[str]] = {}

@@ -1,4 +1,4 @@
-"""The text of a row as the filters see it: turns, words, shingles."""
+"""Text of a row for the filters: turns, words, shingles."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 SHINGLE_WORDS = 5
-"""Words of a shingle, the unit of which near-duplicates share most."""
+"""Words of a shingle; near-duplicates share most of theirs."""
 # Scripts without spaces: each character is a word.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
@@ -15,7 +15,7 @@ _COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
 def turns(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every turn of a row, of whichever shape, but system turns: those are the same in row after row."""
+    """Every turn of a row of any shape except system turns, which many rows have in common."""
     found = [turn for column in _COLUMNS for turn in row.get(column) or ()]
     return [turn for turn in found if turn["role"] != "system"]
 
@@ -66,13 +66,13 @@ def jaccard(one: set[str], other: set[str]) -> float:
 
 
 def content(row: dict[str, Any]) -> bytes:
-    """All that a row holds but its number: equal for exact duplicates."""
+    """A row without its number as JSON: equal for exact duplicates."""
     own = {key: value for key, value in row.items() if key not in ("row", "part")}
     return orjson.dumps(own, option=orjson.OPT_SORT_KEYS)
 
 
 def place(row: dict[str, Any]) -> dict[str, int]:
-    """Number of a row, and which of its examples it is where there are several."""
+    """Number of the source row, and of the example where a row gave several."""
     return {key: row[key] for key in ("row", "part") if key in row}
 
 

@@ -1,7 +1,7 @@
 """The order and the packing of each epoch: an index over a mix's documents, `epoch-00000.npy` and so on.
 
-An epoch follows from the mix alone (`keys.npy` and its seed), never from how long is trained: a
-longer run adds epochs to a mix and changes none, and a run of any length shares the mix with others.
+An epoch depends on the mix alone (`keys.npy` and its seed), not on the length of training: a longer run adds epochs and
+changes none, and runs of any length share a mix.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Keys = npt.NDArray[np.uint64]
 
 
 def write_epochs(path: Path, rows: int) -> None:
-    """Write the epochs that `rows` rows of training need and the mix does not have yet.
+    """Write the epochs that a training of `rows` rows needs and that are missing.
 
     Args:
         path: manifest of the mix.
@@ -37,7 +37,7 @@ def write_epochs(path: Path, rows: int) -> None:
 
 
 def write_epoch(path: Path, number: int, config: dict[str, Any], part: str = "train") -> int:
-    """Write one epoch beside the manifest `path` of its mix; returns its rows, which are equally many in each."""
+    """Write one epoch beside the mix's manifest `path`; returns its number of rows, the same for every epoch."""
     keys = np.load(part_file(path, part, "keys.npy"), mmap_mode="r")
     members = order(keys["key"], keys["copies"], number)
     if config["packing"]:

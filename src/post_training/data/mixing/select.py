@@ -1,4 +1,4 @@
-"""Which rows of one dataset a mix uses, how often, and as which documents: pure, on arrays.
+"""Selection of a dataset's rows for a mix, their repetitions and documents: pure functions on arrays.
 
 Every choice about a row follows from a hash of seed, dataset name and row, or of its content: another
 dataset, or another amount elsewhere, moves nothing.
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class Documents:
-    """What one dataset's rows are trained on as: whole rows, and the windows that long ones are cut into."""
+    """Documents of one dataset: full rows, and the windows into which long rows are cut."""
 
     records: npt.NDArray[Any]
     """Of `view.document_type`."""
@@ -102,7 +102,7 @@ def amount(entry: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def contents(dataset: Tokenized) -> Keys:
-    """A hash of what each row says: rows of any dataset with the same tokens have the same.
+    """A hash of each row's tokens, equal for equal rows of any dataset.
 
     Of pairs and unpaired completions only the prompt counts, so that no prompt is in training and evaluation both.
     """

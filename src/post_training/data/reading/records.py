@@ -1,4 +1,4 @@
-"""A block of a file's records -> rows, in whichever process: what cannot be a row comes out as a `Problem`."""
+"""A block of a file's records -> rows; a record that cannot be a row becomes a `Problem`."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Span:
 
 @dataclass
 class Block:
-    """Some records of one file that follow each other."""
+    """Consecutive records of one file."""
 
     file: Path
     first: int
@@ -40,13 +40,13 @@ class Block:
     data: bytes | Span | list[Any] | pa.RecordBatch
     """Lines of JSON, or their position in the file; values of JSON, or rows; a batch of columns."""
     skip: int = 0
-    """Records at its beginning that are not asked for."""
+    """Records at its beginning that are not selected."""
     take: int = field(default=1 << 62)
-    """Records after those that are."""
+    """Most records that are selected after those."""
 
     @property
     def rows(self) -> int:
-        """Records that are asked for."""
+        """Number of selected records."""
         return max(0, min(self.size - self.skip, self.take))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Block:
             (self.data,) = pa.ipc.open_stream(self.data)
 
     def records(self) -> Iterator[Any]:
-        """What was asked for: bytes of JSON to be parsed, a row, or a `Problem`."""
+        """The selected records, each as JSON bytes, a row or a `Problem`."""
         data = self.data
         if isinstance(data, Span):
             with self.file.open("rb") as handle:
@@ -79,7 +79,7 @@ class Block:
 
 
 def parse(line: bytes) -> dict[str, Any] | Problem:
-    """A row that is written as JSON."""
+    """One JSON object as a row."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -88,7 +88,7 @@ def parse(line: bytes) -> dict[str, Any] | Problem:
     if type(value) is not dict:
         found = type(value).__name__
         return Problem("not_an_object", f"found {found}, expected an object", line[:200].decode(errors="replace"))
-    # Of two equal keys in an object the parser keeps the last; what it left out shows in the quotation marks.
+    # Of two equal keys in an object the parser keeps the last; the number of quotation marks shows the missing one.
     if line.count(b'"') > orjson.dumps(value).count(b'"') and (key := _repeated_key(line)) is not None:
         return Problem("duplicate_key", f"{key!r} is repeated in one object", line[:200].decode(errors="replace"))
     return value
@@ -122,7 +122,7 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
 
 
 def _has_null_fields(array: pa.Array) -> bool:
-    """Whether a struct somewhere in it has a field that is null."""
+    """Whether a struct at any depth has a null field."""
     if pa.types.is_struct(array.type):
         fields = array.flatten()
         return any(field.null_count or _has_null_fields(field) for field in fields)
@@ -132,7 +132,7 @@ def _has_null_fields(array: pa.Array) -> bool:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Columns give every object the keys of all objects; a field that is null was not there."""
+    """Without null fields: columns give every object the keys of all objects."""
     if isinstance(value, dict):
         return {key: _without_nulls(child) for key, child in value.items() if child is not None}
     return [_without_nulls(child) for child in value] if isinstance(value, list) else value

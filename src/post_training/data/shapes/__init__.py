@@ -6,13 +6,12 @@ A shape is one module here, with everything that stages need to know of it:
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
   trainer's view maps them into memory;
 - `validate(row, rules)`: the checked row; raises `rows.InvalidRow` with the reason;
-- `conversations(row)`: what is rendered of a row, each with whether the prompt for an answer ends it; as many for
-  every row;
+- `conversations(row)`: the conversations to render, each with `add_generation_prompt`; the same number for every row;
 - `columns(rows, encoded, train_on, dropped)`: which rows can be trained on, and the columns of those, from the
   encoded conversations of all rows; the others are counted in `dropped` by reason;
 - `lengths(batch)`: tokens of each row as `max_seq_length` counts them, int64 [n];
 - `token_counts(batch)`: all tokens and the trained ones of each row, two arrays of int64 [n];
-- `sequences(row)`: what the model reads of one training row, as (name, token ids, trained mask).
+- `sequences(row)`: the sequences of one training row that the model reads, as (name, token ids, trained mask).
 
 A method names its shape in `ROWS`.
 """
@@ -25,7 +24,7 @@ from typing import Any
 
 
 def names() -> list[str]:
-    """The shapes there are."""
+    """All shapes."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 

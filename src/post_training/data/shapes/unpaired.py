@@ -1,6 +1,4 @@
-"""Unpaired completions: `{"prompt": [...], "completion": [...], "label": true | false}`; `label` says whether the
-answer is desirable. Prompt and completion are messages.
-"""
+"""Unpaired completions with binary labels: `{"prompt": [...], "completion": [...], "label": true | false}`; true = desirable."""
 
 from collections import Counter
 from typing import Any

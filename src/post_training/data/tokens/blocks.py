@@ -35,7 +35,7 @@ _PLAIN = frozenset(("role", "content"))
 
 @dataclass
 class Settings:
-    """What decides the ids of a row besides its tokenizer."""
+    """Settings that decide the ids of a row, besides its tokenizer."""
 
     template: str
     """Text of the chat template."""
@@ -48,11 +48,11 @@ class Settings:
 
 
 @dataclass
-class Block:
-    """What became of some rows."""
+class TokenizedBlock:
+    """Tokenised rows."""
 
     columns: dict[str, Lists]
-    """Of each row that was kept."""
+    """Of the kept rows."""
     rows: npt.NDArray[np.int64]
     """Number of the source row of each."""
     parts: npt.NDArray[np.int32]
@@ -60,7 +60,7 @@ class Block:
     rows_in: int
     dropped: Counter[str]
     samples: list[tuple[str, Ids]]
-    """Some texts with the ids that they got, to be encoded again by the library that defines them."""
+    """Some texts with their ids, to be compared with those of the `tokenizers` library."""
 
 
 class Tokenization:
@@ -77,7 +77,7 @@ class Tokenization:
         self.last = settings.train_on == "last"
         self.control = ControlTokens(self.template, settings.template, named, self.encoder)
 
-    def block(self, lines: list[bytes]) -> Block:
+    def block(self, lines: list[bytes]) -> TokenizedBlock:
         """Lines of `rows.jsonl`, in order."""
         dropped: Counter[str] = Counter()
         guarded = self.settings.control_tokens != "allow"
@@ -118,9 +118,9 @@ class Tokenization:
         if careful:
             rows, encoded = self._carefully(rows, asked, encoded, careful, dropped)
         kept, columns = self.shape.columns(rows, encoded, self.settings.train_on, dropped)
-        places = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
-        numbers, parts = np.array(places, dtype=np.int64).reshape(-1, 2).T
-        return Block(columns, numbers, parts.astype(np.int32), len(lines), dropped, samples)
+        origins = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
+        numbers, parts = np.array(origins, dtype=np.int64).reshape(-1, 2).T
+        return TokenizedBlock(columns, numbers, parts.astype(np.int32), len(lines), dropped, samples)
 
     def _carefully(
         self,
@@ -163,7 +163,7 @@ def block_schema(shape: ModuleType) -> pa.Schema:
     return schema.append(pa.field("row", pa.int64())).append(pa.field("part", pa.int32()))
 
 
-def record_batch(blocks: list[Block], shape: ModuleType, metadata: dict[bytes, str]) -> pa.RecordBatch:
+def record_batch(blocks: list[TokenizedBlock], shape: ModuleType, metadata: dict[bytes, str]) -> pa.RecordBatch:
     """Blocks as one batch of Arrow lists, with the metadata in its schema."""
     arrays = [_joined([block.columns[name] for block in blocks]) for name in shape.SCHEMA.names]
     arrays += [pa.array(np.concatenate([block.rows for block in blocks]))]
@@ -178,9 +178,9 @@ def _joined(lists: list[Lists]) -> pa.ListArray:
 
 
 def check_template(tokenization: Tokenization) -> int:
-    """The token that ends an answer; refuse a template that does not train it, or whose tokens the tokenizer lacks.
+    """The token that ends an answer. Raises DataError if it is not trained on, or if the tokenizer lacks a control token.
 
-    A model trained without a stop token never stops; one whose control tokens are cut up learns a format of fragments.
+    A model trained without a stop token never stops; control tokens that are split up teach a format of fragments.
     """
     file = tokenization.encoder.file
     declared = registry.template_tokens(tokenization.settings.template)

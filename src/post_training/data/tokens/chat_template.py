@@ -1,7 +1,7 @@
-"""Chat templates, compiled once, with the characters that are trained on.
+"""Chat templates, compiled once, rendered with the spans that are trained on.
 
-The sandbox, its filters and what a template is given are those of `apply_chat_template`, so both render
-the same text. There is no clock: a template that asks for the date would render differently tomorrow.
+Sandbox, filters and variables are those of `apply_chat_template`, so both render the same text. There is no clock: a
+template that asks for the date would render differently tomorrow.
 """
 
 import json
@@ -28,7 +28,7 @@ Messages = list[dict[str, Any]]
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks in the text what the assistant says."""
+    """`{% generation %}`: marks the assistant's text."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's interface)
 
@@ -54,7 +54,7 @@ class ChatTemplate:
         change: Callable[[nodes.Template], None] | None = None,
         clock: Callable[[str], str] | None = None,
     ) -> None:
-        """Compile; `change` may alter the parsed template before, `clock` answers what asks for the date."""
+        """Compile; `change` may alter the parsed template before, `clock` replaces `strftime_now`. Raises DataError."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -75,7 +75,7 @@ class ChatTemplate:
     def render_marked(
         self, messages: Messages, tools: list[Any] | None = None, add_generation_prompt: bool = False
     ) -> str:
-        """The text with U+FDD0 and U+FDD1 around what is trained on; `messages` as `as_passed` returns them.
+        """The text with U+FDD0 and U+FDD1 around the trained spans; `messages` as `as_passed` returns them.
 
         Raises ValueError, `template_error: detail`, when the template cannot render the conversation.
         """
@@ -126,7 +126,7 @@ def as_passed(messages: Messages) -> Messages:
 
 
 def holds_reserved(value: Any) -> bool:
-    """Whether a string somewhere in a JSON value holds a reserved character."""
+    """Whether any string in a JSON value holds a reserved character."""
     if isinstance(value, str):
         return any(mark in value for mark in RESERVED)
     if isinstance(value, dict):

@@ -45,7 +45,7 @@ class ControlTokens:
     """The control tokens of one tokenizer under one template."""
 
     def __init__(self, template: ChatTemplate, text: str, special_tokens: dict[str, str], encoder: Encoder) -> None:
-        """`text` is the template's source, `special_tokens` what it is given by name."""
+        """`text` is the template's source, `special_tokens` its variables."""
         self._text, self._special_tokens = text, special_tokens
         self._template, self._encoder = template, encoder
         self._ids = encoder.file.control
@@ -123,7 +123,7 @@ class ControlTokens:
 
     @cached_property
     def _is_traceable(self) -> bool:
-        """Whether every control token that the probes hold is a marked one."""
+        """Whether every control token in the probes is marked."""
         token = re.compile(self._pattern)
         return all(not token.search(self._own.sub("", text)) for text in self._probes(self._traced))
 
@@ -143,7 +143,7 @@ class ControlTokens:
 
 
 def _mark(parsed: nodes.Template, token: re.Pattern[str]) -> None:
-    """Mark the control tokens in what a template writes; not in what it compares or splits text with."""
+    """Mark the control tokens in a template's output, not in strings that it compares or splits text with."""
     for output in parsed.find_all(nodes.Output):
         for node in output.nodes:
             _mark_written(node, token)

@@ -55,7 +55,7 @@ class Encoded:
 
 
 class Encoder:
-    """One tokenizer; marks are U+FDD0 and U+FDD1 around what is trained on (`chat_template`)."""
+    """Encodes text with U+FDD0 and U+FDD1 around trained spans (`chat_template`) by one tokenizer."""
 
     def __init__(self, file: TokenizerFile, engine: Engine | None = None) -> None:
         self.file = file
@@ -68,7 +68,7 @@ class Encoder:
 
     @cached_property
     def engine(self) -> Engine:
-        """What encodes."""
+        """The given engine, or the `tokenizers` library."""
         return self._engine or HuggingFace(self.tokenizer)
 
     def encode(self, marked: list[str]) -> Encoded:
@@ -80,7 +80,7 @@ class Encoder:
         return self._by_byte_lengths(marked, self.file.byte_lengths)
 
     def _by_byte_lengths(self, marked: list[str], byte_lengths: npt.NDArray[np.int64]) -> Encoded:
-        """The sum of the ids' byte lengths up to a token is its place in the text: no offsets are asked for."""
+        """A token's position in the text is the sum of the byte lengths before it: no offsets are needed."""
         texts: list[str] = []
         sizes: list[int] = []  # bytes of each part: outside, inside, outside, ..., outside
         lasts: list[int] = []  # bytes of each part's last character
@@ -111,8 +111,8 @@ class Encoder:
         good = np.diff(before) == text_ends - text_starts
         good[changed] = False
         owner = np.repeat(np.arange(len(counts)), part_counts)
-        place = np.arange(len(sizes)) - np.repeat(np.cumsum(part_counts) - part_counts, part_counts)
-        inside = np.flatnonzero((place % 2 == 1) & (np.array(sizes) > 0) & good[owner])
+        position = np.arange(len(sizes)) - np.repeat(np.cumsum(part_counts) - part_counts, part_counts)
+        inside = np.flatnonzero((position % 2 == 1) & (np.array(sizes) > 0) & good[owner])
         shift = (before[:-1] - text_starts)[owner[inside]]
         first = part_ends[inside] - np.array(sizes, dtype=np.int64)[inside] + shift
         last = part_ends[inside] - np.array(lasts, dtype=np.int64)[inside] + shift
@@ -127,7 +127,7 @@ class Encoder:
         return encoded
 
     def _keeps(self, text: str) -> bool:
-        """Whether the tokenizer's normaliser leaves a text as it is."""
+        """Whether the tokenizer's normaliser leaves a text unchanged."""
         if self.file.normalizer == "NFC":
             return text.isascii() or unicodedata.is_normalized("NFC", text)
         return bool(self.tokenizer.normalizer.normalize_str(text) == text)
@@ -142,7 +142,7 @@ def by_offsets(encoding: Encoding, spans: list[Span]) -> tuple[Ids, Mask]:
     for start, stop in spans:
         if stop > start:
             begin, end = np.searchsorted(ends, (start, stop - 1), "right")
-            # A place can be in no token, because some tokenizers drop blanks: then the nearest token inside the
+            # A character can be in no token, because some tokenizers drop blanks: then the nearest token inside the
             # span counts. (Transformers would mark everything up to the end of the text.)
             past = end == len(starts) or starts[end] > stop - 1
             mask[begin : end if past else end + 1] = True

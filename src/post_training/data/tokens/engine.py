@@ -1,8 +1,6 @@
-"""What turns text into token ids: the `tokenizers` library, or `fastokens`, some fifty times as fast, where it proves
-itself.
+"""Engines that encode text: the `tokenizers` library, or `fastokens`, some fifty times as fast, if it gives the same ids.
 
-The ids are the same or the fast engine is not used: a corpus of hard cases is encoded by both once a job, and then a
-sample of the job's own text, all the time.
+That is checked: both encode a corpus of hard cases once a job, and a sample of the job's own text throughout.
 """
 
 import contextlib
@@ -96,7 +94,7 @@ def _load_fastokens(path: str) -> Any:
 
 
 def preload() -> None:
-    """In the fork server: load what all of its workers will use, so that they share the memory."""
+    """In the fork server: load the tokenizer that its workers share in memory."""
     path = os.environ.get(PRELOAD)
     if path:
         with contextlib.suppress(BaseException):  # a worker will meet the same, and say so

@@ -34,12 +34,12 @@ _METADATA = b"post_training"
 
 @dataclass
 class Job:
-    """What every shard of a dataset is made from; goes to the workers."""
+    """Inputs and settings of all shards of a dataset; sent to the workers."""
 
     source: Path
     directory: Path
     folder: Path
-    """The model's, for its tokenizer."""
+    """Model folder, for its tokenizer."""
     settings: Settings
     file: TokenizerFile
     fast: bool
@@ -69,7 +69,7 @@ class Shard:
 
 
 class Worker:
-    """What a process needs for the shards of a job; the tokenizer is loaded when the first text is encoded."""
+    """State of a worker process; the tokenizer is loaded when the first text is encoded."""
 
     def __init__(self, job: Job, tokenization: Tokenization | None = None) -> None:
         self.job, self._given = job, tokenization

@@ -1,4 +1,4 @@
-"""What there is to know about a tokenizer from its `tokenizer.json`, without loading it."""
+"""Facts about a tokenizer from its `tokenizer.json`, without loading it."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from post_training.core.errors import DataError
 _HTML = frozenset(
     "table caption thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 blockquote ul ol li strong em b i u s sub sup code".split()
 )
-# What a character outside of the vocabulary becomes under byte fallback.
+# A byte of a character outside of the vocabulary, under byte fallback.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -27,15 +27,15 @@ class TokenizerFile:
 
     path: Path
     byte_lengths: npt.NDArray[np.int64] | None
-    """Bytes that each id stands for, where every id has a fixed number of them (byte-level BPE); else None."""
+    """Bytes of each id's text where they are fixed (byte-level BPE); else None."""
     normalizer: str | None
     """Type of the normaliser (`NFC`, `Sequence`, ...)."""
     control: dict[str, int]
-    """Tokens that say what text is, and are not text: special ones, and added ones that are no vocabulary."""
+    """Control tokens: special ones, and added ones that are not vocabulary."""
     special: dict[int, str]
     """Added tokens that are marked as special."""
     unknown: int | None
-    """The id of what is not in the vocabulary."""
+    """Id of the unknown token."""
 
     @classmethod
     def read(cls, folder: Path) -> "TokenizerFile":

@@ -3,9 +3,9 @@
 A transform is a top-level function below `@register_transform("name")`, with the signature
 `fn(row: dict, **arguments) -> dict`, or a list of dicts where one row gives several examples. It returns
 `{"messages": [...]}`, `{"prompt": [...], "chosen": [...], "rejected": [...]}` or `{"prompt", "completion", "label"}`,
-each with `tools` where there are any. That a row cannot be used it says by raising KeyError (no such column),
-TypeError or ValueError("reason: detail"); the row is then rejected with that reason. `Skip("reason: detail")` says
-that a sound row gives no example, such as a tie: it is counted too, but not against `data.max_reject_fraction`.
+each with `tools` where there are any. A row that cannot be used raises KeyError (no such column), TypeError
+or ValueError("reason: detail"), and is rejected with that reason. `Skip("reason: detail")` means that a valid row gives no
+example, such as a tie: it is counted too, but not against `data.max_reject_fraction`.
 
 Where one example takes several rows (`@register_transform("name", group=keys)`), `keys(row, **arguments)` gives the
 keys of a row, rows that share one are a group, and the function is called with a group's rows, in file order. It
@@ -28,7 +28,7 @@ _registered: dict[str, tuple[Callable[..., Any], Callable[..., Iterable[Any]] | 
 
 
 class Skip(ValueError):
-    """A sound row that gives no example, by the transform's choice."""
+    """A valid row that gives no example, by the transform's choice."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Transform:
     keys: Callable[..., Iterable[Any]] | None = None
 
     def __call__(self, row: Any) -> Any:
-        """What it makes of a row, or of a group of rows."""
+        """Apply it to a row, or to a group of rows."""
         return self.function(row, **self.arguments)
 
     def group_keys(self, row: Row) -> list[Any]:
-        """Keys that tie a row to others."""
+        """Keys that a row shares with others of its group."""
         assert self.keys is not None
         return [key for key in self.keys(row, **self.arguments) if key is not None]
 
