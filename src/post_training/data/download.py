@@ -85,13 +85,8 @@ def _fetch(task: Task) -> dict[str, Any]:
         f"{name}: {rows:,} rows, {len(files)} files, {sum(path.stat().st_size for path in paths):,} bytes, commit {sha}"
     )
     licence = licence_of(source / "README.md") if offline else getattr(info.card_data, "license", None)
-    return {
-        "files": files,
-        "rows_out": rows,
-        "revision_sha": sha,
-        "repository": name,
-        "license": licence if isinstance(licence, str) else None,
-    }
+    facts = {"files": files, "rows_out": rows, "revision_sha": sha, "repository": name}
+    return facts | {"license": licence if isinstance(licence, str) else None}
 
 
 def _files_of_split(builder: Any, name: str, split: str) -> list[str] | None:

@@ -57,12 +57,9 @@ class TransformSource:
 
 def transform_names(modules: list[str]) -> dict[str, TransformSource]:
     """All transforms: the shipped ones and those of the user's modules."""
-    found: dict[str, TransformSource] = {}
-    for file in sorted(TRANSFORMS.glob("[!_]*.py")):
-        found |= _registered(file)
-    for module in modules:
-        found |= _registered(_module_file(module))
-    return found
+    files = [*sorted(TRANSFORMS.glob("[!_]*.py")), *map(_module_file, modules)]
+    found = [(node, file) for file in files for node in _parsed(file).body]
+    return {name: TransformSource(name, file) for node, file in found if (name := _registered_name(node))}
 
 
 def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
@@ -146,12 +143,6 @@ def _module_file(module: str) -> Path:
     return Path(spec.origin)
 
 
-def _registered(file: Path) -> dict[str, TransformSource]:
-    """Functions below `@register_transform("name")` in one file."""
-    names = [name for node in _parsed(file).body if (name := _registered_name(node))]
-    return {name: TransformSource(name, file) for name in names}
-
-
 def _parsed(file: Path) -> ast.Module:
     try:
         stat = file.stat()
@@ -185,14 +176,13 @@ def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:
 
 
 def _registered_name(node: ast.stmt) -> str | None:
-    if not isinstance(node, ast.FunctionDef):
-        return None
-    for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and decorator.args and isinstance(decorator.args[0], ast.Constant):
-            function = decorator.func
-            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
-            if called == "register_transform":
-                return str(decorator.args[0].value)
+    for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else []:
+        match decorator:
+            case ast.Call(
+                func=ast.Name(id="register_transform") | ast.Attribute(attr="register_transform"),
+                args=[ast.Constant(value=name), *_],
+            ):
+                return str(name)
     return None
 
 
