@@ -143,10 +143,10 @@ def test_text_is_not_taken_for_what_most_files_are(tmp_path, read):
     assert pq.read_table(output.parent / "rows.parquet").to_pylist() == [{"text": "one"}, {"text": "two"}], done.stderr
 
 
-def test_a_snapshot_that_is_not_whole(tmp_path):
+def test_an_incomplete_snapshot(tmp_path):
     card = "---\ndataset_info: {features: [{name: n, dtype: int64}], splits: [{name: train, num_bytes: 1, num_examples: 11}]}\n---\n"
     snapshot(tmp_path, "main", files={"README.md": card, "data/train.jsonl": LINES})
-    assert_one_line(*fetch(tmp_path), "has 10 rows, its card says 11: it is not whole")
+    assert_one_line(*fetch(tmp_path), "has 10 rows, its card says 11: it is incomplete")
 
 
 def assert_one_line(done, output, said):
