@@ -111,7 +111,6 @@ def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:
 
 def probe_rank(task: Task) -> None:
     """Take the steps and write what they took. Raises UserError as a training would."""
-    from post_training.data.dataset_of_row import origins
     from post_training.run_dir.stop import StopRequest
     from post_training.training.measure import PeakMemory, TokenCounter
     from post_training.training.run import arguments_of, make_trainer
@@ -131,7 +130,7 @@ def probe_rank(task: Task) -> None:
     if "reference_model" not in task.inputs and getattr(method, "stored_reference", lambda _: None)(view) is not None:
         stored = _ZeroReference(task.inputs["data"])
     tokens = TokenCounter()
-    monitor = StepMonitor(args.device, StopRequest(), lambda index: origins(rows.rows, rows.number(index)))
+    monitor = StepMonitor(args.device, StopRequest(), lambda index: rows.rows.sources(rows.number(index)))
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
     clock = _clock(tokens)
     trainer.add_callback(clock)

@@ -118,8 +118,8 @@ class Tokenization:
         if careful:
             rows, encoded = self._carefully(rows, asked, encoded, careful, dropped)
         kept, columns = self.shape.columns(rows, encoded, self.settings.train_on, dropped)
-        origins = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
-        numbers, parts = np.array(origins, dtype=np.int64).reshape(-1, 2).T
+        sources = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
+        numbers, parts = np.array(sources, dtype=np.int64).reshape(-1, 2).T
         return TokenizedBlock(columns, numbers, parts.astype(np.int32), len(lines), dropped, samples)
 
     def _carefully(
