@@ -234,6 +234,6 @@ def test_a_slurm_that_does_not_answer_is_no_fault_of_a_key(template, monkeypatch
     down = subprocess.CompletedProcess([], 1, "", "allocation failure: Unable to contact slurm controller\n")
     monkeypatch.setattr(check.cluster, "run", lambda *_: down)
     monkeypatch.setattr(check, "_check_torch", lambda _: None)
-    with pytest.raises(UserError, match="Slurm does not answer here: .*Unable to contact") as caught:
+    with pytest.raises(UserError, match=r"Slurm does not answer here: .*Unable to contact") as caught:
         check.check_views([("sft", view)])
     assert not isinstance(caught.value, ConfigError)
