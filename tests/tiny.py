@@ -219,11 +219,11 @@ def reference_task(directory: Path, model: Path, rows: Path, template: Path, **c
 
 def compute_reference(reference: Task) -> Path:
     """Compute a reference in this process; returns the manifest."""
-    from post_training.methods.dpo.reference import finish_if_whole
+    from post_training.methods.dpo.reference import finish_if_complete
     from post_training.training.reference_rank import reference_rank
 
     reference_rank(reference)
-    assert finish_if_whole(reference)
+    assert finish_if_complete(reference)
     return reference.output
 
 

@@ -74,9 +74,9 @@ def _run_owned(task: Task, lock: Lock) -> int:
 
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
     if task.stage == "reference":
-        from post_training.methods.dpo.reference import finish_if_whole
+        from post_training.methods.dpo import reference
 
-        return _run_ranks(task, view, topology, lock, lambda: finish_if_whole(task))
+        return _run_ranks(task, view, topology, lock, lambda: reference.finish_if_complete(task))
     plan = batch.batch_plan(view, method, topology)
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None

@@ -66,7 +66,7 @@ def write_array(path: Path, array: Logps) -> None:
     unfinished.replace(path)
 
 
-def finish_if_whole(task: Task) -> bool:
+def finish_if_complete(task: Task) -> bool:
     """Write `logps.npy` and the manifest if no shard is missing; says whether it did."""
     pairs = open_rows(task.inputs["data"]).distinct()
     wanted = shards(len(pairs))
