@@ -1,22 +1,20 @@
 """Whether the cluster would take the jobs, asked before one is queued.
 
-`python -m post_training.slurm.check --config my.yaml key=value` asks by hand; the executor asks by itself.
+Asked by the preflight for every rule, and by the executor for the jobs that it is about to submit.
 
 `sbatch --test-only` knows partitions, accounts, nodes and limits. It does not refuse a time limit above the
 partition's (such a job waits for ever), and refuses what only waits for a drained node to come back;
 both are compared with what `sinfo` lists.
 """
 
-import argparse
 import math
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from post_training.config import batch, read_config, resolve
+from post_training.config import batch
 from post_training.core.errors import ConfigError, UserError, require
 from post_training.core.stages import STAGES
 from post_training.slurm import cluster, placement
@@ -161,25 +159,3 @@ def check_views(views: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
             output = Path(f"{name}-{kind}").absolute() / "manifest.json"
             jobs.append(StageJob(kind, view, output, [], placement.resources(view, kind)))
     return check_jobs(jobs)
-
-
-def main() -> int:
-    """Prints an error in one line, with exit code 1, or a line per warning."""
-    parser = argparse.ArgumentParser(
-        prog="python -m post_training.slurm.check", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--config", required=True, help="the YAML of the pipeline")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
-    options = parser.parse_args()
-    try:
-        for warning in check_views(resolve(read_config(options.config), {"set": options.overrides}).views.items()):
-            print(warning)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("Slurm would take every job")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
