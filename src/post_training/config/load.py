@@ -117,7 +117,7 @@ def _views(*layers: Tree) -> dict[str, Tree]:
     for layer in layers:
         _check_layer(layer, stages)
     chosen = next((layer["method"] for layer in reversed(layers) if "method" in layer), "sft")
-    one_of(chosen, stages, "method")
+    one_of(chosen, list(stages), "method")
     given = [name for name in stages if any(name in layer for layer in layers)]
     views: dict[str, Tree] = {}
     stage = chosen

@@ -44,9 +44,7 @@ def run(task: Task) -> None:
             **dict.fromkeys(seeds, asked["seed"]),
         )
     except (ConnectionError, FileNotFoundError) as error:
-        remedy = (
-            f"delete {task.inputs['tasks']} and start again where there is internet, with the HF_HOME that jobs have"
-        )
+        remedy = f"delete {task.inputs['tasks']} and start again where there is internet, with the jobs' HF_HOME"
         raise UserError(f"lm_eval: rows of a task cannot be read ({brief(error)}); {remedy}") from None
     samples = found.pop("samples")
     hashes = {name: hash_string("".join(map(_hashes, rows))) for name, rows in samples.items()}

@@ -68,7 +68,7 @@ def card(lineage: Lineage, results: Results, tasks: Results) -> str:
         pipeline_tag="text-generation",
         tags=["post-training", "conversational", *dict.fromkeys(methods)],
         model_name=name if evaluations or benchmarks else None,
-        eval_results=[*_benchmark_results(benchmarks), *_eval_results(evaluations)] or None,
+        eval_results=_eval_results(evaluations, benchmarks) or None,
     )
     if base.get("repository"):
         revision = f" at `{base['revision_sha']}`" if base.get("revision_sha") else ""
@@ -167,25 +167,25 @@ def _metrics(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _benchmark_results(tasks: dict[str, dict[str, Any]]) -> Iterator[Any]:
-    for task, measures in tasks.items():
-        for measure, score in measures.items():
-            yield _eval_result(task, f"{task} (lm_eval)", measure, score["value"], measure)
-
-
-def _eval_results(results: dict[str, dict[str, Any]]) -> Iterator[Any]:
-    for dataset, result in results.items():
-        for metric, value in _metrics(result):
-            yield _eval_result(dataset, dataset, metric, value, _NAMES.get(metric, metric))
-
-
-def _eval_result(dataset: str, shown: str, metric: str, value: float, name: str) -> Any:
+def _eval_results(results: dict[str, dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> list[Any]:
+    """The measures as the Hub's `model-index` has them."""
     from huggingface_hub import EvalResult
 
-    return EvalResult(
-        task_type="text-generation", dataset_type=dataset.replace(" ", "-"), dataset_name=shown,
-        metric_type=metric, metric_value=round(value, 6), metric_name=name,
-    )  # fmt: skip
+    rows = [
+        (task, f"{task} (lm_eval)", m, score["value"], m)
+        for task, scores in tasks.items()
+        for m, score in scores.items()
+    ]
+    rows += [
+        (name, name, m, value, _NAMES.get(m, m)) for name, result in results.items() for m, value in _metrics(result)
+    ]
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type=dataset.replace(" ", "-"), dataset_name=shown,
+            metric_type=metric, metric_value=round(value, 6), metric_name=title,
+        )
+        for dataset, shown, metric, value, title in rows
+    ]  # fmt: skip
 
 
 def _number(value: Any) -> str:
