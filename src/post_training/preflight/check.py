@@ -15,7 +15,8 @@ NAMES = (
     "data.duplicates_of_held_out", "data.contradictory_pairs",
     "optimisation.batch", "optimisation.epochs", "optimisation.warmup", "optimisation.learning_rate", "optimisation.beta",
     "optimisation.schedule",
-    "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.kernels", "libraries.deepspeed",
+    "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.packing",
+    "libraries.kernels", "libraries.deepspeed",
     "resources.memory", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
     "resources.slurm",
 )  # fmt: skip

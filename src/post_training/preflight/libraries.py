@@ -16,12 +16,12 @@ _ATTENTION = {
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn.cute",
 }
-_BUILT_IN = ("eager", "sdpa", "flex_attention")
+_BUILT_IN = ("varlen", "eager", "sdpa", "flex_attention")
 
 
 def checks(subject: Subject) -> list[Check]:
     """Every check of one stage."""
-    found = [_arguments(subject), _number_format(subject), _attention(subject), _kernels(subject)]
+    found = [_arguments(subject), _number_format(subject), _attention(subject), _packing(subject), _kernels(subject)]
     return [*found, *_deepspeed(subject)]
 
 
@@ -63,28 +63,41 @@ def _number_format(subject: Subject) -> Check:
 
 
 def _attention(subject: Subject) -> Check:
-    view, name = subject.view["model"]["attn_implementation"], "libraries.attention"
-    view = str(view).partition("|")[-1] or str(view)
-    package = _ATTENTION.get(view) or ("kernels" if view not in _BUILT_IN else None)
-    on_gpu = subject.topology.device == "GPU"
-    if package and not on_gpu:
-        return Check(name, f"{view} on the CPU", "failure", "set model.attn_implementation=sdpa")
-    if view == "flex_attention" and not on_gpu:
-        return Check(name, f"{view} cannot train on the CPU", "failure", "set model.attn_implementation=sdpa")
-    if package and _in_container(subject):
-        return Check(name, f"{view}, in the container: not checked")
-    missing = package is not None and not installed(package)
+    """Whether the backend can run on the devices of the run, and serves the model's family."""
+    wanted, name = str(subject.view["model"]["attn_implementation"]), "libraries.attention"
+    backend = subject.attention.partition("|")[-1] or subject.attention
+    package = _ATTENTION.get(backend) or ("kernels" if backend not in _BUILT_IN else None)
+    on_gpu, problem, remedy = subject.topology.device == "GPU", "", "set model.attn_implementation=auto"
+    if not on_gpu and (package or backend == "flex_attention"):
+        problem = f"{backend} cannot train on the CPU"
+    elif package and _in_container(subject):
+        return Check(name, f"{backend}, in the container: not checked")
+    elif package and not installed(package):
+        problem = f"{backend}: {package} is not installed"
+        remedy = f"pip install {package.partition('.')[0].replace('_interface', '').replace('_', '-')}, or {remedy}"
+    elif wanted == "varlen" and subject.packing.implementation != wanted:
+        problem = f"{wanted} does not serve this model: {subject.packing.reason}"
     per_device = subject.training["per_device_train_batch_size"]
-    dense = subject.mix["config"]["packing"] and view in ("sdpa", "eager") and per_device > 1
+    dense = subject.mix["config"]["packing"] and backend in ("sdpa", "eager") and per_device > 1
+    if dense and not problem:
+        remedy = (
+            f"{backend} computes attention over all {per_device} packed rows at once, {per_device} times the work: set "
+            "training.per_device_train_batch_size=1"
+            + ("" if wanted == "auto" else ", or model.attn_implementation=auto")
+        )
+    fallback = wanted == "auto" and backend != "varlen"
+    value = f"{backend}; varlen does not serve this model: {subject.packing.reason}" if fallback else backend
+    return check(name, problem or value, fails=problem, warns=dense and on_gpu, remedy=remedy)
+
+
+def _packing(subject: Subject) -> Check:
+    """Whether the layers of the model keep packed documents apart."""
+    packed = subject.mix["config"]["packing"]
     return check(
-        name,
-        f"{view}: {package} is not installed" if missing else view,
-        fails=missing,
-        warns=dense and on_gpu,
-        remedy=f"pip install {(package or '').partition('.')[0].replace('_interface', '').replace('_', '-')}, or set model.attn_implementation=sdpa"
-        if missing
-        else f"{view} computes attention over all {per_device} packed rows at once, {per_device} times the work: set "
-        "training.per_device_train_batch_size=1, or use flash_attention_2",
+        "libraries.packing",
+        subject.packing.verdict() if packed else "off",
+        fails=packed and not subject.packing.safe,
+        remedy=f"set {subject.method}.packing=false",
     )
 
 

@@ -154,17 +154,18 @@ def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
     gated = any(name in shape.linear for name in ("gate_proj", "gate_up_proj", "w1")) or not shape.linear
     inputs = (5 * h + q if autocast or (lora and c < 4) else 2 * h) + (f if lora else 0)
     norms = 4 * h + (0 if lora else _residual_bytes(subject) * h)
-    flash = view["model"]["attn_implementation"].startswith(("flash", "kernels"))
+    packed = subject.mix["config"]["packing"]
+    flash = subject.attention.startswith(("flash", "kernels")) or (subject.attention == "varlen" and packed)
     attention = c * (2 * q + 2 * (kv if flash else q)) + 4 * shape.heads
     if shape.model_type.startswith("qwen3"):  # norms of queries and keys
         attention += 8 * (q + kv)
     token = 2 * norms + c * inputs + attention + c * f * ((4 if gated else 2) - (1 if lora else 0))
-    kernel, square = view["model"]["attn_implementation"], sequences * length * length
-    masked = sequences > 1 or subject.mix["config"]["packing"]
-    if kernel == "eager":
+    square = sequences * length * length
+    if subject.attention == "eager":
         scores = shape.heads * square * (c if c == 4 else 4 + c)
     else:
-        scores = 0 if flash or kernel == "flex_attention" or not masked else c * square
+        unmasked = flash or subject.attention == "flex_attention" or (sequences == 1 and not packed)
+        scores = 0 if unmasked else c * square
     return token * tokens + scores
 
 

@@ -18,6 +18,7 @@ from post_training.core.task import Task
 from post_training.data.view import open_rows
 from post_training.methods.dpo.losses import needs_reference
 from post_training.models import folder as model_folder
+from post_training.models.packing_probe import Packing, probe_folder
 from post_training.preflight.measurements import Measurement, measurements, same_work, work
 from post_training.preflight.shape import ModelShape
 
@@ -94,6 +95,18 @@ class Subject:
     def plan(self) -> BatchPlan:
         """Devices and batch. Raises ConfigError where the batch does not divide."""
         return batch.batch_plan(self.view, self.method, self.topology)
+
+    @cached_property
+    def attention(self) -> str:
+        """Attention backend, `auto` resolved for the model's family."""
+        wanted = str(self.view["model"]["attn_implementation"])
+        return (self.packing.implementation or "sdpa") if wanted == "auto" else wanted
+
+    @cached_property
+    def packing(self) -> Packing:
+        """What a probe says of the model's family; see models/packing_probe.py."""
+        model = self.view["model"]
+        return probe_folder(self.folder, str(model["attn_implementation"]), bool(model["trust_remote_code"]))
 
     @property
     def accumulation(self) -> int:

@@ -22,6 +22,7 @@ from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.loading import silence_progress_bars
+from post_training.models.packing_probe import probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
 from post_training.run_dir.stop import REQUEST, write_stopped
@@ -148,6 +149,8 @@ def make_trainer(
         # With the launcher's variables. Not the trainer's `full_determinism`, which also makes every kernel launch wait.
         torch.use_deterministic_algorithms(True)
     folder = model_folder(task.inputs["model"])
+    if getattr(rows, "packed", False):
+        check_packing(folder, view)
     model = load_model(folder, view)
     if stored is not None:
         kwargs["reference"] = stored
@@ -191,13 +194,11 @@ def agree_on_checkpoint(directory: Path) -> Choice:
 def load_model(folder: Path, view: dict[str, Any]) -> Any:
     """The model with its attention backend; one line where that backend or the folder cannot be used."""
     silence_progress_bars()
-    attention = view["model"]["attn_implementation"]
+    trust = view["model"]["trust_remote_code"]
+    attention = resolve_attention(view["model"]["attn_implementation"], folder, trust)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=load_dtype(view),
-            attn_implementation=attention,
-            trust_remote_code=view["model"]["trust_remote_code"],
+            folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust
         )
     except (ImportError, ValueError, OSError) as error:
         if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):
@@ -205,6 +206,15 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
                 "model.attn_implementation", f"{attention!r} cannot be used here: {_line(error)}"
             ) from None
         raise UserError(f"{folder}: cannot be loaded as a model: {_line(error)}") from None
+
+
+def check_packing(folder: Path, view: dict[str, Any]) -> None:
+    """Raise ConfigError where the model would mix packed documents, or nothing is known of it; preflight says so earlier."""
+    if "libraries.packing" in view["preflight"]["only_warn"]:
+        return
+    found = probe_folder(folder, view["model"]["attn_implementation"], view["model"]["trust_remote_code"])
+    if not found.safe:
+        raise ConfigError(f"{view['method']}.packing", f"{found.verdict()}; set {view['method']}.packing=false")
 
 
 def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:

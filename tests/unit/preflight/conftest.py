@@ -47,6 +47,9 @@ SOUND_MIX: dict[str, Any] = {
 H100 = Device("h100-80", 80 * GIB, 989e12)
 
 
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
 @pytest.fixture
 def subject_of(tmp_path: Path, template: Path):
     """`subject_of(method, mix={...}, shape={...}, ranks=8, device="GPU", **dotted keys with __)`."""
@@ -73,6 +76,8 @@ def subject_of(tmp_path: Path, template: Path):
         view = copy.deepcopy(view_of(template, method, **(sound | changes)))  # sections are shared
         made = ModelShape(**(BILLION.__dict__ | (shape or {})))
         topology = Topology(1, ranks, device)
+        if folder is None:
+            (tmp_path / "config.json").write_text(json.dumps(LLAMA))
         return Subject(method, view, path, folder or tmp_path, made, topology, gpu, tmp_path / "run")
 
     return make

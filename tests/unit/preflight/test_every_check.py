@@ -46,6 +46,7 @@ CASES = {
     "libraries.arguments": {"training__trainer_args": {"adam_beta3": 1}},
     "libraries.number_format": {"gpu": Device("v100-32", 32 * GIB, 1e14)},
     "libraries.attention": {"model__attn_implementation": "flash_attention_2"},
+    "libraries.packing": {"model_type": "mamba"},
     "libraries.kernels": {"training__use_liger_kernel": True},
     "libraries.deepspeed": {"deepspeed__config": {"zero_optimization": {"stage": 5}}},
     "resources.memory": {"gpu": Device("l4", 24 * GIB, 1e12)},
@@ -83,6 +84,7 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         rates=(),
         mix=None,
         seen=None,
+        model_type=None,
         **changes,
     ):
         monkeypatch.setattr(
@@ -100,9 +102,11 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
             for file in model.parent.rglob("*.safetensors"):
                 file.unlink()
         facts = {"inputs": {"d": {"path": str(tokens)}}, "contradictory": {"rows": 0, "examples": []}} | (mix or {})
-        subject = subject_of(
-            method, mix=facts, folder=model_manifest.parent / "model", data__chat_template=str(text), **changes
-        )
+        folder = model_manifest.parent / "model"
+        if model_type:
+            folder = shutil.copytree(folder, tmp_path / "other")
+            (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        subject = subject_of(method, mix=facts, folder=folder, data__chat_template=str(text), **changes)
         subject.rates = list(rates)
         output = tmp_path / "outputs" / "preflight" / "p" / "manifest.json"
         asked = task("preflight", {}, {}, {f"{method} model": model, f"{method} data": subject.data}, output)

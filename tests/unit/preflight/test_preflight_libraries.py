@@ -1,5 +1,7 @@
 """Checks of TRL's arguments, number formats, kernels and DeepSpeed."""
 
+import json
+
 import pytest
 
 from post_training.core.devices import Device
@@ -32,7 +34,7 @@ def test_sound_configurations_are_silent(subject_of, verdicts):
         ("arguments", {"training__lr_scheduler_type": "cosin"}, "failure", "training.lr_scheduler_type: found 'cosin'"),
         ("attention", {"model__attn_implementation": "flash_attention_2"}, "failure", "flash_attn is not installed"),
         ("attention", {"model__attn_implementation": "kernels-community/flash-attn2"}, "failure", "kernels is not installed"),
-        ("attention", {"training__per_device_train_batch_size": 2}, "warning", "sdpa"),
+        ("attention", {"training__per_device_train_batch_size": 2, "model__attn_implementation": "sdpa"}, "warning", "sdpa"),
         ("kernels", {"training__use_liger_kernel": True}, "failure", "liger_kernel and triton not installed"),
         ("deepspeed", {"deepspeed__config": {"zero_optimization": {"stage": 5}}}, "failure", "ZeRO-5"),
         ("deepspeed", {"deepspeed__config": {"zero_optimization": {"stage": 0}}}, "warning", "ZeRO-0"),
@@ -61,6 +63,34 @@ def test_fires(subject_of, name, changes, verdict, said):
 )
 def test_what_the_cpu_cannot_do(subject_of, verdicts, name, changes):
     assert verdicts(libraries.checks(subject_of(device="CPU", ranks=1, **changes)))[f"libraries.{name}"] == "failure"
+
+
+def write_config(folder, model_type):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def test_attention_follows_the_family(subject_of, tmp_path):
+    def found(model_type, wanted="auto", method="sft"):
+        folder = tmp_path / f"{model_type}-{wanted}-{method}"
+        stage = subject_of(method, folder=write_config(folder, model_type), model__attn_implementation=wanted)
+        checks = {check.name.partition(".")[2]: check for check in libraries.checks(stage)}
+        return checks["attention"], checks["packing"]
+
+    plain, packing = found("qwen3")
+    assert (plain.verdict, plain.value, packing.verdict) == ("ok", "varlen", "ok")
+    capped, packing = found("gemma2")
+    assert (capped.verdict, packing.verdict) == ("ok", "ok")
+    assert capped.value == "eager; varlen does not serve this model: Gemma2Attention has soft-capped scores"
+    asked, _ = found("gemma2", "varlen")
+    assert asked.verdict == "failure" and "soft-capped" in asked.value
+    _, packing = found("mamba")
+    assert packing.verdict == "failure" and "mix packed documents: logits differ by 0." in packing.value
+    assert packing.remedy == "set sft.packing=false"
+    _, packing = found("qwen3_next")
+    assert packing.verdict == "failure" and "is not known" in packing.value
+    assert found("mamba", method="dpo")[1].value == "off"
 
 
 def test_number_formats(subject_of, verdicts):

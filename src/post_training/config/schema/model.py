@@ -47,8 +47,10 @@ class ModelConfig:
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; `{}` for the defaults. Full and inference checkpoints hold only the adapters;
     the export has them merged into the weights. Null = off."""
-    attn_implementation: str = "sdpa"
-    """Attention backend: `eager`, `sdpa`, `flash_attention_2`, `flash_attention_3`, ... Never makes a stage stale."""
+    attn_implementation: str = "auto"
+    """Attention backend: `auto`, `varlen` (packed documents without a mask, nothing to install), `eager`, `sdpa`,
+    `flash_attention_2`, `flash_attention_3`, ... `auto` = `varlen`, or `sdpa` or `eager` for a model family that it cannot
+    compute. Never makes a stage stale."""
     dtype: str = "bfloat16"
     """Type of weights and activations in training: `float32`, `bfloat16`, `float16`."""
     trust_remote_code: bool = False
