@@ -3,21 +3,21 @@
 import json
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from post_training import preflight
 from post_training.core import json_lines, manifest
 from post_training.core.format import with_error
 from post_training.plan import Graph, Plan
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 # Kind of a result -> its main measure, and the measure's title.
 MEASURES = {
     "exact_match": ("exact_match", "exact match"),
     "preference": ("accuracy", "preference accuracy"),
-    "loss": ("loss", "loss a token"),
+    "loss": ("loss", "loss per token"),
 }
 _ANSWERS = 2
 _LONGEST = 160
@@ -27,8 +27,6 @@ _RUNS = 40
 
 def print_summary(graph: Graph) -> None:
     """Print to stderr the evaluations that exist, and where the results are."""
-    from rich.console import Console
-
     console = Console(stderr=True, highlight=False)
     if len(graph.plans) > 1:
         _print_runs(graph, console)
@@ -40,7 +38,7 @@ def print_summary(graph: Graph) -> None:
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
-def _print_runs(graph: Graph, console: "Console") -> None:
+def _print_runs(graph: Graph, console: Console) -> None:
     """The last model of each run, one run per line."""
     last = {name: plan.pipeline.stages[-1] for name, plan in graph.plans.items()}
     results = _results(graph.base, {name: plan.evaluated.get(last[name]) for name, plan in graph.plans.items()})
@@ -59,9 +57,9 @@ def _print_runs(graph: Graph, console: "Console") -> None:
         console.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
-def _print_run(plan: Plan, console: "Console") -> None:
+def _print_run(plan: Plan, console: Console) -> None:
     results, tasks = _results(plan.base, plan.evaluated), _results(plan.base, plan.lm_evaluated)
-    _print_table("held-out rows", ["dataset", "measure", *results], measures(results), console)
+    _print_table("held-out data", ["dataset", "measure", *results], measures(results), console)
     _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
     paths = {name: (plan.base / plan.evaluated[name].manifest).parent / "samples.jsonl" for name in results}
     for line in before_and_after({name: [*chain(*first_samples(path).values())] for name, path in paths.items()}):
@@ -84,10 +82,8 @@ def _results(base: Path, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: manifest.read(path)["results"] for name, path in found.items() if path.is_file()}
 
 
-def _print_table(title: str, headings: list[str], rows: list[list[str]], console: "Console", texts: int = 2) -> None:
+def _print_table(title: str, headings: list[str], rows: list[list[str]], console: Console, texts: int = 2) -> None:
     """A table unless it is empty; its first `texts` columns are texts, the others numbers."""
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < texts else "right")
