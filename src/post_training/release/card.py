@@ -21,7 +21,7 @@ BASE, THIS = "base", "this model"
 _COUNTS = ("rows", "tokens", "samples")
 _NAMES = {
     "exact_match": "exact match", "accuracy": "accuracy of preferences", "margin": "margin (nats)",
-    "loss": "loss a token (nats)", "stopped": "share of answers that ended",
+    "loss": "loss per token (nats)", "stopped": "share of answers that ended",
 }  # fmt: skip
 _SHOWN_ALWAYS = ("max_steps", "num_training_samples", "num_training_tokens", "num_train_epochs", "effective_batch_size",
                  "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm", "seed")  # fmt: skip
