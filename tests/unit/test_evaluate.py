@@ -252,6 +252,10 @@ def test_rows_that_a_mix_holds_out(tmp_path, exported, unpacked_rows, dpo_rows, 
         count += trained
     assert loss["loss"] == pytest.approx(total / count, rel=1e-4) and loss["tokens"] == count
     assert pairs["kind"] == "preference" and 0 <= pairs["accuracy"] <= 1
-    assert summary.measures({"sft": manifest["results"]})[0] == ["held-out sft", "loss per token", f"{loss['loss']:.3f}"]
+    assert summary.measures({"sft": manifest["results"]})[0] == [
+        "held-out sft",
+        "loss per token",
+        f"{loss['loss']:.3f}",
+    ]
     few, _ = evaluated(tmp_path, exported, {"held-out sft": inputs["held-out sft"]}, batch_size=3, max_samples=5)
     assert few["results"]["held-out sft"]["rows"] == 5

@@ -52,7 +52,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     write_epochs(task.inputs["data"], steps * batches.rows)  # by every rank: none waits, and all write the same
     if rank != 0:
         return _train(plan, task, view, steps, first=False)
-    # Nobody stands above the ranks here: the first of them is the one writer.
+    # There is no launcher process: rank 0 owns the run directory.
     try:
         with take(task.directory, on_loss=lambda: os._exit(1)):
             print(f"{name}: {batches.describe(steps)}", flush=True)
@@ -92,7 +92,7 @@ def _finish(plan: Plan, task: Task, steps: int) -> None:
     if task.output.exists():
         print(f"{task.output}: nothing to do", flush=True)
     elif not finish_if_complete(task, steps):
-        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to go on")
+        raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to resume")
     point_links(plan)
 
 
@@ -104,10 +104,10 @@ def _set_defaults(view: dict[str, Any]) -> None:
             os.environ.update(
                 {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(os.getpid()))}
             )
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[view["model"]["dtype"]]
-    if told not in (None, "", matching):
-        raise ConfigError("model.dtype", f"needs accelerate launch --mixed_precision {matching}, found {told}")
+    if precision not in (None, "", matching):
+        raise ConfigError("model.dtype", f"needs accelerate launch --mixed_precision {matching}, found {precision}")
 
 
 def _check_upstream(plan: Plan, stage: Stage) -> None:

@@ -61,7 +61,7 @@ def page_of(numbers, curves):
     )
 
 
-def test_the_page_is_whole_and_escaped(numbers):
+def test_the_page_is_complete_and_escaped(numbers):
     curve = {"loss": {"title": "loss", "values": [2.0, 1.0], **{axis: [1, 2] for axis in AXES}}}
     page = page_of(numbers, {name: curve for name, _ in RUNS})
     body = page[page.index("<body>") : page.index("<script")]

@@ -21,12 +21,12 @@ def event(name, time, **facts):
     return {"event": name, "time": time, **facts}
 
 
-def parts(told):
-    return {part.removesuffix("_seconds"): told[part] for part in PARTS}
+def parts(times):
+    return {part.removesuffix("_seconds"): times[part] for part in PARTS}
 
 
-def test_an_undisturbed_start(tmp_path):
-    told = elapsed(
+def test_an_undisturbed_attempt(tmp_path):
+    times = elapsed(
         run_of(
             tmp_path,
             event("start", 100.0, devices=4, job_id=None, submitted=None),
@@ -37,15 +37,15 @@ def test_an_undisturbed_start(tmp_path):
             event("end", 151.0, step=100, why="done"),
         )
     )
-    assert parts(told) == {
+    assert parts(times) == {
         "queue": 0, "start_up": 10, "first_step": 3, "training": 33, "saving": 5, "repeated": 0,
     }  # fmt: skip
-    assert told["device_seconds_before_first_step"] == 40
-    (start,) = told["starts"]
+    assert times["device_seconds_before_first_step"] == 40
+    (start,) = times["starts"]
     assert (start["step"], start["end_step"], start["why"]) == (0, 100, "done")
 
 
-def test_a_requeued_and_a_killed_start(tmp_path):
+def test_a_requeued_and_a_killed_attempt(tmp_path):
     run = run_of(
         tmp_path,
         event("start", 1000.0, devices=8, job_id="7", submitted=400.0),
@@ -65,30 +65,30 @@ def test_a_requeued_and_a_killed_start(tmp_path):
         event("end", 2235.0, step=80, why="done"),
         metrics=[{"step": step, "tokens": 10 * step, "seconds": 2.0 * step, "loss": 1.0} for step in (39, 41, 80)],
     )
-    told = elapsed(run)
-    first, second, third, fourth = told["starts"]
-    assert [start["why"] for start in told["starts"]] == ["SIGUSR1", "killed", "killed", "done"]
+    times = elapsed(run)
+    first, second, third, fourth = times["starts"]
+    assert [start["why"] for start in times["starts"]] == ["SIGUSR1", "killed", "killed", "done"]
     assert (first["queue_seconds"], first["training_seconds"], first["saving_seconds"]) == (600, 121, 10)
     assert (second["queue_seconds"], second["repeated_seconds"], second["training_seconds"]) == (299, 100, 0)
     assert second["lost_steps"] == 20
     assert (third["queue_seconds"], third["start_up_seconds"], third["training_seconds"]) == (10, 0, 0)
     assert (fourth["queue_seconds"], fourth["start_up_seconds"], fourth["repeated_seconds"]) == (50, 30, 0)
-    assert told["device_seconds_before_first_step"] == 8 * (60 + 50) + 4 * 30
-    found = marks(metrics_file.read(run / "logs" / "metrics.jsonl"), told["starts"])
+    assert times["device_seconds_before_first_step"] == 8 * (60 + 50) + 4 * 30
+    found = marks(metrics_file.read(run / "logs" / "metrics.jsonl"), times["starts"])
     assert [mark["step"] for mark in found] == [40, 40]
     assert found[0] == {"step": 40, "tokens": 390, "seconds": 78.0, "why": "SIGUSR1"}
 
 
-def test_a_run_without_a_timeline_has_nothing_to_tell(tmp_path):
+def test_a_run_without_a_timeline_has_no_times(tmp_path):
     assert elapsed(tmp_path) == {}
 
 
 def test_a_training_by_hand_begins_with_its_steps(tmp_path):
     begin = {"lost_steps": 0, "lost_seconds": 0.0, "last_seen": None}
-    told = elapsed(
+    times = elapsed(
         run_of(tmp_path, event("train_begin", 5.0, step=0, **begin), event("train_begin", 9.0, step=3, **begin))
     )
-    assert len(told["starts"]) == 2
+    assert len(times["starts"]) == 2
 
 
 def test_long_curves_keep_their_spikes():
@@ -99,7 +99,7 @@ def test_long_curves_keep_their_spikes():
     assert final(lines)["loss"] == pytest.approx(1.0)
 
 
-def test_numbers_that_are_none_are_left_out():
+def test_nan_and_inf_are_left_out():
     """A float16 run logs an infinite norm where its loss was scaled too far; in JSON it would stop the page's script."""
     norms = [1.0, float("inf"), 2.0, float("nan")]
     lines = [{"step": n, "seconds": n, "loss": 1.0, "grad_norm": norm} for n, norm in enumerate(norms, 1)]
