@@ -6,9 +6,7 @@ A 0.75B Llama of random weights in bfloat16 (float32 master weights, as training
 of 4,096 tokens with SDPA and, where they are installed, FlashAttention and Liger; DPO with a stored and an online
 reference. Each variant is a process of its own. The first losses are compared with those of the CPU in float32.
 
-MFU = (6 * N * tokens + 6 * layers * attention width * sum over documents of length^2) / (seconds * peak FLOP/s), with N
-the parameters that are multiplied (all but an untied input embedding). The second term is causal attention inside
-documents, forward and backward: half of 12 * layers * width * length^2. `mfu_trained` counts tokens in the loss only,
+MFU is by model FLOPs as in preflight/flops.py, with attention inside documents. `mfu_trained` counts tokens in the loss only,
 without attention. Recomputed activations, padding, and an online reference's forward pass are work that counts for nothing.
 
 Without a GPU, or with `--tiny`, everything runs at a tiny size: that shows that it works, and no speed.
@@ -36,21 +34,15 @@ import plain_trl
 from prepared import as_arrow, model_folder, training_task
 from training import plain_job
 
+from post_training.core import devices
+from post_training.preflight import flops
+from post_training.preflight.shape import ModelShape
+
 LARGE = {
     "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 16, "num_attention_heads": 12,
     "num_key_value_heads": 4, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Dense bfloat16 FLOP/s of the data sheets, by the name that CUDA gives; the first match counts.
-PEAK = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-}
 WARM_UP = 3
 
 
@@ -181,27 +173,12 @@ def work(task: Any, steps: int, batch: int) -> dict[str, float]:
     return totals
 
 
-def flops_per_token(model: Path) -> tuple[int, int]:
-    """Parameters that are multiplied, and layers times attention width, from the model's files."""
-    from safetensors import safe_open
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model)
-    total = 0
-    for path in model.glob("*.safetensors"):
-        with safe_open(path, "np") as file:
-            total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-    if not config.tie_word_embeddings:
-        total -= config.vocab_size * config.hidden_size
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return total, config.num_hidden_layers * config.num_attention_heads * head
-
-
 def figures(seen: dict[str, Any], totals: dict[str, float], model: Path, peak: float | None) -> dict[str, Any]:
     """Rates from the steps after the warm-up."""
     seconds = sum(seen["step_seconds"][WARM_UP - 1 :])
-    parameters, width = flops_per_token(model)
-    useful = 6 * parameters * totals["tokens"] + 6 * width * totals["squares"]
+    shape = ModelShape.of(model)
+    parameters, context = flops.multiplied(shape), totals["squares"] / totals["tokens"]
+    useful = flops.per_token(shape, context).model * totals["tokens"]
     return {
         "tokens_per_second": totals["tokens"] / seconds,
         "trained_tokens_per_second": totals["trained_tokens"] / seconds,
@@ -224,7 +201,7 @@ def run(
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name(0) if gpu else "cpu"
     tiny = quick or not gpu
-    peak = peak_tflops * 1e12 if peak_tflops else next((value for name, value in PEAK.items() if name in device), None)
+    peak = peak_tflops * 1e12 if peak_tflops else devices.here("GPU").peak_flops
     steps = steps or (WARM_UP + 1 if tiny else 20)
     size = (
         {"batch": 1, "per_device": 1, "checkpointing": False, "rows": {"sft": 60, "dpo": 40}, "length": {"sft": 128, "dpo": 256}}

@@ -136,7 +136,7 @@ def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
 
     view = resolve(task.runtime["pipeline"]).last
     method = view["method"]
-    plan = batch.batch_plan(view, method())
+    plan = batch.batch_plan(view, method, batch.topology_from_environment())
     steps = view["training"]["max_steps"]
     arguments = trainer_arguments(view, method, folder / "plain", plan, steps, methods.load(method).config_class())
     arguments |= {"save_strategy": "no", "logging_nan_inf_filter": True}

@@ -19,7 +19,7 @@ def _leave(directory: Path, number: Signals) -> None:
 
 
 def main() -> int:
-    """Train as one rank. Returns 0 when it is done, or stopped on request; any error is told in a file of its own."""
+    """Train as one rank. Returns 0 when it is done, or stopped on request; any error is written to a file of its own."""
     mask_output()
     import argparse
 
@@ -37,7 +37,7 @@ def main() -> int:
     try:
         task = read_task(task_file)
         if task.stage == "reference":
-            # Its shards are whole or not there: the rank ends at once, and with it, by the code, all others.
+            # Its shards are complete or absent: the rank ends at once, and its exit code ends all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))
             from post_training.training.reference_rank import reference_rank
 

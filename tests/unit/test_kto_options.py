@@ -17,7 +17,7 @@ def test_every_kto_loss_of_the_installed_trl_is_offered():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kto__loss_type": "kt0"}, "kto.loss_type: no loss named 'kt0'. Did you mean 'kto'"),
+        ({"kto__loss_type": "kt0"}, "kto.loss_type: found 'kt0'. Did you mean 'kto'"),
         ({"kto__beta": -1.0}, "kto.beta: found -1.0, expected a number above 0"),
         ({"kto__desirable_weight": 0.0}, "kto.desirable_weight: found 0.0, expected a number above 0"),
         ({"training__per_device_train_batch_size": 1}, "kto.training.per_device_train_batch_size: found 1, expected 2"),

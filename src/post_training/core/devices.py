@@ -1,4 +1,4 @@
-"""Memory and peak throughput of training devices, by the names that people, drivers and clusters give them.
+"""Memory and peak throughput of training devices, by the names that users, drivers and clusters give them.
 
 Memory is what the vendor prints on it; peak is dense bfloat16 throughput without sparsity, from the vendors' data sheets
 (NVIDIA A100, H100, L4, L40, L40S, RTX 4090, GH200, B200 and GB200 NVL72; AMD Instinct MI200 and MI300). The V100 has no

@@ -1,6 +1,6 @@
 """Training methods: the folder is the registry.
 
-A method is one module here with, light to import, on top:
+A method is one module (or package) here. On top, without importing torch:
 
 - `Config`, a dataclass of its own keys (`init_from` and `max_seq_length` among them);
 - `ROWS`, the shape of its rows, a file of `data/shapes`;

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import one_of
 
 if TYPE_CHECKING:
     from trl.trainer.sft_config import SFTConfig
@@ -34,11 +34,9 @@ def packs(config: dict[str, Any]) -> bool:
 
 
 def check(view: dict[str, Any]) -> None:
-    """Choices that exist."""
-    for key, offered in (("train_on", ("assistant", "last", "all")), ("overlong", ("drop", "truncate", "split"))):
-        found = view["sft"][key]
-        if found not in offered:
-            raise ConfigError(f"sft.{key}", f"found {found!r}. {did_you_mean(str(found), offered)}")
+    """Raises ConfigError for a choice that does not exist."""
+    one_of(view["sft"]["train_on"], ("assistant", "last", "all"), "sft.train_on")
+    one_of(view["sft"]["overlong"], ("drop", "truncate", "split"), "sft.overlong")
 
 
 def training_arguments(view: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def run(task: Task) -> None:
     failures = [check for check in found if check.verdict == FAILURE]
     if failures:
         names = ",".join(sorted({check.name for check in failures}))
-        allowed = f"preflight.only_warn='[{names}]' lets the run go on all the same"
+        allowed = f"preflight.only_warn='[{names}]' lets the run start all the same"
         last = f"preflight: {len(failures)} failed, and no GPU job starts; {allowed}"
         raise UserError("\n".join([*(check.line() for check in failures), last]))
     task.finish(**facts)

@@ -34,7 +34,7 @@ def _trained_share(subject: Subject, entry: dict[str, Any]) -> Check:
         f"{entry['name']}: {share:.1%} of {tokens:,} tokens",
         fails=tokens and (share == 0 or (share > high and not asked_for)),
         warns=share < low,
-        remedy=f"expected {low:.0%} to {high:.0%}: look at what is trained on with `python -m post_training inspect`, then fix the "
+        remedy=f"expected {low:.0%} to {high:.0%}: see what is trained on with `python -m post_training inspect`, then fix the "
         "template's generation block or the transform, or set preflight.min_trained_share / max_trained_share",
     )
 

@@ -103,20 +103,18 @@ def _packing(subject: Subject) -> Check:
 
 def _kernels(subject: Subject) -> Check:
     """Liger's kernels and the compiler's backend."""
-    wanted = (["liger_kernel", "triton"] if subject.training["use_liger_kernel"] else []) + (
-        ["triton"]
-        if subject.view["accelerate"]["dynamo_backend"] == "inductor" and subject.topology.device == "GPU"
-        else []
-    )
     name, on_gpu = "libraries.kernels", subject.topology.device == "GPU"
+    compiles = on_gpu and subject.view["accelerate"]["dynamo_backend"] == "inductor"
+    liger = ["liger_kernel"] if subject.training["use_liger_kernel"] else []
+    wanted = [*liger, "triton"] if liger or compiles else []
     if subject.training["use_liger_kernel"] and not on_gpu:
         return Check(name, "Liger needs a GPU", "failure", "set training.use_liger_kernel=false")
     if wanted and _in_container(subject):
         return Check(name, f"{', '.join(wanted)}, in the container: not checked")
-    missing = [package for package in dict.fromkeys(wanted) if not installed(package)]
+    missing = [package for package in wanted if not installed(package)]
     return check(
         name,
-        f"{' and '.join(missing)} not installed" if missing else ", ".join(dict.fromkeys(wanted)) or "none asked for",
+        f"{' and '.join(missing)} not installed" if missing else ", ".join(wanted) or "none requested",
         fails=missing,
         remedy="make BUILD=cuda installs the extra `cuda`; or set training.use_liger_kernel=false",
     )

@@ -1,1 +1,1 @@
-"""One training stage: `run` on each rank, `resume` and `finish` also in the launcher, `by_hand` for a person."""
+"""What one rank of a training does: arguments, trainer, checks of each step, measurements, checkpoints."""

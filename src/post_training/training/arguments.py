@@ -18,42 +18,29 @@ from typing import Any
 from post_training import methods
 from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import deepspeed_config
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean, one_of
 
 # Arguments of TRL that a key of ours decides.
 _OURS = {
-    "output_dir": "paths.output_base",
-    "max_steps": "training.max_steps",
+    "output_dir": "paths.output_base", "max_steps": "training.max_steps",
     "num_train_epochs": "training.num_train_epochs",
     "per_device_train_batch_size": "training.per_device_train_batch_size",
-    "gradient_accumulation_steps": "training.effective_batch_size",
-    "learning_rate": "training.learning_rate",
-    "warmup_ratio": "training.warmup_ratio",
-    "warmup_steps": "training.warmup_ratio",
-    "lr_scheduler_type": "training.lr_scheduler_type",
-    "weight_decay": "training.weight_decay",
-    "max_grad_norm": "training.max_grad_norm",
-    "seed": "training.seed",
+    "gradient_accumulation_steps": "training.effective_batch_size", "learning_rate": "training.learning_rate",
+    "warmup_ratio": "training.warmup_ratio", "warmup_steps": "training.warmup_ratio",
+    "lr_scheduler_type": "training.lr_scheduler_type", "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm", "seed": "training.seed",
     "gradient_checkpointing": "training.gradient_checkpointing",
-    "activation_checkpointing": "training.gradient_checkpointing",
-    "use_liger_kernel": "training.use_liger_kernel",
-    "full_determinism": "training.deterministic",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "torch_compile": "accelerate.dynamo_backend",
-    "deepspeed": "deepspeed.config",
-    "save_steps": "checkpointing.save_steps",
-    "save_strategy": "checkpointing.save_steps",
+    "activation_checkpointing": "training.gradient_checkpointing", "use_liger_kernel": "training.use_liger_kernel",
+    "full_determinism": "training.deterministic", "bf16": "model.dtype", "fp16": "model.dtype",
+    "torch_compile": "accelerate.dynamo_backend", "deepspeed": "deepspeed.config",
+    "save_steps": "checkpointing.save_steps", "save_strategy": "checkpointing.save_steps",
     "save_total_limit": "checkpointing.save_total_limit",
-    "save_only_model": "checkpointing.inference_checkpoint_steps",
-    "logging_steps": "logging.logging_steps",
-    "report_to": "logging.report_to",
-    "padding_free": "sft.packing",
-    "remove_unused_columns": "the rows, which have no other columns",
-    "train_sampling_strategy": "data.seed",
+    "save_only_model": "checkpointing.inference_checkpoint_steps", "logging_steps": "logging.logging_steps",
+    "report_to": "logging.report_to", "padding_free": "sft.packing",
+    "remove_unused_columns": "the mix, whose rows have no other columns", "train_sampling_strategy": "data.seed",
     "dataloader_drop_last": "training.effective_batch_size",
     "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
-}
+}  # fmt: skip
 _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 
@@ -110,12 +97,12 @@ def trainer_arguments(
         "trust_remote_code": view["model"]["trust_remote_code"],
         "save_strategy": "steps",
         "save_steps": view["checkpointing"]["save_steps"],
-        "save_total_limit": None,  # see training/resume.py: rotate()
+        "save_total_limit": None,  # see run_dir/checkpoints.py: rotate()
         "logging_steps": logging["logging_steps"],
         # True would log a NaN loss as 0.
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "no",  # see training/meter.py
-        "remove_unused_columns": False,  # a row's number is taken off by training/samples.py
+        "include_num_input_tokens_seen": "no",  # see training/measure.py
+        "remove_unused_columns": False,  # a row's number is taken off by training/step_samples.py
         "report_to": _report_to(logging["report_to"]),
         "disable_tqdm": True,
         "eval_strategy": "no",
@@ -141,9 +128,7 @@ def _report_to(targets: list[str]) -> list[str]:
 def _scheduler(name: str) -> str:
     from transformers import SchedulerType
 
-    offered = [kind.value for kind in SchedulerType]
-    if name not in offered:
-        raise ConfigError("training.lr_scheduler_type", f"found {name!r}. {did_you_mean(name, offered)}")
+    one_of(name, [kind.value for kind in SchedulerType], "training.lr_scheduler_type")
     return name
 
 
@@ -159,9 +144,8 @@ def _check_liger(on_cpu: bool) -> None:
     missing = [name for name in ("liger_kernel", "triton") if importlib.util.find_spec(name) is None]
     if on_cpu or missing:
         why = "there is no GPU" if on_cpu else f"{' and '.join(missing)} is not installed"
-        raise ConfigError(
-            "training.use_liger_kernel", f"is true, but {why}; set it to false or install the extra `cuda`"
-        )
+        problem = f"is true, but {why}; set it to false or install the extra `cuda`"
+        raise ConfigError("training.use_liger_kernel", problem)
 
 
 def _trainer_args(given: dict[str, Any], decided: dict[str, str], config_class: type) -> dict[str, Any]:

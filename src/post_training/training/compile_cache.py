@@ -1,4 +1,4 @@
-"""Compile caches on the node's own disk. Light.
+"""Compile caches on the node's own disk.
 
 PyTorch builds an extension under a file named `lock`, which it creates and removes. A rank killed while it builds
 leaves the file, and every later one waits for it without end and without a word (torch's FileBaton).

@@ -90,7 +90,7 @@ class PeakMemory:
         return _largest_of_ranks(self._largest)
 
     def since_last(self) -> dict[str, int]:
-        """`peak_memory_bytes` since the last call, and `peak_reserved_bytes` on a GPU; empty where the system does not tell.
+        """`peak_memory_bytes` since the last call, and `peak_reserved_bytes` on a GPU; empty where it is not known.
 
         Every rank must call it.
         """

@@ -12,7 +12,7 @@ from post_training import methods
 from post_training.config import batch, resolve
 from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import strategy
-from post_training.core.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError, brief
 from post_training.core.task import Task
 from post_training.data import registry
 from post_training.data.tokens.chat_template import resolve_template
@@ -165,14 +165,14 @@ def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
     try:
         args = config_class(**arguments)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{config_class.__name__} refuses these settings: {_line(error)}") from None
+        raise UserError(f"{config_class.__name__} refuses these settings: {brief(error, 400)}") from None
     if args.deepspeed:
         _join_deepspeed()
     return args
 
 
 def _join_deepspeed() -> None:
-    """Tell DeepSpeed of the process group, which on the CPU was made without it: it would count one rank."""
+    """Have DeepSpeed join the process group, which on the CPU was made without it: it would count one rank."""
     import torch.distributed as dist
     from deepspeed import comm
 
@@ -202,10 +202,9 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
         )
     except (ImportError, ValueError, OSError) as error:
         if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):
-            raise ConfigError(
-                "model.attn_implementation", f"{attention!r} cannot be used here: {_line(error)}"
-            ) from None
-        raise UserError(f"{folder}: cannot be loaded as a model: {_line(error)}") from None
+            problem = f"{attention!r} cannot be used here: {brief(error, 400)}"
+            raise ConfigError("model.attn_implementation", problem) from None
+        raise UserError(f"{folder}: cannot be loaded as a model: {brief(error, 400)}") from None
 
 
 def check_packing(folder: Path, view: dict[str, Any]) -> None:
@@ -222,8 +221,3 @@ def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
     tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
     return tokenizer
-
-
-def _line(error: BaseException) -> str:
-    """An exception of a library in one line."""
-    return " ".join(str(error).split())[:400]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import one_of, require
 from post_training.methods.dpo.losses import SORTED, check_losses, needs_reference, weights
 
 if TYPE_CHECKING:
@@ -62,14 +62,11 @@ def stored_reference(view: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check(view: dict[str, Any]) -> None:
-    """Refuse what TRL would refuse, or silently ignore, hours later."""
+    """Raises ConfigError for what TRL would refuse, or silently ignore, hours later."""
     config = view["dpo"]
-    if config["reference"] not in ("stored", "online"):
-        offered = did_you_mean(str(config["reference"]), ["stored", "online"])
-        raise ConfigError("dpo.reference", f"found {config['reference']!r}. {offered}")
+    one_of(config["reference"], ("stored", "online"), "dpo.reference")
     size = config["reference_batch_size"]
-    if size is not None and size < 1:
-        raise ConfigError("dpo.reference_batch_size", f"found {size}, expected 1 or more")
+    require(size is None or size >= 1, "dpo.reference_batch_size", f"found {size}, expected 1 or more")
     check_losses(view)
 
 

@@ -1,13 +1,14 @@
-"""TRL's DPO losses: their names, which arguments they use, plausible betas, and their value at the start. Light.
+"""TRL's DPO losses: their names, which arguments they use, plausible betas, and their value at the start.
 
 TRL 1.16 accepts any name and fails at the first step, and ignores arguments that a loss has no use for.
 tests/unit/test_dpo_losses.py holds every list here against the installed TRL.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import did_you_mean, require
 
 LOSSES = (
     "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down "
@@ -62,70 +63,49 @@ def start_loss(view: dict[str, Any]) -> float | None:
 
 
 def check_losses(view: dict[str, Any]) -> None:
-    """Refuse losses, and arguments beside them, that fail late, are ignored, or can only be a mistake."""
-    config = view["dpo"]
-    _check_names(config)
-    _check_smoothing(config)
-    _check_beta(config)
+    """Raises ConfigError for losses, and arguments beside them, that fail late, are ignored, or can only be a mistake."""
+    for key, problem in _problems(view):
+        require(not problem, f"dpo.{key}", str(problem))
     _check_trainer_args(view)
-    _require(
-        config["ref_model_name_or_path"] is None or needs_reference(config),
-        "ref_model_name_or_path",
-        "has no use, because sft alone compares with no reference; take it out, or add a loss that does",
-    )
-    per_device = view["training"]["per_device_train_batch_size"]
-    for name in set(SORTED) & weights(config).keys():
-        _require(
-            per_device > 1,
-            "loss_type",
-            f"{name!r} sorts the pairs of a micro-batch, which is one pair; set training.per_device_train_batch_size to 2 or more",
-        )
 
 
-def _check_names(config: dict[str, Any]) -> None:
+def _problems(view: dict[str, Any]) -> Iterator[tuple[str, str | bool]]:
+    """Key -> what is wrong with it, or nothing; each is asked for when those before it hold."""
+    config = view["dpo"]
     names = config["loss_type"] if isinstance(config["loss_type"], list) else [config["loss_type"]]
-    _require(bool(names), "loss_type", "is an empty list; give one loss or more")
+    yield "loss_type", not names and "is an empty list; give one loss or more"
     for name in names:
-        _require(name in LOSSES, "loss_type", f"no loss named {name!r}. {did_you_mean(str(name), LOSSES)}")
-    _require(
-        len(set(names)) == len(names), "loss_type", f"found {names}; give each loss once, weighted by dpo.loss_weights"
-    )
-    given = config["loss_weights"]
-    if given is None:
-        return
-    _require(len(given) == len(names), "loss_weights", f"found {len(given)} weights for {len(names)} losses {names}")
-    _require(
-        all(math.isfinite(weight) and weight >= 0 for weight in given) and any(given),
-        "loss_weights",
-        f"found {given}, expected numbers of 0 or more, one of them above 0",
-    )
+        yield "loss_type", name not in LOSSES and f"no loss named {name!r}. {did_you_mean(str(name), LOSSES)}"
+    twice = len(set(names)) < len(names)
+    yield "loss_type", twice and f"found {names}; give each loss once, weighted by dpo.loss_weights"
+    if (given := config["loss_weights"]) is not None:
+        count = len(given) != len(names) and f"found {len(given)} weights for {len(names)} losses {names}"
+        yield "loss_weights", count
+        sound = all(math.isfinite(weight) and weight >= 0 for weight in given) and any(given)
+        yield "loss_weights", not sound and f"found {given}, expected numbers of 0 or more, one of them above 0"
 
+    smoothing, beta = config["label_smoothing"], config["beta"]
+    yield "label_smoothing", not 0 <= smoothing < 0.5 and f"found {smoothing}, expected a share from 0 to below 0.5"
+    ignored = smoothing != 0 and not set(SMOOTHED) & set(names)
+    remedy = f"set it to 0, or use {', '.join(SMOOTHED)} (`robust` is DPO with a share of wrong labels)"
+    yield "label_smoothing", ignored and f"found {smoothing}, which {' and '.join(names)} would ignore; {remedy}"
+    missing = smoothing <= 0 and "exo_pair" in names
+    yield "label_smoothing", missing and "found 0, but exo_pair needs a number above 0, such as 1e-3 (arXiv:2402.00856)"
 
-def _check_smoothing(config: dict[str, Any]) -> None:
-    smoothing, names = config["label_smoothing"], weights(config)
-    _require(0 <= smoothing < 0.5, "label_smoothing", f"found {smoothing}, expected a share from 0 to below 0.5")
-    _require(
-        smoothing == 0 or any(name in SMOOTHED for name in names),
-        "label_smoothing",
-        f"found {smoothing}, which {' and '.join(names)} would ignore; set it to 0, or use {', '.join(SMOOTHED)} "
-        "(`robust` is DPO with a share of wrong labels)",
-    )
-    _require(
-        smoothing > 0 or "exo_pair" not in names,
-        "label_smoothing",
-        "found 0, but exo_pair needs a number above 0, such as 1e-3 (arXiv:2402.00856)",
-    )
-
-
-def _check_beta(config: dict[str, Any]) -> None:
-    beta = config["beta"]
-    _require(0 < beta < math.inf, "beta", f"found {beta}, expected a number above 0")
+    yield "beta", not 0 < beta < math.inf and f"found {beta}, expected a number above 0"
     for problem in implausible_betas(config)[: not config["allow_implausible"]]:
-        raise ConfigError("dpo.beta", f"{problem}. Change dpo.beta or dpo.loss_type, or set dpo.allow_implausible=true")
+        yield "beta", f"{problem}. Change dpo.beta or dpo.loss_type, or set dpo.allow_implausible=true"
+    unused = config["ref_model_name_or_path"] is not None and not needs_reference(config)
+    why = "has no use, because sft alone compares with no reference; take it out, or add a loss that does"
+    yield "ref_model_name_or_path", unused and why
+    if view["training"]["per_device_train_batch_size"] == 1:
+        for name in set(SORTED) & set(names):
+            why = "sorts the pairs of a micro-batch, which is one pair; set training.per_device_train_batch_size to 2 or more"
+            yield "loss_type", f"{name!r} {why}"
 
 
 def implausible_betas(config: dict[str, Any]) -> list[str]:
-    """What speaks against `beta` with each loss, in a line each."""
+    """Why `beta` is implausible with a loss, a line each."""
     beta, problems = config["beta"], []
     for name in weights(config):
         lowest, highest, published = _PLAUSIBLE[name]
@@ -176,10 +156,4 @@ def _check_trainer_args(view: dict[str, Any]) -> None:
         "ld_alpha": alpha is not None and not 0 <= float(alpha) <= 1 and f"found {alpha}, expected a share from 0 to 1",
     }
     for name, problem in refusals.items():
-        if name in given and problem:
-            raise ConfigError(f"training.trainer_args.{name}", str(problem))
-
-
-def _require(holds: bool, key: str, problem: str) -> None:
-    if not holds:
-        raise ConfigError(f"dpo.{key}", problem)
+        require(not (name in given and problem), f"training.trainer_args.{name}", str(problem))

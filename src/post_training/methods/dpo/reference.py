@@ -1,9 +1,9 @@
-"""What a fixed model says about every distinct pair of a mix, as files: shards, `logps.npy`, and how training reads it.
+"""Stored reference log-probabilities of every distinct pair of a mix: shards, `logps.npy`, and how training reads them.
 
 A preference loss compares the policy with a model that never changes, so that model's log-probabilities
 belong to the data: they are computed once (reference_rank.py), shared by every beta, loss and learning
 rate, and training holds one model instead of two. The pairs are cut into shards whose borders depend on
-their number alone. A shard is on disk whole or not at all, so a killed stage goes on with what is
+their number alone. A shard is complete on disk or absent, so a killed stage resumes with what is
 missing, on any number of ranks.
 """
 
@@ -47,7 +47,7 @@ def shard_path(directory: Path, shard: Shard) -> Path:
 
 
 def read_shard(directory: Path, shard: Shard) -> Logps | None:
-    """The shard's log-probabilities, or None if it is not there whole."""
+    """The shard's log-probabilities, or None if it is incomplete or absent."""
     try:
         found = np.load(shard_path(directory, shard), allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -56,7 +56,7 @@ def read_shard(directory: Path, shard: Shard) -> Logps | None:
 
 
 def write_array(path: Path, array: Logps) -> None:
-    """Write an array so that it is there whole or not at all."""
+    """Write an array atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with open(unfinished, "wb") as file:
@@ -76,14 +76,14 @@ def finish_if_complete(task: Task) -> bool:
     logps: Logps = np.concatenate(parts)
     path = task.directory / FILE
     write_array(path, logps)
-    probes = sorted({int(place) for place in np.linspace(0, len(pairs) - 1, _PROBES)})
+    probes = sorted({int(number) for number in np.linspace(0, len(pairs) - 1, _PROBES)})
     task.finish(
         rows_in=len(pairs),
         rows_out=len(logps),
         dropped={},
         mean_chosen_logp=float(logps[:, 0].mean()),
         mean_rejected_logp=float(logps[:, 1].mean()),
-        probes={str(place): pair_sha256(pairs[place]) for place in probes},
+        probes={str(number): pair_sha256(pairs[number]) for number in probes},
         files=[{"path": FILE, "bytes": path.stat().st_size, "sha256": file_sha256(path)}],
     )
     shutil.rmtree(task.directory / "shards")
@@ -104,8 +104,8 @@ class StoredReference:
 
     def __init__(self, manifest_path: Path, start: str) -> None:
         self.path = manifest_path
-        self.told = manifest.read(manifest_path)
-        self.of_start = self.told["inputs"]["model"]["fingerprint"] == start
+        self.manifest = manifest.read(manifest_path)
+        self.of_start = self.manifest["inputs"]["model"]["fingerprint"] == start
         """Whether they are of the model that the run starts from, whose fingerprint is `start`."""
         try:
             self.logps: Logps = np.load(manifest_path.parent / FILE, mmap_mode="r", allow_pickle=False)
@@ -121,7 +121,9 @@ class StoredReference:
         if self.logps.shape != (len(pairs), 2):
             wrong = f"has values of {len(self.logps):,} pairs, the mix has {len(pairs):,}"
         else:
-            changed = [place for place, sha in self.told["probes"].items() if pair_sha256(pairs[int(place)]) != sha]
+            changed = [
+                number for number, sha in self.manifest["probes"].items() if pair_sha256(pairs[int(number)]) != sha
+            ]
             if changed:
                 wrong = f"was computed on other pairs than the mix has (pair {changed[0]} differs)"
         if wrong:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import one_of, require
 
 if TYPE_CHECKING:
     from trl.trainer.kto_config import KTOConfig
@@ -48,21 +48,17 @@ def micro_batch_decides(view: dict[str, Any]) -> bool:
 
 
 def check(view: dict[str, Any]) -> None:
-    """Refuse what TRL would refuse in the training job."""
+    """Raises ConfigError for what TRL would refuse in the training job."""
     config, per_device = view["kto"], view["training"]["per_device_train_batch_size"]
-    if config["loss_type"] not in LOSSES:
-        raise ConfigError(
-            "kto.loss_type", f"no loss named {config['loss_type']!r}. {did_you_mean(config['loss_type'], LOSSES)}"
-        )
+    one_of(config["loss_type"], LOSSES, "kto.loss_type")
     for key in ("beta", "desirable_weight", "undesirable_weight"):
-        if not config[key] > 0:
-            raise ConfigError(f"kto.{key}", f"found {config[key]}, expected a number above 0")
-    if config["loss_type"] == "kto" and per_device < 2:
-        raise ConfigError(
-            "kto.training.per_device_train_batch_size",
-            f"found {per_device}, expected 2 or more: the KL term is estimated from a prompt with another row's answer "
-            "in the same micro-batch; kto.loss_type=apo_zero_unpaired works without",
-        )
+        require(config[key] > 0, f"kto.{key}", f"found {config[key]}, expected a number above 0")
+    require(
+        config["loss_type"] != "kto" or per_device > 1,
+        "kto.training.per_device_train_batch_size",
+        f"found {per_device}, expected 2 or more: the KL term is estimated from a prompt with another row's answer "
+        "in the same micro-batch; kto.loss_type=apo_zero_unpaired works without",
+    )
 
 
 def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +94,7 @@ def desirable_share(rows: "Rows", at_most: int = 2000) -> float:
 def balance(config: dict[str, Any], share: float) -> str | None:
     """What to set when desirable and undesirable answers do not weigh as the paper recommends (its equation 8)."""
     if share in (0.0, 1.0):
-        return f"all rows are {'' if share else 'un'}desirable; there is nothing to tell them from"
+        return f"all rows are {'' if share else 'un'}desirable; there is nothing to compare them with"
     ratio = config["desirable_weight"] * share / (config["undesirable_weight"] * (1 - share))
     if 0.95 <= ratio <= 1.4:  # the share is an estimate
         return None
