@@ -124,8 +124,9 @@ def mentioned_keys(page: str) -> set[str]:
 
 
 def test_keys_in_the_prose_exist():
+    renamed = {"data.hygiene"}  # the changelog names the old key
     for page in pages():
-        for key in mentioned_keys(page):
+        for key in mentioned_keys(page) - (renamed if page == "CHANGELOG.md" else set()):
             rest = key.partition(".")[2]
             # A method's section may hold any shared one: dpo.training.learning_rate.
             assert key in known_keys() or rest in known_keys(), f"{page}: {key}"
