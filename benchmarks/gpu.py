@@ -92,9 +92,9 @@ def child(job_file: Path) -> None:
     """Train one variant in this process; write what was seen to the job's `result`."""
     job = json.loads(job_file.read_text())
     if job["who"] == "ours":  # as a rank does it
-        from post_training.launch.launcher import read_task
+        from post_training.core.task import Task
 
-        task = read_task(Path(job["task"]))
+        task = Task.read(Path(job["task"]))
     import torch
     from transformers import TrainerCallback
     from transformers import trainer as transformers_trainer
@@ -132,13 +132,11 @@ def child(job_file: Path) -> None:
 
 def train(folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool) -> dict[str, Any]:
     """Run a variant in a process of its own."""
-    from post_training.launch.launcher import write_task
-
     home = folder / re.sub(r"\W+", "-", name)
     home.mkdir(parents=True, exist_ok=True)
     job: dict[str, Any] = {"who": variant["who"], "result": str(home / "result.json")}
     if variant["who"] == "ours":
-        written = write_task(task)  # its own folder is emptied when it starts
+        written = task.saved()  # its own folder is emptied when it starts
         job["task"] = str(shutil.copy(written, home / "task.json"))
     else:
         job["plain"] = plain_job(task, as_arrow(task, home / "rows.arrow"), home)

@@ -273,10 +273,8 @@ def losses_of(run: Path) -> list[float]:
 
 
 def launcher_command(task: Task) -> list[str]:
-    """The command of the rule `train`."""
-    runtime, inputs = json.dumps(task.runtime), [str(path) for path in task.inputs.values()]
-    words = ["--spec", json.dumps(task.spec), "--runtime", runtime, "--output", str(task.output), "--inputs", *inputs]
-    return [sys.executable, "-m", "post_training", "stage", "train", *words]
+    """What the rule's shell line calls."""
+    return [sys.executable, "-m", "post_training", "stage", str(task.saved())]
 
 
 def wait_for_step(run: Path, step: int, timeout_seconds: float = 120) -> None:

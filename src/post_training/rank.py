@@ -1,4 +1,4 @@
-"""`python -m post_training.rank --task FILE`: one rank, started by `post_training.launch.launcher`."""
+"""`python -m post_training.rank TASK`: one rank, started by `post_training.launch.launcher`."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 from signal import Signals
 
 from post_training.core.secrets import mask_output
+from post_training.core.task import Task
 from post_training.run_dir.stop import REQUEST, die_with_parent, write_stopped
 from post_training.training import compile_cache
 
@@ -24,7 +25,6 @@ def main() -> int:
     import argparse
 
     from post_training.launch.environment import LAUNCHER
-    from post_training.launch.launcher import read_task
     from post_training.run_dir import failures, lock
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
@@ -32,10 +32,9 @@ def main() -> int:
     lock.end_with_owner()
     compile_cache.remove_stale_locks()
     parser = argparse.ArgumentParser(prog="python -m post_training.rank", description="One training rank.")
-    parser.add_argument("--task", type=Path, required=True, help="the launcher's logs/task.json")
-    task_file = parser.parse_args().task
+    parser.add_argument("task", type=Path, help="the task's file")
+    task = Task.read(parser.parse_args().task)
     try:
-        task = read_task(task_file)
         if task.stage == "reference":
             # Its shards are complete or absent: the rank ends at once, and its exit code ends all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))
@@ -52,7 +51,7 @@ def main() -> int:
 
             train_rank(task)
     except BaseException as error:
-        failures.report(task_file.parent / "failures", int(os.environ.get("RANK", "0")), error)
+        failures.report(task.directory / "logs" / "failures", int(os.environ.get("RANK", "0")), error)
     else:
         return 0
     # No orderly exit: it would wait for the other ranks, which are in a collective that never ends.

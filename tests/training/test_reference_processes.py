@@ -1,28 +1,18 @@
 """The reference stage through the launcher: several ranks, a kill in the middle, ZeRO-3."""
 
-import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from tiny import losses_of, reference_task, train_task
+from tiny import launcher_command, losses_of, reference_task, train_task
 
 from post_training.launch import launcher
 from post_training.methods.dpo.reference import FILE, missing_shards
 
 pytestmark = pytest.mark.slow
-
-
-def reference_command(task) -> list[str]:
-    """The command of the rule `reference`."""
-    inputs = [str(task.inputs[name]) for name in sorted(task.inputs)]
-    spec = {**task.spec, "inputs": dict(sorted(task.spec["inputs"].items()))}
-    words = ["--spec", json.dumps(spec), "--runtime", json.dumps(task.runtime), "--output", str(task.output)]
-    return [sys.executable, "-m", "post_training", "stage", "reference", *words, "--inputs", *inputs]
 
 
 def logps(task):
@@ -32,7 +22,7 @@ def logps(task):
 def test_killed_on_two_ranks_and_finished_on_one(tmp_path, model_manifest, dpo_rows, dpo_reference, template):
     """SIGKILL of the launcher, ranks and all, while shards are being written; then the same command on one rank."""
     task = reference_task(tmp_path / "stage", model_manifest, dpo_rows, template, accelerate__num_processes=2)
-    process = subprocess.Popen(reference_command(task), start_new_session=True)
+    process = subprocess.Popen(launcher_command(task), start_new_session=True)
     deadline = time.monotonic() + 120
     while not (done := list((task.directory / "shards").glob("*.npy"))):
         assert time.monotonic() < deadline and process.poll() is None
@@ -44,7 +34,7 @@ def test_killed_on_two_ranks_and_finished_on_one(tmp_path, model_manifest, dpo_r
     left = missing_shards(task.directory, 64)
     before = {path: path.stat().st_mtime_ns for path in done}
     again = reference_task(tmp_path / "stage", model_manifest, dpo_rows, template)
-    printed = subprocess.run(reference_command(again), check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(launcher_command(again), check=True, capture_output=True, text=True).stdout
     if left:
         assert f"{64 - sum(stop - start for start, stop in left)} of them done before" in printed
     assert before and logps(again) == pytest.approx(np.load(dpo_reference.parent / FILE), abs=1e-5)
@@ -80,6 +70,6 @@ def test_a_wrong_reference_is_one_line_of_a_failed_run(tmp_path, model_manifest,
     shutil.copytree(dpo_reference.parent, wrong)
     np.save(wrong / FILE, np.load(wrong / FILE)[::-1])
     run = train_task(tmp_path / "run", model_manifest, dpo_rows, template, "dpo", wrong / "manifest.json")
-    done = subprocess.run(reference_command(run), capture_output=True, text=True)
+    done = subprocess.run(launcher_command(run), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"{wrong / 'manifest.json'}: the policy has taken no step" in done.stderr

@@ -83,18 +83,8 @@ def push(exported, tmp_path):
 
 def run(push, hub, environment):
     """As the rule does; the client reads the address of the Hub when it is imported."""
-    words = [
-        "stage",
-        "push",
-        "--spec",
-        json.dumps(push.spec),
-        "--output",
-        str(push.output),
-        "--inputs",
-        str(push.inputs["export"]),
-    ]
     return subprocess.run(
-        [sys.executable, "-m", "post_training", *words],
+        [sys.executable, "-m", "post_training", "stage", str(push.saved())],
         capture_output=True,
         text=True,
         env=environment | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"},

@@ -50,14 +50,9 @@ def test_job_sh_calls_what_the_rule_calls(project):
         r.rule_name for r in records
     }
     for record in records:
-        words = shlex.split(record.shellcmd.split("2>&1")[0].replace("\\\n", " "))
-        spec, runtime = words[words.index("--spec") + 1], words[words.index("--runtime") + 1]
-        inputs = words[words.index("--inputs") + 1 : words.index("--output")] if "--inputs" in words else []
-        kind = {"report_page": "report", "preflight_checks": "preflight", "probe": "preflight_probe"}.get(
-            record.rule_name, record.rule_name
-        )
-        made = stage_command(kind, spec, runtime, inputs, words[-1])
-        assert ["python", *made[1:]] == words
+        words = shlex.split(record.shellcmd.split("2>&1")[0])
+        directory = "/".join(record.output[0].split("/")[1:-1])
+        assert words == ["python", *stage_command(f"outputs/tasks/{directory}.json")[1:]]
 
 
 def test_resources_follow_the_configuration_and_local_runs_have_none(project):

@@ -261,20 +261,30 @@ def test_override_existing_trains_a_debug_run_again(finished):
     assert finished.jobs() == {}
     finished.config["debug"]["override_existing"] = True
     finished.write()
-    assert kinds(finished.jobs()) == {**FOLLOWS_SFT}
+    base = finished.plan().evaluated["base"].wildcard
+    found = finished.jobs()
+    assert base in found["evaluate"]  # by rule; measuring it again costs little
+    found["evaluate"].remove(base)
+    assert {rule: names for rule, names in kinds(found).items() if rule != "card"} == {**FOLLOWS_SFT}
+
+
+def start(project, *config: str) -> None:
+    """A real call, with nothing to do."""
+    done = subprocess.run([*SNAKEMAKE, "-c1", "--config", *config], capture_output=True, text=True, cwd=project.path)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr, done.stderr[-2000:]
 
 
 def test_links_lead_to_the_configured_run(finished):
-    finished.jobs(run_name="mine")
+    start(finished, "run_name=mine")
     link = finished.path / "outputs" / "mine"
     first = os.readlink(link)
     assert first.startswith("dpo-") and os.readlink(f"{link}-sft").startswith("sft-")
     finished.config["dpo"]["beta"] = 0.5
     finished.complete()
     finished.config["dpo"]["beta"] = 0.1
-    finished.jobs(run_name="mine", set="dpo.beta=0.5")
+    start(finished, "run_name=mine", "set=dpo.beta=0.5")
     assert os.readlink(link) != first
-    finished.jobs(run_name="mine")
+    start(finished, "run_name=mine")
     assert os.readlink(link) == first
 
 

@@ -5,57 +5,26 @@ OUTPUTS:         <outputs>/preflight/<run>-<fingerprint>/manifest.json, and pref
 """
 
 
-rule preflight_checks:
-    """Look at template, data, optimisation, libraries and resources of all stages of all runs on the same data; where Slurm can be asked, so locally."""
+use rule local_stage as preflight_checks with:
+    """Check template, data, optimisation, libraries and resources of all runs on the same data; here, where Slurm can be asked."""
     input:
-        WORKFLOW.inputs("preflight"),
+        model=inputs("preflight", "model"),
+        data=inputs("preflight", "data"),
+        reference_model=inputs("preflight", "reference_model"),
     output:
         "<outputs>/preflight/{stage}/manifest.json",
     log:
         "<outputs>/logs/preflight/{stage}.log",
-    wildcard_constraints:
-        stage=WORKFLOW.names("preflight"),
-    localrule: True
-    conda:
-        "../../envs/cpu.yaml"
-    params:
-        spec=WORKFLOW.spec("preflight"),
-        runtime=WORKFLOW.told_by_file("preflight"),
-    shell:
-        r"""
-        python -m post_training stage preflight \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
-        """
 
 
-rule probe:
+use rule gpu_stage as probe with:
     """A few steps of one stage at its longest batch, on one device."""
     input:
-        WORKFLOW.inputs("preflight_probe"),
+        model=inputs("preflight_probe", "model"),
+        data=inputs("preflight_probe", "data"),
+        reference_model=inputs("preflight_probe", "reference_model"),
     output:
         "<outputs>/preflight_probe/{stage}/manifest.json",
     log:
         "<outputs>/logs/preflight_probe/{stage}.log",
-    wildcard_constraints:
-        stage=WORKFLOW.names("preflight_probe"),
-    conda:
-        "../../envs/cpu.yaml"
-    threads: WORKFLOW.train_threads
-    resources:
-        **WORKFLOW.resources("preflight_probe"),
-    params:
-        spec=WORKFLOW.spec("preflight_probe"),
-        runtime=WORKFLOW.runtime("preflight_probe"),
-    shell:
-        r"""
-        python -m post_training stage preflight_probe \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
-        """
+    threads: PLAN.all_threads

@@ -4,55 +4,25 @@ OUTPUTS: <outputs>/cards/<method>-<model>-<fingerprint>/manifest.json and <outpu
 """
 
 
-rule card:
+use rule local_stage as card with:
     """Write README.md with the evaluation, beside the manifest and over the one in the model's folder."""
     input:
-        WORKFLOW.inputs("card"),
+        export=inputs("card", "export"),
+        evaluate=inputs("card", "evaluate"),
+        lm_eval=inputs("card", "lm_eval"),
     output:
         "<outputs>/cards/{stage}/manifest.json",
     log:
         "<outputs>/logs/card/{stage}.log",
-    wildcard_constraints:
-        stage=WORKFLOW.names("card"),
-    localrule: True
-    conda:
-        "../../envs/cpu.yaml"
-    params:
-        spec=WORKFLOW.spec("card"),
-        runtime=WORKFLOW.runtime("card"),
-    shell:
-        r"""
-        python -m post_training stage card \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
-        """
 
 
-rule push:
+use rule local_stage as push with:
     """Upload the last stage's model, with the token of HF_TOKEN; only with publish.push_to_hub."""
     input:
-        WORKFLOW.push_inputs,
+        export=inputs("push", "export"),
+        card=inputs("push", "card"),
+        token=PLAN.token,
     output:
         "<outputs>/published/{stage}/manifest.json",
     log:
         "<outputs>/logs/push/{stage}.log",
-    wildcard_constraints:
-        stage=WORKFLOW.names("push"),
-    localrule: True
-    conda:
-        "../../envs/cpu.yaml"
-    params:
-        spec=WORKFLOW.spec("push"),
-        runtime=WORKFLOW.runtime("push"),
-    shell:
-        r"""
-        python -m post_training stage push \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
-        """

@@ -1,99 +1,47 @@
-"""One rule for every method, what a reference model says about its pairs, and the inference checkpoint of its result.
+"""One rule for every method, the reference model's log-probabilities of its pairs, and the model for inference.
 
-REQUIRED INPUTS: the mixed rows, and the base model or the export of the stage before
+REQUIRED INPUTS: the mixed examples, and the base model or the export of the stage before
 OUTPUTS:         <outputs>/<method>-<model>-<fingerprint>/manifest.json and model/manifest.json
+
+Checkpoints are not outputs: Snakemake deletes outputs before a job starts, and an interrupted run would lose what it is to
+resume from (snakemake#509).
 """
 
 
-rule train:
-    """Train a stage to its last step, resuming from its newest whole checkpoint.
-
-    Checkpoints are not outputs: Snakemake deletes outputs before a job starts, and an interrupted
-    run would lose what it came to continue (snakemake#509).
-    """
+use rule ranks_stage as train with:
+    """Train a stage to its last step, resuming from its newest complete checkpoint."""
     input:
-        stages=WORKFLOW.train_inputs,
-        preflight=WORKFLOW.demanded_preflight("train", "run"),
+        model=inputs("train", "model"),
+        data=inputs("train", "data"),
+        reference=inputs("train", "reference"),
+        preflight=passed("train"),
     output:
-        "<outputs>/{run}/manifest.json",
+        "<outputs>/{stage}/manifest.json",
     log:
-        "<outputs>/logs/train/{run}.log",
-    wildcard_constraints:
-        run=WORKFLOW.names("train"),
-    conda:
-        "../../envs/cpu.yaml"
-    # Every core: two runs of one plan must not share this machine's devices.
-    threads: WORKFLOW.train_threads
-    resources:
-        **WORKFLOW.resources("train", "run"),
-    params:
-        spec=WORKFLOW.spec("train", "run"),
-        runtime=WORKFLOW.runtime("train", "run"),
-    shell:
-        r"""
-        python -m post_training stage train \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input.stages:q} \
-            --output {output:q} \
-            2>&1 | tee -a {log:q}
-        """
+        "<outputs>/logs/train/{stage}.log",
 
 
-rule reference:
-    """Compute once what the reference model says about every pair; shards of a killed job are kept."""
+use rule ranks_stage as reference with:
+    """Compute once the reference model's log-probabilities of every pair; shards of a killed job are kept."""
     input:
-        stages=WORKFLOW.inputs("reference"),
-        preflight=WORKFLOW.demanded_preflight("reference"),
+        model=inputs("reference", "model"),
+        data=inputs("reference", "data"),
+        preflight=passed("reference"),
     output:
         "<outputs>/data/reference/{stage}/manifest.json",
     log:
         "<outputs>/logs/reference/{stage}.log",
-    wildcard_constraints:
-        stage=WORKFLOW.names("reference"),
-    conda:
-        "../../envs/cpu.yaml"
-    threads: WORKFLOW.train_threads
-    resources:
-        **WORKFLOW.resources("reference"),
-    params:
-        spec=WORKFLOW.spec("reference"),
-        runtime=WORKFLOW.runtime("reference"),
-    shell:
-        r"""
-        python -m post_training stage reference \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input.stages:q} \
-            --output {output:q} \
-            2>&1 | tee -a {log:q}
-        """
 
 
-rule export:
+use rule gpu_stage as export with:
     """Write the model that inference loads, then reload it, compare logits, and let it answer."""
     input:
-        WORKFLOW.inputs("export", "run"),
+        train=inputs("export", "train"),
+        data=inputs("export", "data"),
     output:
         "<outputs>/{run}/model/manifest.json",
     log:
         "<outputs>/logs/export/{run}.log",
-    wildcard_constraints:
-        run=WORKFLOW.names("train"),
-    conda:
-        "../../envs/cpu.yaml"
-    threads: WORKFLOW.train_threads
-    resources:
-        **WORKFLOW.resources("export", "run"),
-    params:
-        spec=WORKFLOW.spec("export", "run"),
-        runtime=WORKFLOW.runtime("export", "run"),
-    shell:
-        r"""
-        python -m post_training stage export \
-            --spec {params.spec:q} \
-            --runtime {params.runtime:q} \
-            --inputs {input:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
-        """
+    benchmark:
+        "<outputs>/logs/benchmarks/{run}-export.tsv"
+    threads: PLAN.all_threads

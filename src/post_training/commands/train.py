@@ -7,6 +7,7 @@ missing, except other training stages: those have their own devices and their ow
 import os
 import sys
 import time
+from argparse import Namespace
 from typing import Any
 
 from post_training.config import batch, resolve
@@ -17,7 +18,7 @@ from post_training.core.errors import ConfigError, UserError
 from post_training.core.task import Task
 from post_training.launch.environment import library_environment
 from post_training.launch.finish import finish_if_complete, last_checkpoint
-from post_training.launch.launcher import prepare_directory, reshard
+from post_training.launch.launcher import discard_debug_run, prepare_directory, reshard
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import run_stage, task_of, upstream
 from post_training.run_dir import wandb_offline
@@ -30,9 +31,9 @@ from post_training.workflow.links import point_links
 _POLL_SECONDS = 0.5
 
 
-def train_from_config(path: str, overrides: list[str]) -> int:
+def train(options: Namespace) -> int:
     """Train the last stage of a configuration as this process's rank. Returns the exit code."""
-    plan = make_plan(resolve(read_config(path), {"set": overrides}))
+    plan = make_plan(resolve(read_config(options.config), {"set": options.overrides}))
     name = plan.pipeline.stages[-1]
     view, stage = plan.pipeline.last, plan.trained[name]
     method = view["method"]
@@ -56,6 +57,7 @@ def train_from_config(path: str, overrides: list[str]) -> int:
     try:
         with take(task.directory, on_loss=lambda: os._exit(1)):
             print(f"{name}: {batches.describe(steps)}", flush=True)
+            discard_debug_run(task, view)
             prepare_directory(task, view)
             return _train(plan, task, view, steps, first=True)
     except LockedError as error:

@@ -1,4 +1,4 @@
-"""One job of the graph as its body sees it. Light."""
+"""One job of the graph as its body sees it, and the file that tells it."""
 
 import json
 import time
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core import manifest
+from post_training.core.errors import UserError
+from post_training.core.fingerprint import write_atomically
 
 
 @dataclass
@@ -26,20 +28,47 @@ class Task:
     """Name -> manifest of that input."""
     output: Path
     spec: dict[str, Any] = field(default_factory=dict)
+    """The stage as planned: `stage`, `fingerprint`, `config`, `inputs` (name -> fingerprint)."""
     started: float = field(default_factory=time.time)
+    file: Path | None = None
+    """Where this task is written, so that other processes can read it."""
 
     @classmethod
-    def parse(cls, spec: str, runtime: str, inputs: list[str], output: str) -> "Task":
-        """From the command line of a rule; `inputs` are in the order of the spec's names.
+    def of(cls, spec: dict[str, Any], runtime: dict[str, Any], inputs: dict[str, Path], output: Path) -> "Task":
+        """The task of a planned stage."""
+        return cls(spec["stage"], spec["config"], runtime, inputs, output, spec)
 
-        `@file` is a spec, with the inputs' `paths`, or a runtime that is too long for a command line.
-        """
-        told = _loaded(spec)
-        names, inputs = list(told["inputs"]), told.pop("paths", inputs)
-        if len(names) != len(inputs):
-            raise ValueError(f"{told['stage']}: expected {len(names)} inputs {names}, got {len(inputs)}")
-        paths = {name: Path(path) for name, path in zip(names, inputs, strict=True)}
-        return cls(told["stage"], told["config"], _loaded(runtime), paths, Path(output), told)
+    @classmethod
+    def read(cls, path: Path) -> "Task":
+        """The inverse of `write`. Raises UserError when there is no such file."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: no task of a stage ({error}); snakemake writes it before its jobs start"
+            ) from None
+        inputs = {name: Path(manifest_path) for name, manifest_path in content["inputs"].items()}
+        task = cls.of(content["spec"], content["runtime"], inputs, Path(content["output"]))
+        task.file = path
+        return task
+
+    def write(self, path: Path) -> Path:
+        """Write the task for another process; an equal file is left as it is."""
+        content = {
+            "spec": self.spec,
+            "runtime": self.runtime,
+            "inputs": {name: str(manifest_path) for name, manifest_path in self.inputs.items()},
+            "output": str(self.output),
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
+        self.file = path
+        return path
+
+    def saved(self) -> Path:
+        """The file of this task; `logs/task.json` of its directory where snakemake has written none."""
+        return self.file or self.write(self.directory / "logs" / "task.json")
 
     @property
     def directory(self) -> Path:
@@ -55,5 +84,6 @@ class Task:
         manifest.write(self.output, self.spec, self.inputs, self.started, **facts)
 
 
-def _loaded(text: str) -> dict[str, Any]:
-    return dict(json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text))
+def task_file(base: Path, output: Path) -> Path:
+    """Where the task of a stage is: `<output base>/tasks/<stage's directory>.json`, which no stage ever clears."""
+    return base / "tasks" / output.parent.relative_to(base).with_suffix(output.parent.suffix + ".json")

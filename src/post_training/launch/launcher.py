@@ -13,10 +13,10 @@ Exit codes of `run`, which callers may rely on:
 After a stop `<run directory>/stopped.json` names the signal and the step.
 """
 
-import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ __all__ = ["INTERRUPTED", "LOCKED", "REQUEUE", "STOPPED", "run"]
 
 def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
     """Command line of a rank; everything else it needs is in the file and the environment."""
-    return [python, "-u", "-m", "post_training.rank", "--task", str(task_file)]
+    return [python, "-u", "-m", "post_training.rank", str(task_file)]
 
 
 def run(task: Task) -> int:
@@ -73,6 +73,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     from post_training.data.mixing.epochs import write_epochs
 
     topology = batch.slurm_topology(view) if task.runtime.get("slurm") else batch.local_topology(view)
+    discard_debug_run(task, view)
     if task.stage == "reference":
         from post_training.methods.dpo import reference
 
@@ -122,7 +123,7 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
     libraries = library_environment(view, task.directory, topology.device) | {VARIABLE: str(lock.path.absolute())}
     on_slurm = bool(task.runtime.get("slurm"))
     start = srun_start if on_slurm else local_start
-    commands, environments = start(topology, view, rank_command(write_task(task)), libraries)
+    commands, environments = start(topology, view, rank_command(task.saved()), libraries)
 
     def abandoned() -> str | None:
         if lock.lost:
@@ -168,36 +169,26 @@ def _report(ended: Ended, reports: list[failures.Failure], world_size: int, loca
         say(f"then the others ended: rank {', '.join(sorted(followed))}")
 
 
+def discard_debug_run(task: Task, view: dict[str, Any]) -> None:
+    """`debug.override_existing`: empty the directory, once a call of snakemake; a requeued attempt keeps what it has."""
+    directory, call = task.directory, str(task.runtime.get("override", time.time()))
+    if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
+        return
+    last = directory / "override.txt"
+    if not last.is_file() or last.read_text() != call:
+        print(f"{directory}: wiped (debug.override_existing)", flush=True)
+        for path in directory.iterdir():
+            if not is_own_file(path) and path.name != "slurm":  # of this very attempt
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_atomically(last, call)
+
+
 def prepare_directory(task: Task, view: dict[str, Any]) -> None:
     """Make the run directory with `logs/` and `config.yaml`, a configuration that reproduces this run."""
     from omegaconf import OmegaConf
 
     directory = task.directory
-    if view["debug"]["enabled"] and view["debug"]["override_existing"] and directory.is_dir():
-        print(f"{directory}: wiped (debug.override_existing)", flush=True)
-        for path in directory.iterdir():
-            if not is_own_file(path):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(task.runtime["pipeline"])))
 
 
-def write_task(task: Task) -> Path:
-    """`logs/task.json`, from which each rank reads what the launcher was told."""
-    told = {
-        "spec": task.spec,
-        "runtime": task.runtime,
-        "inputs": {name: str(path) for name, path in task.inputs.items()},
-        "output": str(task.output),
-    }
-    path = task.directory / "logs" / "task.json"
-    write_atomically(path, json.dumps(told, indent=1))
-    return path
-
-
-def read_task(path: Path) -> Task:
-    """The inverse of `write_task`."""
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
-    inputs = {name: Path(manifest_path) for name, manifest_path in told["inputs"].items()}
-    spec = told["spec"]
-    return Task(spec["stage"], spec["config"], told["runtime"], inputs, Path(told["output"]), spec)

@@ -5,8 +5,7 @@ fingerprints of its inputs, the text of what it applies, and a version that is r
 its code changes results. Where and how fast it runs (`runtime`) never enters.
 """
 
-from post_training.plan.graph import Graph
-from post_training.plan.pipeline import Plan
+from post_training.plan.graph import Graph, Plan
 from post_training.plan.planner import make_graph, make_plan
 from post_training.plan.stage import Stage
 

@@ -13,8 +13,7 @@ from post_training.core.errors import ConfigError, require
 from post_training.core.locate import files_below
 from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.plan.data import DataStages
-from post_training.plan.graph import Graph
-from post_training.plan.pipeline import Plan
+from post_training.plan.graph import Graph, Plan
 from post_training.plan.stage import Stage
 
 _LM_EVAL = "evaluation.lm_eval"
@@ -43,7 +42,7 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     graph |= {f"evaluate_{name}": stage for name, stage in plan.evaluated.items()}
     graph |= {f"lm_eval_{name}": stage for name, stage in plan.lm_evaluated.items()}
     label = list(plan.trained.values())[-1].label
-    plan.report = plan.add(Stage("report", "reports", label, config={}, inputs=graph))
+    plan.report = plan.add(Stage("report", label, config={}, inputs=graph))
 
 
 def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Stage], data: DataStages) -> Stage:
@@ -54,9 +53,7 @@ def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Sta
     if view["evaluation"]["prompts"] is not None:
         prompts = Path(view["evaluation"]["prompts"]).expanduser()
         config["prompts"], runtime["prompts"] = data.files.checked(prompts, read_prompts), str(prompts)
-    return Stage(
-        "evaluate", "evaluations", _label(pipeline, name, model), config, {"model": model, **rows}, runtime=runtime
-    )
+    return Stage("evaluate", _label(pipeline, name, model), config, {"model": model, **rows}, runtime=runtime)
 
 
 def _label(pipeline: Pipeline, name: str, model: Stage) -> str:
@@ -78,7 +75,7 @@ def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None
         "trust_remote_code": view["model"]["trust_remote_code"],
     }
     chosen = {"tasks": told["tasks"], "include_path": content}
-    tasks = plan.add(Stage("download_tasks", "data/tasks", "lm_eval", chosen, runtime=runtime))
+    tasks = plan.add(Stage("download_tasks", "lm_eval", chosen, runtime=runtime))
     config = {key: told[key] for key in ("num_fewshot", "limit", "seed", "log_samples", "apply_chat_template")}
     if told["apply_chat_template"]:
         config["fewshot_as_multiturn"] = told["fewshot_as_multiturn"]
@@ -87,7 +84,7 @@ def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None
     installed = importlib.util.find_spec("lm_eval") is not None
     for name, model in models.items():
         label = _label(plan.pipeline, name, model)
-        stage = Stage("lm_eval", "lm_eval", label, config, {"model": model, "tasks": tasks}, runtime=runtime)
+        stage = Stage("lm_eval", label, config, {"model": model, "tasks": tasks}, runtime=runtime)
         plan.lm_evaluated[name] = plan.add(stage)
         require(
             installed or (plan.base / stage.manifest).is_file(),
@@ -129,5 +126,5 @@ def add_comparison(graph: Graph, name: str) -> None:
     keys = list(dict.fromkeys(key for _, plan in plans for key in plan.pipeline.run.values))
     runs = [[run_name, {key: plan.pipeline.value(key) for key in keys}] for run_name, plan in plans]
     reports = {run_name: plan.report for run_name, plan in plans if plan.report is not None}
-    stage = Stage("compare", "comparisons", name, config={"runs": runs}, inputs=reports)
+    stage = Stage("compare", name, config={"runs": runs}, inputs=reports)
     graph.comparison = graph.add(stage, graph.first)

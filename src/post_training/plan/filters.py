@@ -1,14 +1,12 @@
 """The filters between transform and tokenise, where `data.filters` asks for any. Light."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.config.names import recorded_as
 from post_training.core.errors import ConfigError, one_of, require
 from post_training.core.locate import data_files
+from post_training.plan.sources import Sources
 from post_training.plan.stage import Stage
-
-if TYPE_CHECKING:
-    from post_training.plan.data import DataStages
 
 _SWITCHES = (
     "deduplicate",
@@ -24,7 +22,7 @@ _SWITCHES = (
 class Filters:
     """Adds the filters of one mix, dataset by dataset in their order: the first of equal rows stays."""
 
-    def __init__(self, data: "DataStages", view: dict[str, Any]) -> None:
+    def __init__(self, data: Sources, view: dict[str, Any]) -> None:
         self.data, self.view, self.settings = data, view, view["data"]["filters"]
         self.prefix = f"{view['stage']}.data.filters"
         _check(self.settings, self.prefix)
@@ -45,7 +43,7 @@ class Filters:
         paths, key = self.settings["decontaminate_against"], f"{self.prefix}.decontaminate_against"
         config["files"] = [sha for _, sha in self.data.files.digests(recorded_as(paths), self._files, key)]
         runtime = {"num_proc": self.view["data"]["num_proc"], "files": [str(path) for path in self._files]}
-        stage = Stage("filter", "data/filtered", transformed.label, config, inputs, runtime=runtime)
+        stage = Stage("filter", transformed.label, config, inputs, runtime=runtime)
         stage = self.data.add(stage)
         if used:
             self._earlier[name] = stage

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import canonical
 from post_training.core.stages import STAGES
 from post_training.core.task import Task
 from post_training.plan import Plan, Stage
@@ -22,9 +21,8 @@ def make(plan: Plan, stage: Stage) -> Path:
 
 def task_of(plan: Plan, stage: Stage) -> Task:
     """The task of a planned stage, as a rule would pass it."""
-    # The spec is canonical JSON: its names are sorted.
-    inputs = [str(plan.base / stage.inputs[name].manifest) for name in sorted(stage.inputs)]
-    return Task.parse(stage.spec, canonical(stage.runtime), inputs, str(plan.base / stage.manifest))
+    inputs = {name: plan.base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
+    return Task.of(stage.spec, stage.runtime, inputs, plan.base / stage.manifest)
 
 
 def run_stage(plan: Plan, stage: Stage) -> None:

@@ -42,12 +42,12 @@ class ModelStages:
             weights = {part: scratch[part] for part in ("model_type", "config", "seed")}
             config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
             runtime["corpus"] = [str(file) for file in corpus]
-            return self.add(_model_stage("build_model", f"scratch-{scratch['model_type']}", config, runtime))
+            return self.add(Stage("build_model", f"scratch-{scratch['model_type']}", config, runtime=runtime))
         folder = model_folder(path, f"{key}.name_or_path" if key == "model" else key)
         if folder is None:
             hub = {"name_or_path": path, "revision": model["revision"] or "main"}
             config = {"hub": hub, "tokenizer": digest(hub)}
-            stage = self.add(_model_stage("download_model", slug(path), config, runtime))
+            stage = self.add(Stage("download_model", slug(path), config, runtime=runtime))
             if offline:
                 self.files.note_hub("model", path, f"{key}.name_or_path" if key == "model" else key, stage)
             return stage
@@ -55,7 +55,7 @@ class ModelStages:
         files = self.files.digests(path, model_files(folder), named, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
-        return self.add(_model_stage("download_model", slug(folder.name), config, runtime))
+        return self.add(Stage("download_model", slug(folder.name), config, runtime=runtime))
 
 
 def model_label(model: dict[str, Any]) -> str:
@@ -80,7 +80,3 @@ def new_tokens(chat_template: str) -> dict[str, str | list[str]]:
     used = {*tokens.needed, *tokens.named.values()}
     pad = next(token for token in ("<|endoftext|>", "<|pad|>") if token not in used)
     return {"pad_token": pad, **tokens.named, "others": [t for t in tokens.needed if t not in tokens.named.values()]}
-
-
-def _model_stage(kind: str, label: str, config: dict[str, Any], runtime: dict[str, Any]) -> Stage:
-    return Stage(kind, "models", label, config, runtime=runtime, separator="@")

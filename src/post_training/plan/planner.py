@@ -12,12 +12,11 @@ from post_training.plan.checks import check_paths, check_view
 from post_training.plan.data import DataStages
 from post_training.plan.evaluation import add_comparison, add_evaluations
 from post_training.plan.files import Files
-from post_training.plan.graph import Graph
+from post_training.plan.graph import Graph, Plan
 from post_training.plan.models import ModelStages, model_label
-from post_training.plan.pipeline import Plan
 from post_training.plan.preflight import add_preflights, add_probes
 from post_training.plan.publication import add_publication, check_publish, check_repositories
-from post_training.plan.stage import InRunDirectory, Stage
+from post_training.plan.stage import Export, Stage
 
 # Keys of the training section that say how fast, not what.
 _SPEED_KEYS = ("per_device_train_batch_size", "gradient_checkpointing", "use_liger_kernel", "deterministic")
@@ -131,15 +130,9 @@ class _Planner:
         mixed = self.plan.mixed[name] = self.data.mix(view, self.base_model)
         inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
         train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
-        export = Stage(
-            kind="export",
-            folder=train.directory,
-            label="model",
-            config={"method": view["method"]},
-            inputs={"train": train, "data": mixed},
-            runtime={"max_shard_size": view["export"]["max_shard_size"]},
-        )
-        self.plan.exported[name] = self.plan.add(InRunDirectory(**export.__dict__))
+        runtime = {"max_shard_size": view["export"]["max_shard_size"]}
+        export = Export("export", "model", {"method": view["method"]}, {"train": train, "data": mixed}, runtime)
+        self.plan.exported[name] = self.plan.add(export)
 
     def _reference(self, view: dict[str, Any], start: Stage, mixed: Stage) -> dict[str, Stage]:
         """What training needs besides model and rows: stored log-probabilities, or another model to compute them with."""
@@ -161,7 +154,6 @@ class _Planner:
             config["weights"] = view["model"]["dtype"]
         stored = Stage(
             kind="reference",
-            folder="data/reference",
             label=method,
             config=config,
             inputs={"model": model or start, "data": mixed},
@@ -188,7 +180,7 @@ class _Planner:
         # By method: what a stage is called decides nothing.
         label = f"{method}-{model_label(view['model'])}"
         frozen = self.plan.pipeline.frozen(view["stage"])
-        return Stage(kind="train", folder="", label=label, config=config, inputs=inputs, runtime={"pipeline": frozen})
+        return Stage(kind="train", label=label, config=config, inputs=inputs, runtime={"pipeline": frozen})
 
     def _check_same_as_parent(self, name: str, parent: str) -> None:
         ours, theirs = self.views[name], self.views[parent]

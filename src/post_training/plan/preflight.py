@@ -7,8 +7,7 @@ them but rules whose own results are still missing: a change of the batch a devi
 from typing import Any
 
 from post_training.core.fingerprint import digest
-from post_training.plan.graph import Graph
-from post_training.plan.pipeline import Plan
+from post_training.plan.graph import Graph, Plan
 from post_training.plan.stage import Stage
 
 LOCAL, SLURM = "local", "slurm"
@@ -38,9 +37,7 @@ def add_preflights(graph: Graph) -> None:
         for place in (LOCAL, SLURM):
             looked_at = digest({directory: _looked_at(view, place) for directory, view in views.items()})
             config = {"place": place, "trainings": looked_at}
-            stage = Stage(
-                "preflight", "preflight", label, config, inputs, runtime={"trainings": list(trainings.values())}
-            )
+            stage = Stage("preflight", label, config, inputs, runtime={"trainings": list(trainings.values())})
             for plan in plans:
                 plan.preflights[place] = plan.add(stage)
 
@@ -53,7 +50,7 @@ def add_probes(plan: Plan) -> None:
         config = {"steps": view["preflight"]["probe_steps"], "view": digest(_looked_at(view, SLURM))}
         runtime = {"pipeline": plan.trained[name].runtime["pipeline"]}
         label = plan.trained[name].label
-        probe = Stage("preflight_probe", "preflight_probe", label, config, own, runtime=runtime)
+        probe = Stage("preflight_probe", label, config, own, runtime=runtime)
         plan.probes[name] = plan.add(probe)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from post_training.config.load import Pipeline
 from post_training.core.errors import ConfigError, require
 from post_training.core.fingerprint import slug
-from post_training.plan.pipeline import Plan
+from post_training.plan.graph import Plan
 from post_training.plan.stage import Stage
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -39,13 +39,13 @@ def add_publication(plan: Plan) -> None:
             if name in found and len(found[name].inputs) > 1:  # of answers to prompts alone a card tells nothing
                 inputs |= {f"base {kind}": found["base"], f"own {kind}": found[name]}
         if len(inputs) > 1:
-            plan.carded[name] = plan.add(Stage("card", "cards", plan.trained[name].label, config={}, inputs=inputs))
+            plan.carded[name] = plan.add(Stage("card", plan.trained[name].label, config={}, inputs=inputs))
     told: dict[str, Any] = plan.pipeline.last["publish"]
     if told["push_to_hub"]:
         last = plan.pipeline.stages[-1]
         inputs = {"export": plan.exported[last], **({"card": plan.carded[last]} if last in plan.carded else {})}
         config = {key: told[key] for key in ("hub_model_id", "private")}
-        plan.published[last] = plan.add(Stage("push", "published", slug(told["hub_model_id"]), config, inputs))
+        plan.published[last] = plan.add(Stage("push", slug(told["hub_model_id"]), config, inputs))
 
 
 def check_repositories(plans: list[Plan]) -> None:

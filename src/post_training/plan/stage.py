@@ -1,10 +1,10 @@
-"""A stage: one file target, named by a fingerprint of what decides its content. Light."""
+"""A stage: one file target, named by a fingerprint of what decides its content."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from post_training.core.fingerprint import canonical, digest
+from post_training.core.fingerprint import digest
 from post_training.core.stages import STAGES
 
 
@@ -13,30 +13,28 @@ class Stage:
     """One file target: what it is made from and where it goes."""
 
     kind: str
-    folder: str
-    """Directory of its kind below the output base, `data/raw` for instance."""
     label: str
     config: dict[str, Any]
     """The keys that decide its content."""
     inputs: dict[str, "Stage"] = field(default_factory=dict)
-    identity: dict[str, str] | None = None
-    """Fingerprints that stand for the inputs where less than the whole input matters."""
     runtime: dict[str, Any] = field(default_factory=dict)
     """What the job needs to know besides; never makes it stale."""
-    separator: str = "-"
+    identity: dict[str, str] | None = None
+    """Fingerprints in place of the inputs' own, where less than a whole input decides."""
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that decides the content."""
-        inputs = (
-            {name: stage.fingerprint for name, stage in self.inputs.items()} if self.identity is None else self.identity
-        )
+        inputs = self.identity
+        if inputs is None:
+            inputs = {name: stage.fingerprint for name, stage in self.inputs.items()}
         return digest([self.kind, STAGES[self.kind].version, self.config, inputs])
 
     @cached_property
     def name(self) -> str:
         """The directory's own name."""
-        return f"{self.label}{self.separator}{self.fingerprint[:8]}"
+        separator = "@" if STAGES[self.kind].folder == "models" else "-"
+        return f"{self.label}{separator}{self.fingerprint[:8]}"
 
     @property
     def wildcard(self) -> str:
@@ -46,31 +44,35 @@ class Stage:
     @property
     def directory(self) -> str:
         """Directory below the output base."""
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        folder = STAGES[self.kind].folder
+        return f"{folder}/{self.name}" if folder else self.name
 
     @property
     def manifest(self) -> str:
-        """The file that exists when the stage is whole."""
+        """The file that exists when the stage is complete."""
         return f"{self.directory}/manifest.json"
 
-    @cached_property
-    def spec(self) -> str:
-        """What the job is told, as canonical JSON: stable for a fingerprint, so Snakemake may track it."""
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the job is to make."""
         fingerprints = {name: stage.fingerprint for name, stage in self.inputs.items()}
-        return canonical(
-            {"stage": self.kind, "fingerprint": self.fingerprint, "config": self.config, "inputs": fingerprints}
-        )
+        return {"stage": self.kind, "fingerprint": self.fingerprint, "config": self.config, "inputs": fingerprints}
 
 
-class InRunDirectory(Stage):
-    """An export: `<run directory>/model`, one for each run whatever its options."""
+class Export(Stage):
+    """`<run directory>/model`: one for each run whatever its options, at a path that users and scripts rely on."""
 
     @cached_property
     def name(self) -> str:
-        """A fixed name, which people and scripts rely on."""
+        """The directory's own name."""
         return "model"
 
     @property
     def wildcard(self) -> str:
         """The run directory."""
-        return self.folder
+        return self.inputs["train"].directory
+
+    @property
+    def directory(self) -> str:
+        """Below the run's own directory."""
+        return f"{self.wildcard}/model"

@@ -24,7 +24,7 @@ _SAMPLED = 4096
 def run(task: Task) -> int:
     """Start the rank, and write what it has measured. Returns its exit code."""
     from post_training.launch.environment import library_environment, local_start
-    from post_training.launch.launcher import rank_command, write_task
+    from post_training.launch.launcher import rank_command
     from post_training.launch.processes import run_together
     from post_training.preflight import predicted
     from post_training.preflight.measurements import batch_of, work
@@ -39,7 +39,7 @@ def run(task: Task) -> int:
     (task.directory / _RESULT).unlink(missing_ok=True)
 
     commands, environments = local_start(
-        topology, view, rank_command(write_task(task)), library_environment(view, task.directory, topology.device)
+        topology, view, rank_command(task.saved()), library_environment(view, task.directory, topology.device)
     )
     # So that freed memory goes back to the system, also on the CPU.
     environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))

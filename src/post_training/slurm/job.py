@@ -72,10 +72,9 @@ class StageJob:
         return shlex.join(["sbatch", *self.options, str(self.script)])
 
 
-def stage_command(kind: str, spec: str, runtime: str, inputs: list[str], output: str) -> list[str]:
+def stage_command(task: str | Path) -> list[str]:
     """What the rule's shell line calls, as words."""
-    words = [sys.executable, "-m", "post_training", "stage", kind, "--spec", spec, "--runtime", runtime]
-    return [*words, *(["--inputs", *inputs] if inputs else []), "--output", output]
+    return [sys.executable, "-m", "post_training", "stage", str(task)]
 
 
 def script(job: StageJob) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from post_training.core.errors import DataError
 from post_training.core.fingerprint import file_sha256
+from post_training.core.task import Task
 from post_training.data import download
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -46,16 +47,9 @@ def fetch(folder, revision=None, split="train", offline=True, subset=None, **env
     hub = {"path": "org/name", "subset": subset, "split": split, "revision": revision}
     spec = {"stage": "download", "fingerprint": "0", "config": {"hub": hub}, "inputs": {}}
     output = folder / "out" / "data" / "raw" / "d" / "manifest.json"
-    words = [
-        "--spec",
-        json.dumps(spec),
-        "--runtime",
-        json.dumps({"files": [], "offline": offline}),
-        "--output",
-        str(output),
-    ]
+    task = Task.of(spec, {"files": [], "offline": offline}, {}, output)
     done = subprocess.run(
-        [sys.executable, "-m", "post_training", "stage", "download", *words],
+        [sys.executable, "-m", "post_training", "stage", str(task.saved())],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", **environment},

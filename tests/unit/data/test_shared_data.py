@@ -90,8 +90,8 @@ def made(shared, bpe_folder, tmp_path_factory):
     found = {}
     for kind in ("download", "transform", "tokenize", "mix"):
         for stage in plan.stages[kind].values():
-            inputs = [str(base / stage.inputs[name].manifest) for name in sorted(stage.inputs)]
-            task = Task.parse(stage.spec, json.dumps(stage.runtime), inputs, str(base / stage.manifest))
+            inputs = {name: base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
+            task = Task.of(stage.spec, stage.runtime, inputs, base / stage.manifest)
             importlib.import_module(STAGES[kind].module).run(task)
             found[kind, stage.label] = json.loads(task.output.read_text()) | {"path": task.output}
     return found

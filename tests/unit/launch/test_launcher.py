@@ -6,6 +6,7 @@ from tiny import train_task, view_of
 
 from post_training.config.batch import Topology
 from post_training.core.errors import UserError
+from post_training.core.task import Task
 from post_training.launch import environment, launcher
 from post_training.launch.processes import Ended
 from post_training.run_dir.checkpoints import mark_complete
@@ -85,13 +86,13 @@ def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
 
 def test_rank_command():
     assert launcher.rank_command(Path("out/logs/task.json"), "/env/python") == [
-        "/env/python", "-u", "-m", "post_training.rank", "--task", "out/logs/task.json",
+        "/env/python", "-u", "-m", "post_training.rank", "out/logs/task.json",
     ]  # fmt: skip
 
 
 def test_task_file_round_trip(tmp_path, model_manifest, sft_rows, template):
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
-    found = launcher.read_task(launcher.write_task(task))
+    found = Task.read(task.saved())
     assert (found.config, found.runtime, found.inputs, found.output, found.spec) == (
         task.config, task.runtime, task.inputs, task.output, task.spec,
     )  # fmt: skip
@@ -132,10 +133,16 @@ def test_only_a_debug_run_that_asks_for_it_is_wiped(tmp_path, model_manifest, sf
     kept = directory / "checkpoints" / "checkpoint-2"
     kept.mkdir(parents=True)
     plain = train_task(directory, model_manifest, sft_rows, template)
-    launcher.prepare_directory(plain, view_of(template))
+    launcher.discard_debug_run(plain, view_of(template))
     assert kept.is_dir()
     debug = {"debug__enabled": True, "debug__override_existing": True}
     wiped = train_task(directory, model_manifest, sft_rows, template, **debug)
-    launcher.prepare_directory(wiped, view_of(template, **debug))
+    wiped.runtime["override"] = "one call of snakemake"
+    launcher.discard_debug_run(wiped, view_of(template, **debug))
     assert not kept.exists()
-    assert (directory / "config.yaml").is_file()
+    kept.mkdir(parents=True)
+    launcher.discard_debug_run(wiped, view_of(template, **debug))  # requeued within the same call
+    assert kept.is_dir()
+    wiped.runtime["override"] = "the next call"
+    launcher.discard_debug_run(wiped, view_of(template, **debug))
+    assert not kept.exists()

@@ -6,6 +6,7 @@ import pytest
 from tiny import pipeline_of
 
 from post_training.__main__ import main
+from post_training.core.task import Task
 from post_training.preflight import resources
 
 FACTS = {
@@ -48,17 +49,8 @@ def preflight(tmp_path, model_manifest, sft_rows, template, capfd):
              "pipeline": pipeline_of(template, **changes, **more).frozen("sft")}
             for name, more in (runs or {"x": {}}).items()
         ]  # fmt: skip
-        words = [
-            "stage",
-            "preflight",
-            "--spec",
-            json.dumps(spec),
-            "--runtime",
-            json.dumps({"trainings": trainings}),
-            "--output",
-            str(output),
-        ]
-        code = main([*words, "--inputs", *map(str, inputs.values())])
+        task = Task.of(spec, {"trainings": trainings}, inputs, output)
+        code = main(["stage", str(task.saved())])
         found = json.loads((output.parent / "preflight.json").read_text())
         return code, found, output.is_file(), "".join(capfd.readouterr())
 

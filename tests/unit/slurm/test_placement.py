@@ -181,7 +181,7 @@ def test_job_sh(template, tmp_path, monkeypatch):
     slurm = {"partition": "gpu", "modules": ["cuda/12.4"], "job_name": "mine", "env": {"A": "1,2", "B": "x y"}}
     view = view_of(template, slurm=slurm)
     output = Path("/with space/100%/sft-x-1234/manifest.json")
-    command = ["/env/bin/python", "-m", "post_training", "launch", "--spec", '{"a":"it\'s"}', "--output", str(output)]
+    command = ["/env/bin/python", "-m", "post_training", "stage", "/with space/tasks/it's.json"]
     job = StageJob("train", view, output, command, placement.resources(view, "train"))
     assert (
         script(job)
@@ -211,9 +211,7 @@ cd {tmp_path} || exit 1
 exec /env/bin/python -m post_training.slurm.attempt \\
     --output '/with space/100%/sft-x-1234/manifest.json' \\
     --max-failures 3 \\
-    -- /env/bin/python -m post_training launch \\
-    --spec '{{"a":"it'"'"'s"}}' \\
-    --output '/with space/100%/sft-x-1234/manifest.json'
+    -- /env/bin/python -m post_training stage '/with space/tasks/it'"'"'s.json'
 """
     )
     assert job.sbatch_line().startswith("sbatch --job-name=mine-sft-x-1234 --partition=gpu --nodes=1")
@@ -221,7 +219,7 @@ exec /env/bin/python -m post_training.slurm.attempt \\
 
 def test_export_runs_inside_the_container_and_training_does_not(template):
     view = view_of(template, slurm__container={"image": "/i.sif"})
-    command = ["/env/bin/python", "-m", "post_training", "export"]
+    command = ["/env/bin/python", "-m", "post_training", "stage", "o.json"]
     texts = {
         kind: script(StageJob(kind, view, Path("/o/manifest.json"), command, placement.resources(view, kind)))
         for kind in ("export", "train", "tokenize")

@@ -1,0 +1,255 @@
+"""What the rules ask of the plan: names, inputs, tasks, resources. Answers only: nothing here writes, deletes or links."""
+
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from snakemake.io import ancient
+
+from post_training.config import batch
+from post_training.core.errors import UserError
+from post_training.core.stages import STAGES, Place
+from post_training.core.task import Task, task_file
+from post_training.plan import Graph, Plan, Stage
+from post_training.plan.preflight import LOCAL, SLURM
+from post_training.slurm import placement
+from post_training.slurm.job import StageJob, stage_command
+
+# With more stages of a kind, a wildcard constraint describes their form: Snakemake searches its text for every file.
+_LISTED = 100
+Inputs = Callable[[Any], list[Any]]
+
+
+class Lookup:
+    """The planned stages, by rule and wildcard, of one Snakemake invocation."""
+
+    def __init__(self, graph: Graph, workflow: Any) -> None:
+        self.graph, self.workflow = graph, workflow
+        debug = graph.first.pipeline.last["debug"]
+        self.overrides: bool = debug["enabled"] and debug["override_existing"]
+        """Whether debug runs that exist are trained again."""
+        self._session = f"{os.uname().nodename} {os.getpid()} {time.time():.0f}"
+        self._announced: set[str] = set()
+
+    def manifests(self, *stages: Stage | None) -> list[str]:
+        """The files that exist when these stages are complete."""
+        return [f"{self.graph.base}/{stage.manifest}" for stage in stages if stage]
+
+    def every(self, *what: str) -> list[str]:
+        """Manifests of stages of all runs: `mixed`, `trained`, `exported`, ..., as `Graph.every` names them."""
+        return self.manifests(*(stage for name in what for stage in self.graph.every(name)))
+
+    def names(self, kind: str) -> str:
+        """A wildcard constraint: exactly the planned stages of this kind; of very many, their form."""
+        names = list(self.graph.stages.get(kind, {}))
+        return "[^/]+[-@][0-9a-f]+" if len(names) > _LISTED else "|".join(map(re.escape, names)) or "(?!)"
+
+    def inputs(self, kind: str, role: str) -> Inputs:
+        """Input function: manifests of a stage's inputs in one role, `model` for instance.
+
+        Ancient: whether an input is newer says nothing, its path says everything.
+        """
+
+        def function(wildcards: Any) -> list[Any]:
+            stage = self._stage(kind, wildcards)
+            paths = self.manifests(*(stage.inputs[name] for name in sorted(stage.inputs) if _role(kind, name) == role))
+            if self._is_complete(stage):
+                # It needs nothing: tokens stay although the weights beside their tokenizer are yet to come.
+                paths = [path for path in paths if Path(path).exists()]
+            return [ancient(path) for path in paths]
+
+        return _signed(function)
+
+    def passed(self, kind: str) -> Inputs:
+        """Input function: the preflight that must have passed before this stage.
+
+        A complete stage asks for none, and so is never stale by it. Ends with one line where the stage cannot run.
+        """
+
+        def function(wildcards: Any) -> list[Any]:
+            stage = self._stage(kind, wildcards)
+            if self._is_complete(stage):
+                return []
+            if self.is_main():
+                self._check(stage)
+            return [ancient(path) for path in self.manifests(self._preflight(self.graph.plan_of(stage)))]
+
+        return _signed(function)
+
+    def token(self, wildcards: Any) -> list[Any]:
+        """Input function of `push`, without a file: ends with one line where HF_TOKEN is missing, before anything is begun."""
+        if self.is_main() and not self._is_complete(self._stage("push", wildcards)):
+            from post_training.release.publish import check_token
+
+            _or_exit(check_token)
+        return []
+
+    def preflights(self, wildcards: Any) -> list[str]:
+        """Input function of the target `preflight`."""
+        return list(dict.fromkeys(self.manifests(*map(self._preflight, self.graph.plans.values()))))
+
+    def task(self, wildcards: Any, output: Any) -> str:
+        """The file that tells a job what to do. The argument `output` makes Snakemake leave it untracked."""
+        prefix, _ = self.find(output[0])
+        return str(task_file(Path(f"{prefix}{self.graph.base}"), Path(output[0])))
+
+    def resources(self, place: Place) -> dict[str, Callable[[Any], Any] | None]:
+        """Resources of the jobs of a place under Slurm, by name; on this machine they have none. None: no run gives it."""
+        kinds = [kind.name for kind in STAGES.values() if kind.place == place]
+
+        def function(name: str) -> Callable[[Any], Any]:
+            def value(wildcards: Any) -> Any:
+                if not self.on_slurm():
+                    return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
+                (wildcard,) = wildcards
+                found = (self.graph.stages.get(kind, {}).get(wildcard) for kind in kinds)
+                stage = next(filter(None, found))  # names carry fingerprints: two kinds never share one
+                return placement.resources(self._view(stage), stage.kind)[name]
+
+            return _signed(value)
+
+        given: dict[str, bool] = {}
+        for view in self._views:
+            for name, value in placement.resources(view, kinds[0]).items():
+                given[name] = given.get(name, False) or value is not None
+        return {name: function(name) if some else None for name, some in given.items()}
+
+    @property
+    def data_threads(self) -> int:
+        """Cores of a job that works through a dataset."""
+        return max(1, min([self.all_threads, *[n for n in (view["data"]["num_proc"] for view in self._views) if n]]))
+
+    @property
+    def all_threads(self) -> int:
+        """All cores of this machine: two trainings must not share its devices."""
+        return self.workflow.resource_settings.cores or os.cpu_count() or 1
+
+    def find(self, output: str) -> tuple[str, Stage | None]:
+        """A job's first output -> the prefix of the module that the rules belong to, and the planned stage."""
+        parts = str(output).split("/")
+        for start in range(len(parts)):
+            stage = self._by_manifest.get("/".join(parts[start:]))
+            if stage is not None:
+                return "/".join(parts[:start]).removesuffix(str(self.graph.base)), stage
+        return "", None
+
+    def task_of(self, job: Any) -> Task | None:
+        """What a job of Snakemake's is to do; None when it is no stage of this plan."""
+        prefix, stage = self.find(job.output[0]) if job.output else ("", None)
+        if stage is None:
+            return None
+        base = Path(f"{prefix}{self.graph.base}")
+        runtime = stage.runtime
+        if STAGES[stage.kind].place == "ranks":
+            checked = base / self._preflight(self.graph.plan_of(stage)).directory / "preflight.json"
+            runtime = {**runtime, "slurm": self.on_slurm(), "preflight": str(checked)}
+            if self.overrides:
+                runtime["override"] = self._session
+        inputs = {name: base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
+        return Task.of(stage.spec, runtime, inputs, base / stage.manifest)
+
+    def slurm_job(self, job: Any) -> StageJob | None:
+        """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""
+        _, stage = self.find(job.output[0]) if job.output else ("", None)
+        if stage is None:
+            return None
+        view = self._view(stage)
+        found = {name: job.resources.get(name) for name in placement.resources(view, stage.kind)}
+        return StageJob(stage.kind, view, Path(job.output[0]).absolute(), stage_command(job.params.task), found)
+
+    def is_main(self) -> bool:
+        """Whether this is the invocation that a user made, not a job's own."""
+        return bool(self.workflow.exec_mode.name == "DEFAULT")
+
+    def on_slurm(self) -> bool:
+        """Whether GPU rules run under Slurm; known once Snakemake has its executor."""
+        # A dry run has an executor of its own; Snakemake takes this setting from the one that was asked for.
+        would = self.workflow.dryrun and self.workflow.execution_settings.use_threads
+        return bool(
+            self.workflow.remote_exec or would or (self.workflow.executor_plugin and not self.workflow.local_exec)
+        )
+
+    def announce(self, line: str) -> None:
+        """Print a line once, however many runs and calls would print it."""
+        if line not in self._announced:
+            self._announced.add(line)
+            print(line, file=sys.stderr)
+
+    def _check(self, stage: Stage) -> None:
+        """Where the devices are known for the first time: the batch must divide over them."""
+        if stage.kind != "train":
+            return
+        view = self._view(stage)
+        method = view["method"]
+
+        def described() -> str:
+            topology = batch.slurm_topology(view) if self.on_slurm() else batch.local_topology(view)
+            plan = batch.batch_plan(view, method, topology)
+            return plan.describe(batch.steps(view, method), view["training"]["num_train_epochs"])
+
+        self.announce(f"{view['stage']}: {_or_exit(described)}")
+
+    def _preflight(self, plan: Plan) -> Stage:
+        """The preflight that covers a run, for the place where the GPU rules of this invocation run."""
+        return plan.preflights[SLURM if self.on_slurm() else LOCAL]
+
+    def _stage(self, kind: str, wildcards: Any) -> Stage:
+        (name,) = wildcards
+        if name not in self.graph.stages[kind]:
+            raise SystemExit(
+                f"{name}: no {kind} stage of this configuration has this name; ask for all, data or report"
+            )
+        return self.graph.stages[kind][name]
+
+    def _is_complete(self, stage: Stage) -> bool:
+        return (self.graph.base / stage.manifest).exists()
+
+    def _view(self, stage: Stage) -> dict[str, Any]:
+        return self.graph.plan_of(stage).view_of(stage)
+
+    @cached_property
+    def _views(self) -> list[dict[str, Any]]:
+        return [view for plan in self.graph.plans.values() for view in plan.pipeline.views.values()]
+
+    @cached_property
+    def _by_manifest(self) -> dict[str, Stage]:
+        return {stage.manifest: stage for stages in self.graph.stages.values() for stage in stages.values()}
+
+
+def _role(kind: str, name: str) -> str:
+    """The name that a rule gives to an input of a stage, several of which may have the same role."""
+    match kind:
+        case "mix":
+            return "held_out" if name.startswith("eval:") else "datasets"
+        case "filter":
+            return name.partition(":")[0]
+        case "preflight" | "preflight_probe":
+            return name.split()[-1]
+        case "evaluate":
+            return name if name == "model" else "rows"
+        case "report":
+            return "runs" if name.startswith(("train_", "export_")) else "measures"
+        case "card":
+            return name.split()[-1]
+        case "compare":
+            return "reports"
+    return name
+
+
+def _or_exit(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Its signature, which Snakemake looks up several times a job, worked out once."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
