@@ -24,9 +24,6 @@ from post_training.workflow.links import point_links
 from post_training.workflow.lookup import Lookup
 from post_training.workflow.unlock import release_stale_lock
 
-# Rules whose results depend on a training.
-_TRAINED = ("train", "reference", "export", "evaluate", "lm_eval", "card")
-
 
 class Session:
     """The plan of one invocation (`lookup`), and what is done around its jobs."""
@@ -120,9 +117,11 @@ class Session:
                 self.lookup.announce(f"{stage_job.kind} {stage_job.name}: {shape}\n    {stage_job.sbatch_line()}")
 
     def _override_debug_runs(self) -> None:
-        """`debug.override_existing`: what is trained, and what follows from it, runs again; each job clears its own."""
+        """`debug.override_existing`: training runs again, and what is made from it follows; each job clears its own."""
         if self.lookup.overrides:
-            names = [rule.name for rule in self.workflow.rules if rule.name.endswith(_TRAINED)]  # a module's have a prefix
+            names = [
+                rule.name for rule in self.workflow.rules if rule.name.endswith("train")
+            ]  # a module's has a prefix
             self.workflow.dag_settings.forcerun = frozenset({*self.workflow.dag_settings.forcerun, *names})
 
 
