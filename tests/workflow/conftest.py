@@ -91,7 +91,9 @@ class Project:
             for stage in stages.values():
                 path = graph.base / stage.manifest
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({"stage": stage.kind, "fingerprint": stage.fingerprint}))
+                path.write_text(
+                    json.dumps({"stage": stage.kind, "fingerprint": stage.fingerprint, "results": {}, "checks": []})
+                )
                 if stage.kind in ("report", "compare"):
                     path.with_name("report.html").touch()
 

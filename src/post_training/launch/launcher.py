@@ -190,5 +190,3 @@ def prepare_directory(task: Task, view: dict[str, Any]) -> None:
     directory = task.directory
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(task.runtime["pipeline"])))
-
-

@@ -110,7 +110,7 @@ class Session:
         """In a dry run, where each GPU rule would run."""
         if not self.lookup.on_slurm():
             return
-        for job in self.workflow.dag.needrun_jobs():
+        for job in self.workflow.dag.needrun_jobs(exclude_finished=False):
             stage_job = self.lookup.slurm_job(job)
             if stage_job is not None and STAGES[stage_job.kind].on_gpu:
                 shape = placement.describe(stage_job.resources, stage_job.view, stage_job.kind)

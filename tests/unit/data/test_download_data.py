@@ -49,7 +49,7 @@ def fetch(folder, revision=None, split="train", offline=True, subset=None, **env
     output = folder / "out" / "data" / "raw" / "d" / "manifest.json"
     task = Task.of(spec, {"files": [], "offline": offline}, {}, output)
     done = subprocess.run(
-        [sys.executable, "-m", "post_training", "stage", str(task.saved())],
+        [sys.executable, "-m", "post_training", "stage", str(task.write(folder / "task.json"))],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "", **environment},
