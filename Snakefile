@@ -1,4 +1,4 @@
-"""The workflow stands in workflow/Snakefile; this file makes plain `snakemake` build it."""
+"""The workflow is in workflow/Snakefile; this file makes plain `snakemake` build it."""
 
 
 include: "workflow/Snakefile"

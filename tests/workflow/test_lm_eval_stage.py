@@ -38,18 +38,18 @@ def test_every_model_is_measured_and_cards_and_report_know(benchmarked):
     plan = benchmarked.plan()
     assert list(plan.lm_evaluated) == ["base", "sft", "dpo"]
     assert {f"lm_eval_{name}" for name in plan.lm_evaluated} <= plan.report.inputs.keys()
-    assert {"own lm_eval", "base lm_eval", "own evaluate"} <= plan.carded["dpo"].inputs.keys()
+    assert {"own lm_eval", "base lm_eval", "own evaluate"} <= plan.cards["dpo"].inputs.keys()
     jobs = benchmarked.jobs()
     assert len(jobs["download_tasks"]) == 1
     assert sorted(name.partition("-")[0] for name in jobs["lm_eval"]) == EVERY_MODEL
     benchmarked.config["evaluation"] = {"lm_eval": benchmarked.config["evaluation"]["lm_eval"]}
-    assert not benchmarked.plan().evaluated and benchmarked.plan().carded, "a card of benchmarks alone"
+    assert not benchmarked.plan().evaluated and benchmarked.plan().cards, "a card of benchmarks alone"
 
 
 def test_prompts_alone_give_no_card(benchmarked):
     benchmarked.config["evaluation"] = {"prompts": "prompts.jsonl"}
     plan = benchmarked.plan()
-    assert list(plan.evaluated) == ["base", "sft", "dpo"] and not plan.carded
+    assert list(plan.evaluated) == ["base", "sft", "dpo"] and not plan.cards
 
 
 def test_tasks_and_prompts_are_read_once_for_all_runs(benchmarked, monkeypatch):

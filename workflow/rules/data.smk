@@ -1,8 +1,4 @@
-"""Sources to sequences that a trainer memory-maps, one job a dataset until they are mixed.
-
-REQUIRED INPUTS: data.datasets of the configuration
-OUTPUTS:         <outputs>/data/mixed/<method>-<fingerprint>/manifest.json, documents.npy and epoch-*.npy beside it
-"""
+"""Sources to sequences that a trainer memory-maps, one job a dataset until they are mixed."""
 
 
 use rule local_stage as download with:

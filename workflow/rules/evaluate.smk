@@ -1,7 +1,4 @@
-"""What the models can do on rows that were held out, and pages to look at.
-
-OUTPUTS: <outputs>/{evaluations,lm_eval}/<model>-<fingerprint>/manifest.json and <outputs>/reports/.../report.html
-"""
+"""What the models can do on held-out rows, and pages to look at."""
 
 
 use rule gpu_stage as evaluate with:

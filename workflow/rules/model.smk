@@ -1,7 +1,4 @@
-"""The model that the first stage starts from, as a folder on this machine.
-
-OUTPUTS: <outputs>/models/<model>@<fingerprint>/manifest.json
-"""
+"""The model that the first stage starts from, as a folder on this machine."""
 
 
 use rule local_stage as download_model with:

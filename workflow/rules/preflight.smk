@@ -1,8 +1,4 @@
-"""What can be known before a GPU is asked for, from the manifests of the data stages.
-
-REQUIRED INPUTS: every stage's mix, and the model that the pipeline starts from
-OUTPUTS:         <outputs>/preflight/<run>-<fingerprint>/manifest.json, and preflight.json beside it, also after a failure
-"""
+"""What can be known before a GPU is asked for; preflight.json is beside the manifest, also after a failure."""
 
 
 use rule local_stage as preflight_checks with:

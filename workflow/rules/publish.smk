@@ -1,7 +1,4 @@
-"""A model's card with its evaluation, and the model on the Hugging Face Hub. Both run where snakemake does.
-
-OUTPUTS: <outputs>/cards/<method>-<model>-<fingerprint>/manifest.json and <outputs>/published/.../manifest.json
-"""
+"""A model's card with its evaluation, and the model on the Hugging Face Hub; both run where snakemake does."""
 
 
 use rule local_stage as card with:

@@ -1,4 +1,4 @@
-"""A stage's manifest: small, written last, so its existence means that the stage is whole. Light.
+"""A stage's manifest: small, written last, so its existence means that the stage is complete.
 
 It lists every file of its stage with size and sha256, names its inputs with a digest of what they held, and has a
 checksum over itself: `post_training.lineage` follows it, and finds a changed byte in any of them.
@@ -148,7 +148,7 @@ def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: fl
         inputs: name -> the manifest that was read.
         started: `time.time()` when the work began.
         facts: what the stage found out: `rows_in`, `rows_out`, `dropped`, `tokens`, ... `files` lists its files,
-            `path` relative to the directory, and is all that lies there unless it is given; hashes are added.
+            `path` relative to the directory, and is every file there unless it is given; hashes are added.
     """
     path = Path(path)
     files = (
@@ -187,9 +187,9 @@ def text(manifest: Mapping[str, Any]) -> str:
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
-    """sha256 (hex) over everything else that a manifest says, as it stands in the file, where secrets are masked."""
-    told = {key: value for key, value in manifest.items() if key != "checksum"}
-    plain = json.loads(mask(json.dumps(told, ensure_ascii=False)))
+    """sha256 (hex) over everything else that a manifest says, as the file has it, where secrets are masked."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    plain = json.loads(mask(json.dumps(rest, ensure_ascii=False)))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -222,7 +222,7 @@ def describe(directory: Path, paths: Iterable[Path]) -> list[File]:
 def hashed(directory: Path, files: list[File]) -> list[File]:
     """The same entries, each with `bytes` and `sha256`."""
     missing = [directory / file["path"] for file in files if "sha256" not in file]
-    found = {str(directory / told["path"]): told for told in describe(directory, missing)}
+    found = {str(directory / entry["path"]): entry for entry in describe(directory, missing)}
     return [
         {"bytes": (directory / file["path"]).stat().st_size} | file | found.get(str(directory / file["path"]), {})
         for file in files

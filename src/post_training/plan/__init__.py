@@ -1,4 +1,4 @@
-"""Configuration -> stages, their fingerprints and paths: everything the Snakefile needs. Light.
+"""Configuration -> stages, their fingerprints and paths: everything the Snakefile needs.
 
 A stage's directory is named by a fingerprint of what decides its content: its own keys, the
 fingerprints of its inputs, the text of what it applies, and a version that is raised by hand when

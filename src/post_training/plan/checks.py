@@ -1,4 +1,4 @@
-"""What can be said about a configuration without its data, models and devices. Light."""
+"""What can be said about a configuration without its data, models and devices."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         batch.check_length(view, method)
         methods.load(method).check(view)
     except ConfigError as error:
-        # A method knows its keys by its own name, the person by the stage's.
+        # A method knows its keys by its own name, the user by the stage's.
         own, _, rest = error.key.partition(".")
         raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
     check_lora(view)

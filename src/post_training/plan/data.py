@@ -46,7 +46,7 @@ class DataStages(Sources):
             "overlong": view[method].get("overlong", "drop"),
             "eval_fraction": fraction,
         }
-        # How long is trained decides how many epochs are laid out, and no row of any of them.
+        # The length of training decides how many epochs are written, and no sequence of any of them.
         training = view["training"]
         runtime = {
             "steps": batch.steps(view, method),

@@ -1,4 +1,4 @@
-"""Stages after training: evaluations of every model, and the report. Light."""
+"""Stages after training: evaluations of every model, and the report."""
 
 import importlib.util
 import re
@@ -63,24 +63,24 @@ def _label(pipeline: Pipeline, name: str, model: Stage) -> str:
 def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None:
     """The tasks, looked up and fetched once, and every model on them."""
     view = plan.pipeline.last
-    told = view["evaluation"]["lm_eval"]
-    if not told["tasks"]:
+    section = view["evaluation"]["lm_eval"]
+    if not section["tasks"]:
         return
-    _check_lm_eval(told)
-    folder = Path(told["include_path"]).expanduser() if told["include_path"] is not None else None
+    _check_lm_eval(section)
+    folder = Path(section["include_path"]).expanduser() if section["include_path"] is not None else None
     content = data.files.checked(folder, _check_tasks) if folder else None
     runtime = {
         "include_path": str(folder) if folder else None,
         "offline": view["offline"],
         "trust_remote_code": view["model"]["trust_remote_code"],
     }
-    chosen = {"tasks": told["tasks"], "include_path": content}
+    chosen = {"tasks": section["tasks"], "include_path": content}
     tasks = plan.add(Stage("download_tasks", "lm_eval", chosen, runtime=runtime))
-    config = {key: told[key] for key in ("num_fewshot", "limit", "seed", "log_samples", "apply_chat_template")}
-    if told["apply_chat_template"]:
-        config["fewshot_as_multiturn"] = told["fewshot_as_multiturn"]
+    config = {key: section[key] for key in ("num_fewshot", "limit", "seed", "log_samples", "apply_chat_template")}
+    if section["apply_chat_template"]:
+        config["fewshot_as_multiturn"] = section["fewshot_as_multiturn"]
         config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
-    runtime = {**runtime, "batch_size": told["batch_size"]}
+    runtime = {**runtime, "batch_size": section["batch_size"]}
     installed = importlib.util.find_spec("lm_eval") is not None
     for name, model in models.items():
         label = _label(plan.pipeline, name, model)
@@ -93,13 +93,13 @@ def _add_lm_eval(plan: Plan, data: DataStages, models: dict[str, Stage]) -> None
         )
 
 
-def _check_lm_eval(told: dict[str, Any]) -> None:
+def _check_lm_eval(section: dict[str, Any]) -> None:
     for key, holds, expected in (
-        ("num_fewshot", told["num_fewshot"] is None or told["num_fewshot"] >= 0, "0 or more, or null"),
-        ("limit", told["limit"] is None or told["limit"] > 0, "a number of rows, a share below 1, or null"),
-        ("batch_size", _is_batch_size(told["batch_size"]), "1 or more, or auto"),
+        ("num_fewshot", section["num_fewshot"] is None or section["num_fewshot"] >= 0, "0 or more, or null"),
+        ("limit", section["limit"] is None or section["limit"] > 0, "a number of rows, a share below 1, or null"),
+        ("batch_size", _is_batch_size(section["batch_size"]), "1 or more, or auto"),
     ):
-        require(holds, f"{_LM_EVAL}.{key}", f"found {told[key]!r}, expected {expected}")
+        require(holds, f"{_LM_EVAL}.{key}", f"found {section[key]!r}, expected {expected}")
 
 
 def _check_tasks(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What planning reads from disk, each thing once however many runs are planned. Light."""
+"""What planning reads from disk, each thing once however many runs are planned."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ class Files:
         return found
 
     def transform(self, name: str, modules: list[str], key: str) -> TransformSource:
-        """The transform of that name; `key` is the configuration key to blame."""
+        """The transform of that name; `key` is the configuration key that an error names."""
         wanted = (name, *modules)
         if wanted not in self._transforms:
             self._transforms[wanted] = registry.find_transform(name, modules, key)
@@ -81,10 +81,10 @@ def _difference(wanted: list[list[str]], found: list[list[str]]) -> str:
     """In what files are not as recorded; empty where they are."""
     had, have = (Counter((name, sha) for name, sha in files) for files in (wanted, found))
     lost, new = (dict(list(left)) for left in (had - have, have - had))
-    told = [
+    changes = [
         f"{name} has other content than recorded (sha256 {new[name][:12]}, not {sha[:12]})"
         if name in new
         else f"{name} is missing"
         for name, sha in lost.items()
     ]
-    return ", ".join([*told, *(f"{name} is not among the recorded ones" for name in new if name not in lost)])
+    return ", ".join([*changes, *(f"{name} is not among the recorded ones" for name in new if name not in lost)])

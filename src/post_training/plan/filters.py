@@ -1,4 +1,4 @@
-"""The filters between transform and tokenise, where `data.filters` asks for any. Light."""
+"""The filters between transform and tokenise, where `data.filters` asks for any."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ from post_training.plan.stage import Stage
 
 @dataclass
 class Plan:
-    """All stages of a pipeline, by kind, and the ones that a person asks for."""
+    """All stages of a pipeline, by kind, and the ones that a user asks for."""
 
     pipeline: Pipeline
     graph: "Graph"
@@ -27,7 +27,7 @@ class Plan:
     """`base` and each name -> the evaluation of that model."""
     lm_evaluated: dict[str, Stage] = field(default_factory=dict)
     """The same names -> lm-evaluation-harness on that model, where it is asked for tasks."""
-    carded: dict[str, Stage] = field(default_factory=dict)
+    cards: dict[str, Stage] = field(default_factory=dict)
     """Each name -> its model card with the evaluation, where there is one."""
     published: dict[str, Stage] = field(default_factory=dict)
     """The last name -> its model on the Hub, where that is asked for."""
@@ -100,7 +100,7 @@ class Graph:
         return found
 
     def every(self, what: str) -> list[Stage]:
-        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `lm_evaluated`, `carded`, `published`."""
+        """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `lm_evaluated`, `cards`, `published`."""
         stages = [stage for plan in self.plans.values() for stage in getattr(plan, what).values()]
         return list({stage.directory: stage for stage in stages}.values())
 

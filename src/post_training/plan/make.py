@@ -1,4 +1,4 @@
-"""Stages made in this process, without Snakemake: what the tools that a person calls by hand need."""
+"""Makes stages in this process, without Snakemake, for the commands that a user calls by hand."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Stages of the models that a pipeline starts from: from the Hub, a local folder, or built here. Light."""
+"""Stages of the models that a pipeline starts from: from the Hub, a local folder, or built here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Configuration -> plan: training, and what it is made from and makes, stage by stage. Light."""
+"""Configuration -> plan: training, and what it is made from and makes, stage by stage."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What precedes the GPU rules: one preflight of all trainings on the same data, and a probe of each. Light.
+"""What precedes the GPU rules: one preflight of all trainings on the same data, and a probe of each.
 
 Their fingerprints cover everything that they look at, also where and how fast a run runs. Nothing depends on
 them but rules whose own results are still missing: a change of the batch a device holds makes no training stale.
@@ -11,7 +11,7 @@ from post_training.plan.graph import Graph, Plan
 from post_training.plan.stage import Stage
 
 LOCAL, SLURM = "local", "slurm"
-"""Where the GPU rules will run, which decides what must be looked at."""
+"""Where the GPU rules will run, which decides what is checked."""
 # Sections that say nothing about what is checked.
 _NOT_CHECKED = ("run_name", "evaluation", "export", "debug", "logging", "publish", "recorded_files")
 
@@ -35,8 +35,8 @@ def add_preflights(graph: Graph) -> None:
                 trainings.setdefault(trained.directory, own)["names"].append(plan.run_name)
                 views.setdefault(trained.directory, plan.pipeline.views[name])
         for place in (LOCAL, SLURM):
-            looked_at = digest({directory: _looked_at(view, place) for directory, view in views.items()})
-            config = {"place": place, "trainings": looked_at}
+            checked = digest({directory: _checked_part(view, place) for directory, view in views.items()})
+            config = {"place": place, "trainings": checked}
             stage = Stage("preflight", label, config, inputs, runtime={"trainings": list(trainings.values())})
             for plan in plans:
                 plan.preflights[place] = plan.add(stage)
@@ -47,7 +47,7 @@ def add_probes(plan: Plan) -> None:
     inputs = _inputs(plan)
     for name, view in plan.pipeline.views.items():
         own = {part.split()[-1]: stage for part, stage in inputs.items() if part.split()[0] == name}
-        config = {"steps": view["preflight"]["probe_steps"], "view": digest(_looked_at(view, SLURM))}
+        config = {"steps": view["preflight"]["probe_steps"], "view": digest(_checked_part(view, SLURM))}
         runtime = {"pipeline": plan.trained[name].runtime["pipeline"]}
         label = plan.trained[name].label
         probe = Stage("preflight_probe", label, config, own, runtime=runtime)
@@ -72,7 +72,7 @@ def _base_model(trained: Stage) -> Stage:
     return model
 
 
-def _looked_at(view: dict[str, Any], place: str) -> dict[str, Any]:
+def _checked_part(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
     kept["data"] = {key: value for key, value in view["data"].items() if key not in ("num_proc", "filters")}
     kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid

@@ -1,4 +1,4 @@
-"""What becomes of a model after its evaluation: a card that tells it, and a repository on the Hub. Light."""
+"""What becomes of a model after its evaluation: a card that tells it, and a repository on the Hub."""
 
 import re
 from typing import Any
@@ -15,10 +15,10 @@ _LONGEST_HUB_ID = 96
 
 def check_publish(pipeline: Pipeline) -> None:
     """Refuse, before anything runs, what could not be published."""
-    told = pipeline.last["publish"]
-    if not told["push_to_hub"]:
+    section = pipeline.last["publish"]
+    if not section["push_to_hub"]:
         return
-    found = told["hub_model_id"]
+    found = section["hub_model_id"]
     require(
         isinstance(found, str) and _is_hub_id(found),
         "publish.hub_model_id",
@@ -39,13 +39,13 @@ def add_publication(plan: Plan) -> None:
             if name in found and len(found[name].inputs) > 1:  # of answers to prompts alone a card tells nothing
                 inputs |= {f"base {kind}": found["base"], f"own {kind}": found[name]}
         if len(inputs) > 1:
-            plan.carded[name] = plan.add(Stage("card", plan.trained[name].label, config={}, inputs=inputs))
-    told: dict[str, Any] = plan.pipeline.last["publish"]
-    if told["push_to_hub"]:
+            plan.cards[name] = plan.add(Stage("card", plan.trained[name].label, config={}, inputs=inputs))
+    section: dict[str, Any] = plan.pipeline.last["publish"]
+    if section["push_to_hub"]:
         last = plan.pipeline.stages[-1]
-        inputs = {"export": plan.exported[last], **({"card": plan.carded[last]} if last in plan.carded else {})}
-        config = {key: told[key] for key in ("hub_model_id", "private")}
-        plan.published[last] = plan.add(Stage("push", slug(told["hub_model_id"]), config, inputs))
+        inputs = {"export": plan.exported[last], **({"card": plan.cards[last]} if last in plan.cards else {})}
+        config = {key: section[key] for key in ("hub_model_id", "private")}
+        plan.published[last] = plan.add(Stage("push", slug(section["hub_model_id"]), config, inputs))
 
 
 def check_repositories(plans: list[Plan]) -> None:

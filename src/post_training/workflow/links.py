@@ -1,4 +1,4 @@
-"""`<run_name>`, `<run_name>-sft`, `<run_name>-beta0.1`, ... -> directories: the names that a person uses. Light."""
+"""`<run_name>`, `<run_name>-sft`, `<run_name>-beta0.1`, ... -> directories: the names that users type."""
 
 import os
 from pathlib import Path
