@@ -39,7 +39,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if "no space left on device" in line.lower()]
     assert len(errors) == 1, done.stderr
-    assert "checkpoint-6: cannot be written, no space left on device; the last whole checkpoint is kept" in errors[0]
+    assert "checkpoint-6: cannot be written, no space left on device; the last complete checkpoint is kept" in errors[0]
     assert "Traceback" not in done.stderr
     # The part that was written is gone again.
     assert [path.name for path in checkpoints(small_disk / "run/checkpoints")] == ["checkpoint-4", "checkpoint-2"]
