@@ -9,10 +9,13 @@ from post_training.config.load import Pipeline
 from post_training.core.devices import known_gpu
 from post_training.core.errors import ConfigError, one_of, require
 from post_training.core.fingerprint import is_safe_name
+from post_training.core.stages import STAGES
 from post_training.models.lora import check_lora
 from post_training.preflight.check import NAMES
 from post_training.slurm import placement
 
+# Below the output base; a link of one of these names would hide it.
+_FOLDERS = {"logs", "tasks", "debug", *(kind.folder.partition("/")[0] for kind in STAGES.values())}
 POLICIES = ("encode_as_text", "reject", "allow")
 
 
@@ -103,8 +106,7 @@ def check_paths(view: dict[str, Any]) -> None:
         "run_name",
         f"found {name!r}; use letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
     )
-    reserved = ("data", "models", "evaluations", "lm_eval", "reports", "comparisons")
-    require(name not in reserved, "run_name", f"found {name!r}, a folder of the workflow's own; choose another name")
+    require(name not in _FOLDERS, "run_name", f"found {name!r}, a folder of the workflow's own; choose another name")
     for key in ("output_base", "debug_base"):
         path = view["paths"][key]
         forbidden = sorted(set(path) & set("\"'`$;&|<>(){}*?[]\\\n\t\0 "))

@@ -44,7 +44,7 @@ def run(task: Task) -> None:
     """Run all checks and print the table. Raises UserError with a line for each failure."""
     from post_training.models.loading import silence_progress_bars
     from post_training.preflight.measurements import batch_of, work
-    from post_training.preflight.subject import subjects_of
+    from post_training.preflight.subjects import subjects_of
 
     silence_progress_bars()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -2,27 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from post_training.preflight.subject import Subject
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The measured side of one `preflight.json`."""
-
-    source: str
-    """The run or probe."""
-    tokens_per_second: float
-    """Of all ranks."""
-    world_size: int
-    peak_memory_bytes: int | None = None
-    predicted_memory_bytes: int | None = None
-    work: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that was noted, with the keys of `work` and `batch_of`."""
+from post_training.preflight.subject import Measurement, Subject
 
 
 def measurements(base: Path) -> list[Measurement]:
@@ -47,7 +30,7 @@ def same_work(measured: Measurement, wanted: Mapping[str, Any]) -> bool:
     return all(measured.work.get(key) == value for key, value in wanted.items())
 
 
-def work(subject: "Subject") -> dict[str, Any]:
+def work(subject: Subject) -> dict[str, Any]:
     """What decides the speed of a device: kept with each measurement."""
     return {
         "method": subject.method,
@@ -70,7 +53,7 @@ def batch_of(view: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def memory_correction(subject: "Subject") -> tuple[float, str] | None:
+def memory_correction(subject: Subject) -> tuple[float, str] | None:
     """Measured / predicted memory of the newest measurement with this batch, and its source; None without one."""
     for entry in subject.rates:
         measured, predicted = entry.peak_memory_bytes, entry.predicted_memory_bytes

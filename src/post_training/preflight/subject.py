@@ -1,6 +1,5 @@
 """One training stage as the checks see it: its view, its data's manifest, its devices, its model's shape."""
 
-import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,19 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from post_training.config import batch, resolve
+from post_training.config import batch
 from post_training.config.batch import BatchPlan, Topology
 from post_training.config.deepspeed import deepspeed_config
-from post_training.core import devices, manifest
+from post_training.core import manifest
 from post_training.core.devices import Device
 from post_training.core.errors import ConfigError, DataError
-from post_training.core.task import Task
 from post_training.data.view import open_rows
 from post_training.methods.dpo.losses import needs_reference
-from post_training.models import folder as model_folder
 from post_training.models.packing_probe import Packing, probe_folder
-from post_training.preflight.measurements import Measurement, measurements, same_work, work
 from post_training.preflight.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The measured side of one `preflight.json`."""
+
+    source: str
+    """The run or probe."""
+    tokens_per_second: float
+    """Of all ranks."""
+    world_size: int
+    peak_memory_bytes: int | None = None
+    predicted_memory_bytes: int | None = None
+    work: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that was noted, with the keys of `work` and `batch_of`."""
 
 
 @dataclass
@@ -134,38 +145,6 @@ class Subject:
     def zero_stage(self) -> int | None:
         """Stage of ZeRO; None without DeepSpeed."""
         return None if self.deepspeed is None else int(self.zero.get("stage", 0))
-
-
-def subjects_of(task: Task) -> list[Subject]:
-    """The trainings that are yet to be done, or all where none is: of each run first to last, and what runs share once.
-
-    Raises:
-        UserError: for a model that cannot be built, or a manifest that cannot be read.
-    """
-    from post_training.preflight.resources import base_of, gres
-
-    base, on_slurm = base_of(task.output), task.config["place"] == "slurm"
-    shape, here, gres_of = functools.cache(ModelShape.of), functools.cache(devices.here), functools.cache(gres)
-    measured = measurements(base)
-    found = []
-    for training in task.runtime["trainings"]:
-        name, view = training["stage"], resolve(training["pipeline"]).last
-        topology = batch.slurm_topology(view) if on_slurm else batch.local_topology(view)
-        if on_slurm and topology.device == "GPU":
-            device = devices.on_slurm(view, gres_of(view["slurm"]["partition"]))
-        else:
-            device = here(topology.device)
-        folder, trust = model_folder(task.inputs[f"{name} model"]), bool(view["model"]["trust_remote_code"])
-        own = shape(folder, trust)
-        reference = own if holds_reference(view) else None
-        if f"{name} reference_model" in task.inputs:
-            reference = shape(model_folder(task.inputs[f"{name} reference_model"]), trust)
-        run = base / training["run"]
-        subject = Subject(name, view, task.inputs[f"{name} data"], folder, own, topology, device, run, reference)
-        subject.runs, subject.complete = tuple(training["names"]), (run / "manifest.json").is_file()
-        subject.rates = [entry for entry in measured if same_work(entry, work(subject))]
-        found.append(subject)
-    return [subject for subject in found if not subject.complete] or found
 
 
 def holds_reference(view: dict[str, Any]) -> bool:

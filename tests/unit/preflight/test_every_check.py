@@ -11,7 +11,7 @@ from post_training import preflight
 from post_training.core.devices import GIB, Device
 from post_training.preflight import libraries
 from post_training.preflight.check import NAMES
-from post_training.preflight.measurements import Measurement
+from post_training.preflight.subject import Measurement
 from post_training.slurm import check, cluster
 
 SLOW = [Measurement("a test", 100.0, 8)]

@@ -10,6 +10,7 @@ from post_training.core import devices
 from post_training.core.devices import GIB, Device
 from post_training.core.fingerprint import FileHashes, file_sha256
 from post_training.preflight import assets, disk, flops, measurements, memory, resources, speed
+from post_training.preflight.subject import Measurement
 
 
 def rates_of(subject, base):
@@ -133,7 +134,7 @@ def test_a_newer_measurement_wins(subject_of, tmp_path):
 
 def slow(subject_of, tokens_per_second, **changes):
     subject = subject_of(**changes)
-    subject.rates = [measurements.Measurement("a test", tokens_per_second, 8)]
+    subject.rates = [Measurement("a test", tokens_per_second, 8)]
     return subject
 
 
