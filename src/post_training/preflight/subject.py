@@ -1,5 +1,6 @@
 """One training stage as the checks see it: its view, its data's manifest, its devices, its model's shape."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
