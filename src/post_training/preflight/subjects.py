@@ -6,8 +6,8 @@ from post_training.config import batch, resolve
 from post_training.core import devices
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
+from post_training.preflight import resources
 from post_training.preflight.measurements import measurements, same_work, work
-from post_training.preflight.resources import base_of, gres
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject, holds_reference
 
@@ -18,8 +18,12 @@ def subjects_of(task: Task) -> list[Subject]:
     Raises:
         UserError: for a model that cannot be built, or a manifest that cannot be read.
     """
-    base, on_slurm = base_of(task.output), task.config["place"] == "slurm"
-    shape, here, gres_of = functools.cache(ModelShape.of), functools.cache(devices.here), functools.cache(gres)
+    base, on_slurm = resources.base_of(task.output), task.config["place"] == "slurm"
+    shape, here, gres_of = (
+        functools.cache(ModelShape.of),
+        functools.cache(devices.here),
+        functools.cache(resources.gres),
+    )
     measured = measurements(base)
     found = []
     for training in task.runtime["trainings"]:
