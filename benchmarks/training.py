@@ -146,7 +146,7 @@ def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
         "method": method,
         "model": view["model"]["name_or_path"],
         "dtype": load_dtype(view),
-        "attention": view["model"]["attn_implementation"],
+        "attention": "sdpa",  # what Transformers takes when nothing is said
         "rows": str(rows),
         "arguments": arguments,
         "log": str(folder / "plain.jsonl"),

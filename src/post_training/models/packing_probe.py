@@ -8,6 +8,8 @@ in the same way.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,7 +110,7 @@ def probe(config: Any, wanted: str = "auto", trust_remote_code: bool = False) ->
 
     register = attention.register()
     names = [wanted] if wanted in (register, "sdpa", "eager") else [register, "sdpa", "eager"]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _unsharded():
         try:
             tiny = two_layers(config.get_text_config())
             expected = _logits(tiny, "eager", trust_remote_code, packed=False)
@@ -205,6 +207,19 @@ def _logits(config: Any, implementation: str, trust_remote_code: bool, *, packed
             max_length_k=max(_LENGTHS),
             seq_idx=index[None],
         ).logits[0]
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Under ZeRO-3 Transformers would divide the tiny model over the ranks, too."""
+    from transformers.integrations import deepspeed
+
+    configuration = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configuration
 
 
 def _difference(found: Any, expected: Any) -> float:
