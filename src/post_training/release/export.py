@@ -58,9 +58,14 @@ def run(task: Task) -> None:
     write_atomically(unfinished / CARD, card(provenance, {}, {}))
     (card_file,) = manifest.describe(unfinished, [unfinished / CARD])
 
-    # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
-    shutil.rmtree(task.directory, ignore_errors=True)
+    # Snakemake has made the target's directory already, and a forced run finds an earlier export there. It is moved away
+    # first: where a file system keeps open files in their folder (NFS), the folder could not be removed and replaced.
+    replaced = task.directory.with_name(f".{task.directory.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if task.directory.exists():
+        task.directory.rename(replaced)
     unfinished.rename(task.directory)
+    shutil.rmtree(replaced, ignore_errors=True)
     weights = sorted(path.name for path in task.directory.glob("*.safetensors"))
     task.finish(
         folder=".",

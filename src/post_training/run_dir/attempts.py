@@ -81,8 +81,8 @@ class AttemptLine(TypedDict, total=False):
 
 
 def folder_of(directory: Path) -> Path:
-    """`slurm/` of a stage's directory."""
-    return directory / "slurm"
+    """Where a stage's attempts are recorded: its `slurm/`; of an export, whose directory is replaced as a whole, its run's."""
+    return directory.parent / "slurm" / "export" if directory.name == "model" else directory / "slurm"
 
 
 def this_attempt(directory: Path) -> Attempt:

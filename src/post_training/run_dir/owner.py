@@ -73,11 +73,21 @@ def same_machine(owner: Owner, me: Owner) -> bool:
     return owner.process.rpartition(" ")[0] == me.process.rpartition(" ")[0]
 
 
+def client_environment() -> dict[str, str]:
+    """Environment of Slurm's commands: filters and formats that a user has set in the shell would hide live jobs."""
+    filters = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(filters) and name != "SLURM_TIME_FORMAT"
+    }
+
+
 def _slurm_state(job: str) -> str | None:
     """State of a job in the queue, pending after a requeue included; empty when it has left the queue; None if unknown."""
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=client_environment())
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:

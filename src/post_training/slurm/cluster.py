@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from post_training.core.errors import UserError
+from post_training.run_dir.owner import client_environment
 
 ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -37,7 +38,9 @@ class State:
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     """One command of Slurm; a missing program or no answer in a minute is exit code 127."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, env=client_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, 127, "", str(error))
 
