@@ -134,6 +134,15 @@ INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
 
 
 @pytest.mark.slow
+def test_the_lock_for_cuda_resolves():
+    """By metadata alone, for which nothing large is downloaded; `make test-install` installs it."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    command += ["--requirement", str(ROOT / "envs" / "lock-cuda.txt")]
+    done = subprocess.run(command, env=os.environ | INDEX | {"DS_BUILD_OPS": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_installs_for_cuda_without_a_compiler_and_checks_a_run_on_two_nodes(room):
     binaries, _ = made(room / "cuda", "cuda", base_python(), **INDEX)
     names = [canonicalize_name(requirement.name) for requirement in required("cuda", "slurm", "evaluation")]
