@@ -62,3 +62,9 @@ def test_the_attention_that_was_asked_for_is_the_one_that_is_probed():
         "varlen",
     ]
     assert probe(CONFIG_MAPPING["gemma2"](), "varlen").implementation is None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_model_of_one_layer(family):
+    config = CONFIG_MAPPING[family](num_hidden_layers=1)
+    assert (probe(config).implementation, probe(config).safe) == ("varlen", True)

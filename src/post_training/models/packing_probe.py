@@ -103,7 +103,7 @@ def probe(config: Any, wanted: str = "auto", trust_remote_code: bool = False) ->
 
     Args:
         config: of Transformers; its class decides, its sizes do not.
-        wanted: `model.attn_implementation`. Kernels that do not run on a CPU are judged by those that do.
+        wanted: `model.attn_implementation`. Kernels that do not run on a CPU are represented by those that do.
         trust_remote_code: whether code that comes with the model may run.
     """
     import torch
@@ -137,21 +137,21 @@ def probe(config: Any, wanted: str = "auto", trust_remote_code: bool = False) ->
 
 def two_layers(config: Any) -> Any:
     """The configuration with small sizes, and with the first layer of each kind, two layers at least."""
-    told = config.to_dict()
-    layers = next((told[name] for name in _LAYERS if isinstance(told.get(name), int)), 2)
-    kinds: list[str] = next((told[name] for name in ("layer_types", "layers_block_type") if told.get(name)), [])
+    given = config.to_dict()
+    layers = next((given[name] for name in _LAYERS if isinstance(given.get(name), int)), 2)
+    kinds: list[str] = next((given[name] for name in ("layer_types", "layers_block_type") if given.get(name)), [])
     kept = sorted({kinds.index(kind) for kind in kinds}) or [0, 1]
     kept = (kept + [index for index in range(layers) if index not in kept])[: max(2, len(kept))]
-    changed = {name: value for name, value in told.items() if name not in ("transformers_version", "architectures")}
-    for name, value in told.items():
+    changed = {name: value for name, value in given.items() if name not in ("transformers_version", "architectures")}
+    for name, value in given.items():
         if isinstance(value, list) and len(value) == layers:
-            changed[name] = [value[index] for index in sorted(kept)]
+            changed[name] = [value[min(index, layers - 1)] for index in sorted(kept)]  # of a model with one layer
         elif name in _LAYERS:
             changed[name] = len(kept)
         elif name in _SIZES and isinstance(value, int):
             changed[name] = _SIZES[name]
         elif name in ("num_key_value_heads", "num_kv_heads") and isinstance(value, int):
-            heads = told.get("num_attention_heads") or told.get("n_head")
+            heads = given.get("num_attention_heads") or given.get("n_head")
             changed[name] = 4 if value == heads else 2
         elif name == "rope_parameters":
             changed[name] = _plain_rope(value)
