@@ -64,7 +64,8 @@ def test_the_same_losses_as_trl_with_the_same_adapters(tmp_path, run, model_mani
         peft_config=LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
-    assert losses_of(run.parent) == [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses_of(run.parent) == pytest.approx(expected, rel=1e-5)  # sums in another order
 
 
 def test_a_checkpoint_holds_adapters_and_no_model(run, trained):

@@ -18,7 +18,7 @@ from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import Logps, Shard, missing_shards, shard_path, write_array
 from post_training.models import folder as model_folder
 from post_training.training import ranks
-from post_training.training.run import arguments_of, load_model, load_tokenizer
+from post_training.training.run import arguments_of, load_model, load_tokenizer, remove_padding
 
 
 def reference_rank(task: Task) -> None:
@@ -39,6 +39,7 @@ def reference_rank(task: Task) -> None:
     folder = model_folder(task.inputs["model"])
     model, tokenizer = load_model(folder, view), load_tokenizer(folder, view)
     trainer = methods.load(name).trainer_class()(view, pairs, model=model, args=args, processing_class=tokenizer)
+    remove_padding(trainer, folder, view)
     scorer = Scorer(trainer, size)
     # Under ZeRO-3 every rank holds a part of each layer: all must take the same number of forward passes.
     zero = (deepspeed_config(view) or {}).get("zero_optimization") or {}

@@ -1,0 +1,190 @@
+"""Without padding every loss and metric of TRL has the value and the gradient that it has with padding."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import view_of
+
+from post_training import methods
+from post_training.data import collate
+from post_training.methods.dpo import losses
+from post_training.models.padding_free import documents, without_padding
+
+LOSSES = {
+    **{name: {"loss_type": [name]} for name in losses.LOSSES if name not in losses.SMOOTHED},
+    **{name: {"loss_type": [name], "label_smoothing": 0.1} for name in losses.SMOOTHED},
+    "several": {"loss_type": ["sigmoid", "sft", "ipo"], "loss_weights": [1.0, 0.2, 0.5]},
+    "length-desensitised": {"loss_type": ["sigmoid"], "ld_alpha": 0.5},
+    "weighted": {"loss_type": ["sigmoid"], "use_weighting": True},
+    "divergence": {"loss_type": ["sigmoid"], "f_divergence_type": "js_divergence"},
+}
+
+
+def sequence(random, shortest=1, longest=12):
+    return random.integers(5, 200, random.integers(shortest, longest)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    random = np.random.default_rng(0)
+    return [
+        {name: sequence(random) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        | {f"ref_{side}_logps": -np.float64(random.uniform(5, 60)) for side in ("chosen", "rejected")}
+        for _ in range(4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model_of():
+    """A new model with the same random weights: with TRL's output layer by a trainer of it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from post_training.models import attention
+
+    def make(seed=0):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, pad_token_id=0, eos_token_id=1, attn_implementation=attention.register(),
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+def trainer_on(rows, method, template, tokenizer, folder, view=None, args=None, **kwargs):
+    module = methods.load(method)
+    view = view_of(template, method, **(view or {}))
+    made = module.config_class()(
+        output_dir=str(folder), max_steps=1, bf16=False, use_cpu=True, report_to=[], per_device_train_batch_size=len(rows),
+        activation_checkpointing=False, gradient_checkpointing=False, remove_unused_columns=False,
+        **{**module.training_arguments(view), **(args or {})},
+    )  # fmt: skip
+    if method == "dpo":
+        made.precompute_ref_log_probs = kwargs.get("ref_model") is None
+
+    class Rows(list):
+        def distinct(self):
+            return self
+
+    return module.trainer_class()(view, Rows(rows), args=made, processing_class=tokenizer, **kwargs)
+
+
+def found(trainer, inputs, num_items=None):
+    """Loss, gradient and metrics of a micro-batch."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = 0
+    loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=num_items)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    return loss.item(), gradient, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def assert_equal_without_padding(trainer, inputs, num_items=None):
+    if trainer.state.global_step == 0:
+        trainer.state.global_step = 1  # the reference is made up
+    expected = found(trainer, inputs, num_items)
+    without_padding(trainer.model)
+    if getattr(trainer, "ref_model", None) is not None:
+        without_padding(trainer.ref_model)
+    loss, gradient, metrics = found(trainer, inputs, num_items)
+    assert loss == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    assert (gradient - expected[1]).norm() <= 1e-5 * expected[1].norm()
+    assert metrics == pytest.approx(expected[2], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_dpo(tmp_path, model_of, tokenizer, template, pairs, name):
+    trainer = trainer_on(pairs, "dpo", template, tokenizer, tmp_path, args=LOSSES[name], model=model_of())
+    assert_equal_without_padding(trainer, trainer.data_collator(pairs))
+
+
+def test_dpo_with_a_second_model_and_stored_values(tmp_path, model_of, tokenizer, template, pairs):
+    trainer = trainer_on(
+        pairs, "dpo", template, tokenizer, tmp_path, model=model_of(), ref_model=model_of(1), view={"dpo__reference": "online"}
+    )  # fmt: skip
+    inputs = trainer.data_collator([{k: v for k, v in pair.items() if k.endswith("ids")} for pair in pairs])
+    stored = trainer.compute_ref_log_probs(trainer.ref_model, inputs)
+    assert_equal_without_padding(trainer, inputs)
+    again = trainer.compute_ref_log_probs(trainer.ref_model, inputs)
+    for one, other in zip(stored, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_lora(tmp_path, model_of, tokenizer, template, pairs):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    trainer = trainer_on(pairs, "dpo", template, tokenizer, tmp_path, model=model_of(), peft_config=config)
+    assert_equal_without_padding(trainer, trainer.data_collator(pairs))
+
+
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+def test_kto(tmp_path, model_of, tokenizer, template, loss):
+    random = np.random.default_rng(1)
+    rows = [
+        {"prompt_ids": sequence(random), "completion_ids": sequence(random), "label": np.array([number % 2])}
+        for number in range(5)
+    ]
+    settings = {"kto__loss_type": loss}
+    trainer = trainer_on(
+        rows, "kto", template, tokenizer, tmp_path, view=settings, model=model_of(), ref_model=model_of(1)
+    )
+    assert_equal_without_padding(trainer, trainer.data_collator(rows))
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sft(tmp_path, model_of, tokenizer, template, packed, loss):
+    random = np.random.default_rng(2)
+    rows = []
+    for _ in range(3):
+        ids = sequence(random, 6, 20)
+        labels = np.where(random.random(len(ids)) < 0.5, ids, -100).astype(np.int32)
+        rows.append(
+            {"input_ids": ids, "labels": labels, **({"seq_lengths": np.array([4, len(ids) - 4])} if packed else {})}
+        )
+    trainer = trainer_on(
+        rows, "sft", template, tokenizer, tmp_path, view={"sft__packing": packed}, args={"loss_type": loss}, model=model_of()
+    )  # fmt: skip
+    assert isinstance(trainer.data_collator, collate.PackedCollator if packed else collate.PaddedCollator)
+    assert_equal_without_padding(trainer, trainer.data_collator(rows), num_items=torch.tensor(40))
+
+
+def test_nothing_to_train_on_has_no_gradient(tmp_path, model_of, tokenizer, template):
+    rows = [{"input_ids": np.arange(5, 9, dtype=np.int32), "labels": np.full(4, -100, np.int32)}]
+    trainer = trainer_on(rows, "sft", template, tokenizer, tmp_path, view={"sft__packing": False}, model=model_of())
+    without_padding(trainer.model)
+    loss, gradient, _ = found(trainer, trainer.data_collator(rows))
+    assert loss == 0 and not gradient.any()
+
+
+def test_documents_of_a_padded_batch():
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9]])
+    made = documents(ids, ids != 0)
+    assert made["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert made["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
+    assert made["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2]]
+    assert made["cu_seq_lens_q"].tolist() == made["cu_seq_lens_k"].tolist() == [0, 3, 5, 9]
+    assert made["max_length_q"] == made["max_length_k"] == 4
+
+
+def test_layers_see_real_tokens_and_the_output_layer_those_before_answers(
+    tmp_path, model_of, tokenizer, template, pairs, monkeypatch
+):
+    from trl.trainer import utils
+
+    trainer = trainer_on(pairs, "dpo", template, tokenizer, tmp_path, model=model_of())
+    trainer.state.global_step = 1  # the reference is made up
+    inputs, layers, head = trainer.data_collator(pairs), [], []
+    without_padding(trainer.model)
+    trainer.model.model.layers[0].register_forward_pre_hook(lambda _, arguments: layers.append(arguments[0].shape[:2]))
+    original = utils._ChunkedLogProbFunction.apply
+    fused = lambda hidden, *rest: head.append(len(hidden)) or original(hidden, *rest)  # noqa: E731
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", type("Fused", (), {"apply": staticmethod(fused)}))
+    trainer.compute_loss(trainer.model, dict(inputs))
+    tokens = int(inputs["attention_mask"].sum())
+    assert tokens < inputs["input_ids"].numel()
+    assert (layers, head) == ([(1, tokens)], [int(inputs["completion_mask"].sum())])
