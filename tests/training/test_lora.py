@@ -18,16 +18,7 @@ LORA = {"model__lora": {"r": 4, "alpha": 16}, "training__learning_rate": 1e-2}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model_manifest, sft_rows, template):
     """Manifest of an SFT run with adapters, 6 steps, trained in this process."""
-    return train_here(
-        train_task(
-            tmp_path_factory.mktemp("lora") / "run",
-            model_manifest,
-            sft_rows,
-            template,
-            model__attn_implementation="sdpa",
-            **LORA,
-        )
-    )
+    return train_here(train_task(tmp_path_factory.mktemp("lora") / "run", model_manifest, sft_rows, template, **LORA))
 
 
 def names(directory):
