@@ -90,3 +90,27 @@ def test_resources_follow_the_configuration_and_local_runs_have_none(project):
         assert f"{kind} " in handler.told and "sbatch --job-name=" in handler.told
     assert ": 2 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=sft-" in handler.told
     assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told
+
+
+def test_rules_are_submitted_by_their_place(project):
+    """Only rules of the place `local` stay where snakemake is typed, also in a module of another workflow."""
+    named = {
+        "preflight": "preflight_checks",
+        "preflight_probe": "probe",
+        "report": "report_page",
+        "compare": "compare_runs",
+    }
+    local = {named.get(name, name) for name, kind in STAGES.items() if kind.place == "local"}
+    (project.path / "other.smk").write_text(
+        'module pt:\n    snakefile: "workflow/Snakefile"\n    config: config\nuse rule * from pt as pt_*\n'
+    )
+    for snakefile, prefix in (("Snakefile", ""), ("other.smk", "pt_")):
+        with SnakemakeApi(OutputSettings()) as api:
+            workflow = api.workflow(
+                resource_settings=ResourceSettings(cores=2, nodes=5),
+                config_settings=ConfigSettings(configfiles=[project.path / "config/config.yaml"]),
+                snakefile=project.path / snakefile,
+                workdir=project.path,
+            )._workflow
+            found = {rule.name for rule in workflow.rules if rule.name in workflow._localrules}
+        assert found == {prefix + name for name in local}

@@ -36,12 +36,8 @@ rule stage:
         "python -m post_training stage {params.task:q} 2>&1 | tee -a {log:q}"
 
 
-# A rule names one of these four, by where it runs: `place` in core/stages.py.
-
-
-use rule stage as local_stage with:
-    """Where snakemake is typed: what needs the network, or takes seconds."""
-    localrule: True
+# A rule is made from one of these three, by where it runs (`place` in core/stages.py), or from `stage` with `localrule: True`
+# where snakemake is typed: what needs the network, or takes seconds. `use rule` does not pass that directive on.
 
 
 use rule stage as cpu_stage with:

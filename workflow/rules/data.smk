@@ -1,12 +1,13 @@
 """Sources to sequences that a trainer memory-maps, one job a dataset until they are mixed."""
 
 
-use rule local_stage as download with:
+use rule stage as download with:
     """Fetch a Hub dataset at a recorded commit, or check local files; the data rule that may use the network."""
     output:
         "<outputs>/data/raw/{stage}/manifest.json",
     log:
         "<outputs>/logs/download/{stage}.log",
+    localrule: True
 
 
 use rule cpu_stage as transform with:

@@ -12,13 +12,14 @@ use rule gpu_stage as evaluate with:
         "<outputs>/logs/evaluate/{stage}.log",
 
 
-use rule local_stage as download_tasks with:
+use rule stage as download_tasks with:
     """Look up the tasks of evaluation.lm_eval and put their rows into the cache of datasets; may use the network."""
     output:
         "<outputs>/data/tasks/{stage}/manifest.json",
     log:
         "<outputs>/logs/download_tasks/{stage}.log",
     priority: 1  # first of all, so that a name that is no task is known early
+    localrule: True
 
 
 use rule gpu_stage as lm_eval with:
@@ -44,7 +45,7 @@ use rule cpu_stage as report_page with:
         "<outputs>/logs/report/{stage}.log",
 
 
-use rule local_stage as compare_runs with:
+use rule stage as compare_runs with:
     """What the runs of `runs` and `sweep` reached on one page, with the spread over seeds."""
     input:
         reports=inputs("compare", "reports"),
@@ -53,3 +54,4 @@ use rule local_stage as compare_runs with:
         report("<outputs>/comparisons/{stage}/report.html", category="Comparisons", labels={"runs": "{stage}"}),
     log:
         "<outputs>/logs/compare/{stage}.log",
+    localrule: True

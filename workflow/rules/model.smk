@@ -1,7 +1,7 @@
 """The model that the first stage starts from, as a folder on this machine."""
 
 
-use rule local_stage as download_model with:
+use rule stage as download_model with:
     """Fetch a Hub model at a recorded commit, or check a local folder; the model rule that may use the network."""
     output:
         "<outputs>/models/{stage}/manifest.json",
@@ -9,6 +9,7 @@ use rule local_stage as download_model with:
         "<outputs>/logs/download_model/{stage}.log",
     wildcard_constraints:
         stage=PLAN.names("download_model"),
+    localrule: True
 
 
 use rule cpu_stage as build_model with:

@@ -1,7 +1,7 @@
 """What can be known before a GPU is asked for; preflight.json is beside the manifest, also after a failure."""
 
 
-use rule local_stage as preflight_checks with:
+use rule stage as preflight_checks with:
     """Check template, data, optimisation, libraries and resources of all runs on the same data; here, where Slurm can be asked."""
     input:
         model=inputs("preflight", "model"),
@@ -11,6 +11,7 @@ use rule local_stage as preflight_checks with:
         "<outputs>/preflight/{stage}/manifest.json",
     log:
         "<outputs>/logs/preflight/{stage}.log",
+    localrule: True
 
 
 use rule gpu_stage as probe with:

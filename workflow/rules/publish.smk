@@ -1,7 +1,7 @@
 """A model's card with its evaluation, and the model on the Hugging Face Hub; both run where snakemake does."""
 
 
-use rule local_stage as card with:
+use rule stage as card with:
     """Write README.md with the evaluation, beside the manifest and over the one in the model's folder."""
     input:
         export=inputs("card", "export"),
@@ -11,9 +11,10 @@ use rule local_stage as card with:
         "<outputs>/cards/{stage}/manifest.json",
     log:
         "<outputs>/logs/card/{stage}.log",
+    localrule: True
 
 
-use rule local_stage as push with:
+use rule stage as push with:
     """Upload the last stage's model, with the token of HF_TOKEN; only with publish.push_to_hub."""
     input:
         export=inputs("push", "export"),
@@ -23,3 +24,4 @@ use rule local_stage as push with:
         "<outputs>/published/{stage}/manifest.json",
     log:
         "<outputs>/logs/push/{stage}.log",
+    localrule: True
