@@ -16,14 +16,17 @@ Jobs that are no stage of ours (another workflow that uses this one as a module)
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
+from snakemake.benchmark import BenchmarkRecord, write_benchmark_records
 from snakemake_executor_plugin_slurm import Executor as PluginExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.run_dir import attempts
@@ -144,6 +147,7 @@ class StageExecutor(PluginExecutor):
                 verdict = follow.settle(stage, job_id, state, self.workflow.execution_settings.latency_wait)
             if verdict.action == "done":
                 self._mine.pop(info.job, None)
+                _write_benchmark(info.job, stage)
                 self.report_job_success(info)
                 return None
             if verdict.action == "again":
@@ -183,6 +187,14 @@ class StageExecutor(PluginExecutor):
 
 def _message(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _write_benchmark(job: Any, stage: StageJob) -> None:
+    """What Snakemake's own jobs write, and without which it would take the stage for failed, from the stage's manifest."""
+    if job.benchmark:
+        Path(job.benchmark).parent.mkdir(parents=True, exist_ok=True)
+        record = BenchmarkRecord(running_time=manifest.read(stage.output).get("seconds", 0))
+        write_benchmark_records([record], str(job.benchmark), extended_fmt=False)
 
 
 def _submitting(stage: StageJob) -> Lock:
