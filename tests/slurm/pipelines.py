@@ -142,7 +142,7 @@ class Project:
 
     def ranks(self, method: str = "sft") -> list[int]:
         """Process ids of the ranks of a run."""
-        task = f"{self.run_of(method).name}/logs/task.json"
+        task = f"tasks/{self.run_of(method).resolve().name}.json"
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
