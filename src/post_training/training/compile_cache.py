@@ -6,17 +6,22 @@ leaves the file, and every later one waits for it without end and without a word
 
 import contextlib
 import os
+import time
 from pathlib import Path
+
+# Longer than a build takes. A cache in a home directory is perhaps shared with nodes whose processes cannot be seen here.
+_BUILD_SECONDS = 600
 
 
 def remove_stale_locks() -> None:
     """Remove build locks that no process of this node holds. Called by a node's first rank, before torch."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if not folder or "SLURM_JOB_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # a cache that other nodes may share shows nothing of their processes
-    for lock in Path(folder).glob("**/lock"):
-        if not _is_open(lock):
-            with contextlib.suppress(OSError):
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    own = os.environ.get("TORCH_EXTENSIONS_DIR")
+    is_of_node = own is not None and "SLURM_JOB_ID" in os.environ
+    for lock in Path(own or Path.home() / ".cache" / "torch_extensions").glob("**/lock"):
+        with contextlib.suppress(OSError):
+            if not _is_open(lock) and (is_of_node or time.time() - lock.stat().st_mtime > _BUILD_SECONDS):
                 lock.unlink()
 
 

@@ -1,5 +1,7 @@
 """A build lock is removed exactly when nobody builds."""
 
+import os
+
 from post_training.training.compile_cache import remove_stale_locks
 
 
@@ -19,3 +21,16 @@ def test_only_locks_that_nobody_holds_are_removed(tmp_path, monkeypatch):
     with open(held):
         remove_stale_locks()
     assert held.exists() and not stale.exists()
+
+
+def test_in_a_home_directory_a_lock_must_be_older_than_a_build(tmp_path, monkeypatch):
+    for name in ("TORCH_EXTENSIONS_DIR", "SLURM_JOB_ID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    new, old = (tmp_path / ".cache" / "torch_extensions" / "py311_cpu" / name / "lock" for name in "ab")
+    for lock in (new, old):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(old, (1, 1))
+    remove_stale_locks()
+    assert new.exists() and not old.exists()
