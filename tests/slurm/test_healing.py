@@ -94,7 +94,8 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
     (faults / "sitecustomize.py").write_text(
         "import os, sys, threading, time, pathlib\n"
         "def crash():\n"
-        "    folder = pathlib.Path(sys.argv[-1]).parent\n"
+        "    task = pathlib.Path(sys.argv[-1])\n"
+        "    folder = task.parents[1] / task.stem / 'logs'\n"
         "    start = time.time()\n"
         "    metrics = folder / 'metrics.jsonl'\n"
         "    while not (metrics.exists() and metrics.stat().st_mtime > start and metrics.read_text().count('step') > CRASH_AFTER):\n"
@@ -102,7 +103,7 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
         "    print('RuntimeError: the disk of this node is broken', file=sys.stderr, flush=True)\n"
         "    os._exit(7)\n"
         "CRASH_AFTER = 6\n"
-        "if 'post_training.training' in ' '.join(sys.orig_argv) and os.environ.get('RANK') == '1':\n"
+        "if 'post_training.rank' in ' '.join(sys.orig_argv) and os.environ.get('RANK') == '1':\n"
         "    threading.Thread(target=crash, daemon=True).start()\n"
     )
     path = f"{faults}:{Path(__file__).parents[2] / 'src'}"
