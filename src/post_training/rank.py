@@ -6,7 +6,6 @@ from pathlib import Path
 from signal import Signals
 
 from post_training.core.secrets import mask_output
-from post_training.core.task import Task
 from post_training.run_dir.stop import REQUEST, die_with_parent, write_stopped
 from post_training.training import compile_cache
 
@@ -24,6 +23,7 @@ def main() -> int:
     mask_output()
     import argparse
 
+    from post_training.core.task import Task
     from post_training.launch.environment import LAUNCHER
     from post_training.run_dir import failures, lock
 
