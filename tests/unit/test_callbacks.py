@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import torch
 from trl import SFTConfig
 
-from post_training.training import callbacks, saving
+from post_training.models.files import replace_folder
+from post_training.training import callbacks
 from post_training.training.measure import PeakMemory, TokenCounter
 
 
@@ -81,7 +82,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     for path, text in ((new, "new"), (target, "old")):
         path.mkdir()
         (path / "file").write_text(text)
-    saving.replace_folder(new, target)
+    replace_folder(new, target)
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
     assert (target / "file").read_text() == "new"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,15 @@ def stop_tokens(tokenizer: Any, template_text: str) -> list[int]:
     control = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     found = [tokenizer.eos_token_id, next((token for token in after if token in control), None)]
     return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a finished folder to its path; one that exists there already (a repeated step or export) is removed only then.
+
+    It is moved away first: where a file system keeps open files in their folder (NFS), it could not be removed in place.
+    """
+    old = target.with_name(f".{target.name}.old.{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -18,7 +18,7 @@ from post_training.lineage.collect import PROVENANCE
 from post_training.lineage.verify import CARD
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.files import make_portable, stop_tokens
+from post_training.models.files import make_portable, replace_folder, stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer
 from post_training.release import serving
 from post_training.release.card import card
@@ -58,14 +58,8 @@ def run(task: Task) -> None:
     write_atomically(unfinished / CARD, card(provenance, {}, {}))
     (card_file,) = manifest.describe(unfinished, [unfinished / CARD])
 
-    # Snakemake has made the target's directory already, and a forced run finds an earlier export there. It is moved away
-    # first: where a file system keeps open files in their folder (NFS), the folder could not be removed and replaced.
-    replaced = task.directory.with_name(f".{task.directory.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if task.directory.exists():
-        task.directory.rename(replaced)
-    unfinished.rename(task.directory)
-    shutil.rmtree(replaced, ignore_errors=True)
+    # Snakemake has made the target's directory already, and a forced run finds an earlier export there.
+    replace_folder(unfinished, task.directory)
     weights = sorted(path.name for path in task.directory.glob("*.safetensors"))
     task.finish(
         folder=".",

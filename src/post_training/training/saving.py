@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from post_training.core.errors import UserError
 from post_training.models import lora
-from post_training.models.files import cast_weights, make_portable, set_permissions
+from post_training.models.files import cast_weights, make_portable, replace_folder, set_permissions
 from post_training.run_dir import timeline
 from post_training.run_dir.checkpoints import flush, mark_complete, rotate
 from post_training.run_dir.failures import no_room
@@ -112,12 +112,3 @@ class InferenceCheckpointCallback(TrainerCallback):
                 flush(unfinished)
                 replace_folder(unfinished, final)
                 note_save(self.directory, state.global_step, began)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Move a finished folder to its path; one that exists there already (a repeated step) is removed only then."""
-    old = target.with_name(f".{target.name}.old.{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
