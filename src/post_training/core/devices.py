@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.format import GIB
 
-GIB = 1 << 30
 USABLE = 0.94
 """Share of a device's memory that drivers, other processes and the allocator leave."""
 

@@ -21,8 +21,7 @@ keeps its input alone, and one layer at a time is computed again. The output emb
 
 from dataclasses import asdict, dataclass
 
-from post_training.core.devices import GIB
-from post_training.core.format import gib
+from post_training.core.format import GIB, gib
 from post_training.preflight.subject import Subject
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

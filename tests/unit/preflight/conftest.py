@@ -9,7 +9,8 @@ import pytest
 from tiny import view_of
 
 from post_training.config.batch import Topology
-from post_training.core.devices import GIB, Device
+from post_training.core.devices import Device
+from post_training.core.format import GIB
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
 

@@ -8,7 +8,8 @@ import pytest
 from tiny import TEMPLATE, task
 
 from post_training import preflight
-from post_training.core.devices import GIB, Device
+from post_training.core.devices import Device
+from post_training.core.format import GIB
 from post_training.preflight import libraries
 from post_training.preflight.check import NAMES
 from post_training.preflight.subject import Measurement

@@ -9,7 +9,8 @@ import pytest
 
 from post_training.config import load_file, resolve_runs
 from post_training.config.batch import Topology
-from post_training.core.devices import GIB, Device
+from post_training.core.devices import Device
+from post_training.core.format import GIB
 from post_training.preflight import optimisation, resources
 from post_training.preflight.subject import Subject
 

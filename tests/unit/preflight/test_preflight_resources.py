@@ -7,8 +7,9 @@ import time
 import pytest
 
 from post_training.core import devices
-from post_training.core.devices import GIB, Device
+from post_training.core.devices import Device
 from post_training.core.fingerprint import FileHashes, file_sha256
+from post_training.core.format import GIB
 from post_training.preflight import assets, disk, flops, measurements, memory, resources, speed
 from post_training.preflight.subject import Measurement
 
