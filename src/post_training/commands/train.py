@@ -67,7 +67,7 @@ def train(options: Namespace) -> int:
 
 def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool) -> int:
     # Every rank must come to the same answer, however far rank 0 is: what makes it true stays true.
-    wiped = view["debug"]["enabled"] and view["debug"]["override_existing"]
+    wiped = view["debug"]["override_existing"]
     if not wiped and (task.output.exists() or last_checkpoint(task, steps)):
         if first:
             _finish(plan, task, steps)

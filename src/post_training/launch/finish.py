@@ -56,7 +56,7 @@ def _files(task: Task, last: Checkpoint, rows: manifest.Manifest) -> list[Path]:
     directory, mix = task.directory, task.inputs["data"].parent
     elsewhere = resolve(task.runtime["pipeline"]).last["checkpointing"]["inference_checkpoint_path"]
     inference = Path(elsewhere).absolute() / directory.name if elsewhere else directory / "inference_checkpoints"
-    names = ("config.yaml", "preflight.json", "logs/metrics.jsonl", "logs/timeline.jsonl")
+    names = ("config.yaml", predictions.FILE, "logs/metrics.jsonl", "logs/timeline.jsonl")
     found = [directory / name for name in names]
     found += [*last.path.rglob("*"), *inference.glob("step-*/**/*")]
     known = {file["path"] for file in rows.get("files", [])}

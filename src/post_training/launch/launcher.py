@@ -32,7 +32,7 @@ from post_training.launch.environment import library_environment, local_start, s
 from post_training.launch.finish import finish_if_complete
 from post_training.launch.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.launch.reshard import how_to_resume, make_universal
-from post_training.run_dir import failures, predictions, timeline, wandb_offline
+from post_training.run_dir import attempts, failures, predictions, timeline, wandb_offline
 from post_training.run_dir.checkpoints import discard_incomplete, newest_complete
 from post_training.run_dir.lock import LOCKED, VARIABLE, Lock, LockedError, is_own_file, take
 from post_training.run_dir.stop import (
@@ -172,13 +172,13 @@ def _report(ended: Ended, reports: list[failures.Failure], world_size: int, loca
 def discard_debug_run(task: Task, view: dict[str, Any]) -> None:
     """`debug.override_existing`: empty the directory, once a call of snakemake; a requeued attempt keeps what it has."""
     directory, call = task.directory, str(task.runtime.get("override", time.time()))
-    if not (view["debug"]["enabled"] and view["debug"]["override_existing"]):
+    if not view["debug"]["override_existing"]:
         return
     last = directory / "override.txt"
     if not last.is_file() or last.read_text() != call:
         print(f"{directory}: wiped (debug.override_existing)", flush=True)
         for path in directory.iterdir():
-            if not is_own_file(path) and path.name != "slurm":  # of this very attempt
+            if not is_own_file(path) and path != attempts.folder_of(directory):  # records this very attempt
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         write_atomically(last, call)
 

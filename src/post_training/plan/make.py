@@ -21,8 +21,7 @@ def make(plan: Plan, stage: Stage) -> Path:
 
 def task_of(plan: Plan, stage: Stage) -> Task:
     """The task of a planned stage, as a rule would pass it."""
-    inputs = {name: plan.base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
-    return Task.of(stage.spec, stage.runtime, inputs, plan.base / stage.manifest)
+    return stage.task(plan.base)
 
 
 def run_stage(plan: Plan, stage: Stage) -> None:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from post_training.core.fingerprint import digest
 from post_training.core.stages import STAGES
+from post_training.core.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Stage:
         """What the job is to make."""
         fingerprints = {name: stage.fingerprint for name, stage in self.inputs.items()}
         return {"stage": self.kind, "fingerprint": self.fingerprint, "config": self.config, "inputs": fingerprints}
+
+    def task(self, base: Path, **runtime: Any) -> Task:
+        """Its job's task, with the results below `base`; `runtime` is known only where the job starts."""
+        inputs = {name: base / self.inputs[name].manifest for name in sorted(self.inputs)}
+        return Task.of(self.spec, self.runtime | runtime, inputs, base / self.manifest)
 
 
 class Export(Stage):

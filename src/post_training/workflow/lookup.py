@@ -18,6 +18,7 @@ from post_training.core.stages import STAGES, Place
 from post_training.core.task import Task, task_file
 from post_training.plan import Graph, Plan, Stage
 from post_training.plan.preflight import LOCAL, SLURM
+from post_training.run_dir import predictions
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob, stage_command
 
@@ -31,8 +32,7 @@ class Lookup:
 
     def __init__(self, graph: Graph, workflow: Any) -> None:
         self.graph, self.workflow = graph, workflow
-        debug = graph.first.pipeline.last["debug"]
-        self.overrides: bool = debug["enabled"] and debug["override_existing"]
+        self.overrides: bool = graph.first.pipeline.last["debug"]["override_existing"]
         """Whether debug runs that exist are trained again."""
         self._session = f"{os.uname().nodename} {os.getpid()} {time.time():.0f}"
         self._announced: set[str] = set()
@@ -101,8 +101,10 @@ class Lookup:
 
     def task(self, wildcards: Any, output: Any) -> str:
         """The file that tells a job what to do. The argument `output` makes Snakemake leave it untracked."""
-        prefix, _ = self.find(output[0])
-        return str(task_file(Path(f"{prefix}{self.graph.base}"), Path(output[0])))
+        found = self._find(output)
+        if found is None:
+            raise SystemExit(f"{output[0]}: no stage of this configuration; ask for all, data or report")
+        return str(task_file(found[0], Path(output[0])))
 
     def resources(self, place: Place) -> dict[str, Callable[[Any], Any] | None]:
         """Resources of the jobs of a place under Slurm, by name; on this machine they have none. None: no run gives it."""
@@ -135,38 +137,27 @@ class Lookup:
         """All cores of this machine: two trainings must not share its devices."""
         return self.workflow.resource_settings.cores or os.cpu_count() or 1
 
-    def find(self, output: str) -> tuple[str, Stage | None]:
-        """A job's first output -> the prefix of the module that the rules belong to, and the planned stage."""
-        parts = str(output).split("/")
-        for start in range(len(parts)):
-            stage = self._by_manifest.get("/".join(parts[start:]))
-            if stage is not None:
-                return "/".join(parts[:start]).removesuffix(str(self.graph.base)), stage
-        return "", None
-
     def task_of(self, job: Any) -> Task | None:
         """What a job of Snakemake's is to do; None when it is no stage of this plan."""
-        prefix, stage = self.find(job.output[0]) if job.output else ("", None)
-        if stage is None:
+        found = self._find(job.output)
+        if found is None:
             return None
-        base = Path(f"{prefix}{self.graph.base}")
-        runtime = stage.runtime
-        if STAGES[stage.kind].place == "ranks":
-            checked = base / self._preflight(self.graph.plan_of(stage)).directory / "preflight.json"
-            runtime = {**runtime, "slurm": self.on_slurm(), "preflight": str(checked)}
-            if self.overrides:
-                runtime["override"] = self._session
-        inputs = {name: base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
-        return Task.of(stage.spec, runtime, inputs, base / stage.manifest)
+        base, stage = found
+        if STAGES[stage.kind].place != "ranks":
+            return stage.task(base)
+        checked = base / self._preflight(self.graph.plan_of(stage)).directory / predictions.FILE
+        override = {"override": self._session} if self.overrides else {}
+        return stage.task(base, slurm=self.on_slurm(), preflight=str(checked), **override)
 
     def slurm_job(self, job: Any) -> StageJob | None:
         """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""
-        _, stage = self.find(job.output[0]) if job.output else ("", None)
-        if stage is None:
+        found = self._find(job.output)
+        if found is None:
             return None
+        _, stage = found
         view = self._view(stage)
-        found = {name: job.resources.get(name) for name in placement.resources(view, stage.kind)}
-        return StageJob(stage.kind, view, Path(job.output[0]).absolute(), stage_command(job.params.task), found)
+        resources = {name: job.resources.get(name) for name in placement.resources(view, stage.kind)}
+        return StageJob(stage.kind, view, Path(job.output[0]).absolute(), stage_command(job.params.task), resources)
 
     def is_main(self) -> bool:
         """Whether this is the invocation that a user made, not a job's own."""
@@ -185,6 +176,14 @@ class Lookup:
         if line not in self._announced:
             self._announced.add(line)
             print(line, file=sys.stderr)
+
+    def _find(self, output: Any) -> tuple[Path, Stage] | None:
+        """A job's outputs -> the folder of all results, behind the prefix of a module, and the planned stage."""
+        parts = str(output[0]).split("/") if output else []
+        for start in range(len(parts)):
+            if stage := self._by_manifest.get("/".join(parts[start:])):
+                return Path("/".join(parts[:start])), stage
+        return None
 
     def _check(self, stage: Stage) -> None:
         """Where the devices are known for the first time: the batch must divide over them."""

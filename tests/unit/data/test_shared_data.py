@@ -8,7 +8,6 @@ from tiny import lists_of
 
 from post_training.config import resolve
 from post_training.core.stages import STAGES
-from post_training.core.task import Task
 from post_training.plan import make_plan
 
 ANNOTATORS = ["annotator1", "annotator2", "annotator3"]
@@ -90,8 +89,7 @@ def made(shared, bpe_folder, tmp_path_factory):
     found = {}
     for kind in ("download", "transform", "tokenize", "mix"):
         for stage in plan.stages[kind].values():
-            inputs = {name: base / stage.inputs[name].manifest for name in sorted(stage.inputs)}
-            task = Task.of(stage.spec, stage.runtime, inputs, base / stage.manifest)
+            task = stage.task(base)
             importlib.import_module(STAGES[kind].module).run(task)
             found[kind, stage.label] = json.loads(task.output.read_text()) | {"path": task.output}
     return found
