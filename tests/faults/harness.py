@@ -221,14 +221,17 @@ def saves(run: Path) -> list[Path]:
 
 def launcher_of(snakemake: int) -> int | None:
     """Process id of the launcher below the process that stands for Snakemake."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
         try:
-            words = (path.parent / "cmdline").read_bytes().split(b"\0")
-            session = int(path.read_text().rpartition(")")[2].split()[3])
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            session = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[3])
         except OSError:
             continue
-        if session == snakemake and words[1:4] == [b"-m", b"post_training", b"launch"]:
-            return int(path.parent.name)
+        # As `tiny.launcher_command` starts it.
+        if session == snakemake and words[1:4] == [b"-m", b"post_training", b"stage"]:
+            return int(entry)
     return None
 
 
@@ -272,10 +275,13 @@ def run(kills: int, seed: int, folder: Path) -> bool:
     print(f"faults: {kills} kills, seed {seed}, in {folder}", flush=True)
     number = 0
     while len(harness.kills) < kills:
+        before = len(harness.kills)
         for setup in SETUPS:
             left = kills - len(harness.kills)
             if left > 0:
                 harness.test(setup, min(left, KILLS_PER_RUN), number)
+        if len(harness.kills) == before:
+            raise SystemExit("no run could be killed: the harness does not find the processes that it should kill")
         number += 1
     lost = [kill.lost for kill in harness.kills]
     print(
