@@ -33,9 +33,10 @@ flash: $(VENV)/.$(BUILD)  ## FlashAttention 2, compiled against the torch in the
 demo: $(VENV)/.$(BUILD)  ## the embedded default: data -> SFT -> DPO -> export, on this machine
 	$(BIN)/snakemake --config method=dpo
 
-# Two at a time; a file's tests stay together, because they share what it sets up.
+# Two at a time; a file's tests stay together, because they share what it sets up. In the order of their names, so that
+# a file with one long test is not the last, with one core idle beside it.
 test: $(VENV)/.$(BUILD) lint  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30
 
 test-fast: $(VENV)/.$(BUILD)  ## without the tests that start training processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
