@@ -51,7 +51,7 @@ def deepspeed_file(given: str | None) -> Path | None:
     if given is None:
         return None
     here = Path(__file__).parents[3]
-    for path in (Path(given), here / given, here / "config" / "deepspeed" / f"{given}.yaml"):
+    for path in (Path(given).expanduser(), here / given, here / "config" / "deepspeed" / f"{given}.yaml"):
         if path.is_file():
             return path
     shipped = [path.stem for path in (here / "config" / "deepspeed").glob("*.yaml")]

@@ -194,7 +194,7 @@ def model_folder(path: str, key: str) -> Path | None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a local model that decide what it computes: everything but other weight formats and notes."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.parts)]
+    files = files_below(folder)
     safetensors = any(p.suffix == ".safetensors" for p in files)
     unwanted = (*_NOT_MODEL, *((".bin", ".pt", ".pth") if safetensors else ()))
     return [p for p in files if p.suffix not in unwanted or p.name in TOKENIZER_FILES]
@@ -206,7 +206,10 @@ def folder_sha256(folder: Path, hashes: FileHashes) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file of a folder that is not hidden, in order; what Python has compiled does not count."""
+    """Every file of a folder that is not hidden in it, in order; what Python has compiled does not count.
+
+    Where the folder itself lies does not matter: below `..`, or below a hidden one as the Hub's cache often is.
+    """
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -41,9 +42,12 @@ class TransformSource:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its module and the neighbouring modules that decide its results, by path relative to the module's folder."""
+        """Its module and the neighbouring modules that decide its results, by path relative to the module's folder, or to that of its package."""
         found = [self.file, *_neighbours(self.file, _parsed(self.file), {self.file})]
-        return {str(path.relative_to(self.file.parent)): path for path in found}
+        roots = _roots(self.file)
+        return {
+            str(next(path.relative_to(root) for root in roots if path.is_relative_to(root))): path for path in found
+        }
 
     @property
     def function(self) -> ast.FunctionDef:
@@ -157,22 +161,45 @@ def _parsed_version(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
 
 
 def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:
-    """The modules in a file's own folder that it imports, and those that they import."""
+    """The modules that a file imports and that lie beside it or in the package that it is a part of, and what they import."""
     found: list[Path] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            own = name.removeprefix("post_training.data.transforms.") if file.parent == TRANSFORMS else name
-            neighbour = file.parent / f"{own.replace('.', '/')}.py"
-            if neighbour not in seen and neighbour.is_file():
+    for module, names in _imports(file, tree):
+        for neighbour in (path for root in _roots(file) for path in _files_of(root, file, module, names)):
+            if neighbour not in seen:
                 seen.add(neighbour)
                 found += [neighbour, *_neighbours(neighbour, _parsed(neighbour), seen)]
     return found
+
+
+def _imports(file: Path, tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
+    """Each imported module, and the names that are taken from it, which may be modules too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module, names = node.module or "", [alias.name for alias in node.names]
+            own = module.removeprefix("post_training.data.transforms.") if file.parent == TRANSFORMS else module
+            if not own.startswith("post_training"):
+                yield own, names
+
+
+def _roots(file: Path) -> list[Path]:
+    """Folders in which Python looks for what a module imports: its own, and that of the outermost package around it."""
+    outer = file.parent
+    while file.parent != TRANSFORMS and (outer / "__init__.py").is_file():
+        outer = outer.parent
+    return list(dict.fromkeys([file.parent, outer]))
+
+
+def _files_of(root: Path, file: Path, module: str, names: list[str]) -> list[Path]:
+    """The files that an import reads below one of the `_roots` of a file; of the outer one, its own package alone."""
+    parts = [part for part in module.split(".") if part]
+    if root != file.parent and parts[:1] != [file.relative_to(root).parts[0]]:
+        return []
+    modules = [root.joinpath(*parts).with_suffix(".py")] if parts else []
+    modules += [root.joinpath(*parts, f"{name}.py") for name in names if name != "*"]
+    packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
+    return [path for path in (*modules, *packages) if path.is_file()]
 
 
 def _registered_name(node: ast.stmt) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError
+from post_training.core.errors import ConfigError, require
 from post_training.core.fingerprint import FileHashes
 from post_training.core.locate import folder_sha256, in_hub_cache
 from post_training.data import registry
@@ -30,8 +30,12 @@ class Files:
     def digests(self, path: str, files: list[Path], key: str, root: Path | None = None) -> list[list[str]]:
         """`[[name, sha256], ...]` of the local files that a path means, named below `root`, else by their last part.
 
-        Raises ConfigError for `key` where `recorded_files` says something else of `path`, its name there.
+        Raises ConfigError for `key` where there is no file, which would make any two inputs the same one, and where
+        `recorded_files` says something else of `path`, its name there.
         """
+        require(
+            bool(files), key, f"{path}: no file in it decides what it is; name a folder with files that can be read"
+        )
         found = [[str(file.relative_to(root)) if root else file.name, self.hashes(file)] for file in files]
         wanted = self._recorded.get(path)
         if wanted is not None and (differs := _difference(wanted, found)):

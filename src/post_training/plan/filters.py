@@ -41,7 +41,8 @@ class Filters:
         config = {key: value for key, value in self.settings.items() if key != "decontaminate_against"}
         config["rows"] = transformed.config["rows"]
         paths, key = self.settings["decontaminate_against"], f"{self.prefix}.decontaminate_against"
-        config["files"] = [sha for _, sha in self.data.files.digests(recorded_as(paths), self._files, key)]
+        found = self.data.files.digests(recorded_as(paths), self._files, key) if paths else []
+        config["files"] = [sha for _, sha in found]
         runtime = {"num_proc": self.view["data"]["num_proc"], "files": [str(path) for path in self._files]}
         stage = Stage("filter", transformed.label, config, inputs, runtime=runtime)
         stage = self.data.add(stage)

@@ -6,6 +6,7 @@ them but rules whose own results are still missing: a change of the batch a devi
 
 from typing import Any
 
+from post_training.config.deepspeed import merged_config
 from post_training.core.fingerprint import digest
 from post_training.plan.graph import Graph, Plan
 from post_training.plan.stage import Stage
@@ -78,4 +79,6 @@ def _checked_part(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid
     # A probe is the same for every seed.
     kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
+    if view["deepspeed"]["config_path"] is not None:
+        kept["deepspeed"] = merged_config(view["deepspeed"])  # a file is what it says
     return kept | {"report_to": view["logging"]["report_to"]}
