@@ -44,7 +44,7 @@ def run_stage(options: argparse.Namespace) -> int:
     """The body of a rule. Raises UserError when the task cannot be read, and whatever the stage raises."""
     task = Task.read(options.task)
     kind = STAGES[task.stage]
-    if kind.place == "ranks":
+    if kind.stops_on_request:
         REQUEST.listen()
     return importlib.import_module(kind.module).run(task) or 0
 

@@ -120,21 +120,28 @@ def _views(*layers: Tree) -> dict[str, Tree]:
     one_of(chosen, list(stages), "method")
     given = [name for name in stages if any(name in layer for layer in layers)]
     views: dict[str, Tree] = {}
-    stage = chosen
-    while stage != "base":
-        child = next(iter(views), "")
-        if stage in views:
-            raise ConfigError(f"{child}.init_from", f"{stage} cannot start from itself; use base or another stage")
+
+    def visit(stage: str, key: str, after: tuple[str, ...]) -> None:
+        """Resolve a stage, and before it those that it needs."""
+        if stage in after:
+            raise ConfigError(key, f"{stage} cannot start from itself; use base or another stage")
         if stage not in stages:
             offered = did_you_mean(stage, ["auto", "base", *stages])
-            raise ConfigError(f"{child}.init_from", f"found {stage!r}, expected base or a stage. {offered}")
+            raise ConfigError(key, f"found {stage!r}, expected base or a stage. {offered}")
+        if stage in views:
+            return
         view = stage_view(stage, stages[stage], *layers)
         parent = view[stages[stage]]["init_from"]
         if parent == "auto":
             parent = _automatic_parent(stage, [name for name in given if stages[name] == "sft"])
             view[stages[stage]] = {**view[stages[stage]], "init_from": parent}
-        views = {stage: view, **views}
-        stage = parent
+        needed = [(f"{stage}.init_from", parent)] if parent != "base" else []
+        needed += [(key, name) for key, name in referenced_models(view) if name in stages]
+        for key_of_it, name in needed:
+            visit(name, key_of_it, (*after, stage))
+        views[stage] = view
+
+    visit(chosen, "method", ())
     return views
 
 
@@ -154,6 +161,23 @@ def _stage_methods(*layers: Tree) -> dict[str, str]:
                 raise ConfigError(name, problem)
             found[name] = method
     return found
+
+
+def referenced_models(view: Tree) -> list[tuple[str, str]]:
+    """(key, value) of what a stage names as models beside `init_from`: `base`, stages, ids or folders."""
+    found = []
+    for index, entry in enumerate(view["data"]["datasets"]):
+        key = f"{view['stage']}.data.datasets[{index}]"
+        if entry["generate"] is not None:
+            found.append((f"{key}.generate.model", entry["generate"]["model"]))
+        scores = [
+            (place, one["model"])
+            for place, one in enumerate(entry["score"])
+            if isinstance(one, dict) and "model" in one
+        ]
+        found += [(f"{key}.score[{place}].model", model) for place, model in scores]
+    reference = view[view["method"]].get("ref_model_name_or_path")
+    return found + ([(f"{view['stage']}.ref_model_name_or_path", reference)] if reference is not None else [])
 
 
 def _automatic_parent(stage: str, candidates: list[str]) -> str:

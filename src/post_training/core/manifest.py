@@ -84,6 +84,13 @@ class Facts(TypedDict, total=False):
     table: list[dict[str, Any]]
     shards: list[File]
     probes: Any
+    # prompts, generate, score, select
+    left_out: int
+    answers: dict[str, int]
+    """Answers by what can become of them: `cut`, `empty`, `usable`, ..."""
+    scores: dict[str, float]
+    """`mean`, and quantiles by their percentage."""
+    mean_characters: dict[str, float]
     # train, export
     steps: int
     final_checkpoint: str

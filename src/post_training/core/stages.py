@@ -25,6 +25,13 @@ class StageKind:
     version: int
     folder: str
     is_result: bool = True
+    resumes: bool = False
+    """Whether a job beside the ranks' stops at Slurm's warning and continues in the next one."""
+
+    @property
+    def stops_on_request(self) -> bool:
+        """Whether it saves and ends at a signal."""
+        return self.place == "ranks" or self.resumes
 
     @property
     def on_gpu(self) -> bool:
@@ -40,6 +47,11 @@ STAGES: dict[str, StageKind] = {
         StageKind("build_model", "post_training.models.build", "cpu", 1, "models"),
         StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed"),
         StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered"),
+        StageKind("prompts", "post_training.on_policy.prompts", "cpu", 1, "data/prompts"),
+        StageKind("generate", "post_training.on_policy.generate", "gpu", 1, "data/generated", resumes=True),
+        StageKind("score", "post_training.on_policy.score", "cpu", 1, "data/scored", resumes=True),
+        StageKind("score_model", "post_training.on_policy.score", "gpu", 1, "data/scored_by_model", resumes=True),
+        StageKind("select", "post_training.on_policy.select", "cpu", 1, "data/selected"),
         StageKind("tokenize", "post_training.data.tokenize", "cpu", 3, "data/tokenized"),
         StageKind("mix", "post_training.data.mix", "cpu", 3, "data/mixed"),
         StageKind("preflight", "post_training.preflight", "local", 1, "preflight", is_result=False),

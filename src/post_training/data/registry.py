@@ -1,6 +1,6 @@
-"""Transforms and chat templates by name, found by reading files, not by importing them.
+"""Transforms, rewards and chat templates by name, found by reading files, not by importing them.
 
-A transform's identity is its source: the function and whatever else its module says at top level
+A transform's (or reward's) identity is its source: the function and whatever else its module says at top level
 (helpers, constants, imports), the modules beside it that it imports, but not the module's other transforms. Comments
 and formatting do not count.
 """
@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 TRANSFORMS = PACKAGE / "data" / "transforms"
+REWARDS = PACKAGE / "rewards"
 CHAT_TEMPLATES = PACKAGE / "chat_templates"
 OWN_TEMPLATE = "tokenizer"
 """`data.chat_template` for the template that comes with the model."""
@@ -25,17 +27,19 @@ OWN_TEMPLATE = "tokenizer"
 
 @dataclass(frozen=True)
 class TransformSource:
-    """Where a transform is defined."""
+    """Where a transform or a reward is defined."""
 
     name: str
     file: Path
+    decorator: str = "register_transform"
+    """Or `register_reward`."""
 
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the text that decides its results."""
         tree = _parsed(self.file)
-        named = {node: name for node in tree.body if (name := _registered_name(node))}
-        own = [ast.dump(node) for node, name in named.items() if name == self.name]
+        named = {node: found for node in tree.body if (found := _registered(node))}
+        own = [ast.dump(node) for node, found in named.items() if found == (self.decorator, self.name)]
         shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
         shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(self.file, tree, {self.file})]
         return hashlib.sha256("\n".join([*own, *shared]).encode()).hexdigest()
@@ -55,15 +59,31 @@ class TransformSource:
         return next(
             node
             for node in _parsed(self.file).body
-            if isinstance(node, ast.FunctionDef) and _registered_name(node) == self.name
+            if isinstance(node, ast.FunctionDef) and _registered(node) == (self.decorator, self.name)
         )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of its decorator, such as `place` of a reward."""
+        calls = [found for found in self.function.decorator_list if isinstance(found, ast.Call)]
+        keywords = [keyword for call in calls for keyword in call.keywords]
+        return {str(k.arg): k.value.value for k in keywords if isinstance(k.value, ast.Constant)}
 
 
 def transform_names(modules: list[str]) -> dict[str, TransformSource]:
     """All transforms: the shipped ones and those of the user's modules."""
-    files = [*sorted(TRANSFORMS.glob("[!_]*.py")), *map(_module_file, modules)]
-    found = [(node, file) for file in files for node in _parsed(file).body]
-    return {name: TransformSource(name, file) for node, file in found if (name := _registered_name(node))}
+    return _names(TRANSFORMS, modules, "register_transform")
+
+
+def reward_names(modules: list[str]) -> dict[str, TransformSource]:
+    """All rewards: the shipped ones and those of the user's modules."""
+    return _names(REWARDS, modules, "register_reward")
+
+
+def _names(folder: Path, modules: list[str], decorator: str) -> dict[str, TransformSource]:
+    files = [*sorted(folder.glob("[!_]*.py")), *map(_module_file, modules)]
+    found = [(_registered(node), file) for file in files for node in _parsed(file).body]
+    return {one[1]: TransformSource(one[1], file, decorator) for one, file in found if one and one[0] == decorator}
 
 
 def find_transform(name: str, modules: list[str], key: str) -> TransformSource:
@@ -186,7 +206,7 @@ def _imports(file: Path, tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
 def _roots(file: Path) -> list[Path]:
     """Folders in which Python looks for what a module imports: its own, and that of the outermost package around it."""
     outer = file.parent
-    while file.parent != TRANSFORMS and (outer / "__init__.py").is_file():
+    while file.parent not in (TRANSFORMS, REWARDS) and (outer / "__init__.py").is_file():
         outer = outer.parent
     return list(dict.fromkeys([file.parent, outer]))
 
@@ -202,14 +222,14 @@ def _files_of(root: Path, file: Path, module: str, names: list[str]) -> list[Pat
     return [path for path in (*modules, *packages) if path.is_file()]
 
 
-def _registered_name(node: ast.stmt) -> str | None:
+def _registered(node: ast.stmt) -> tuple[str, str] | None:
+    """Decorator and name of a transform or reward."""
     for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else []:
         match decorator:
-            case ast.Call(
-                func=ast.Name(id="register_transform") | ast.Attribute(attr="register_transform"),
-                args=[ast.Constant(value=name), *_],
+            case ast.Call(func=ast.Name(id=found) | ast.Attribute(attr=found), args=[ast.Constant(value=name), *_]) if (
+                found in ("register_transform", "register_reward")
             ):
-                return str(name)
+                return found, str(name)
     return None
 
 

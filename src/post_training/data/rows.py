@@ -16,6 +16,8 @@ import orjson
 
 from post_training.data import shapes
 
+PROMPTS = "prompts"
+"""In place of a shape: rows that a model is to answer."""
 ROLES = ("system", "user", "assistant", "tool")
 _FOLLOWS = {
     (None, "system"), (None, "user"), ("system", "user"), ("assistant", "user"), ("user", "assistant"),
@@ -64,9 +66,11 @@ class Rules:
 
 
 def checker(shape: str) -> Callable[[dict[str, Any], Rules], dict[str, Any]]:
-    """The check of a transformed row of a shape, or of `any` (by its columns): gives the row, or raises InvalidRow."""
+    """The check of a transformed row of a shape, of `any` (by its columns), or of `prompts`: gives the row, or raises InvalidRow."""
     if shape == "any":
         return _check_any
+    if shape == PROMPTS:
+        return _check_prompt
     validate: Callable[[dict[str, Any], Rules], dict[str, Any]] = shapes.load(shape).validate
     return validate
 
@@ -76,6 +80,29 @@ def _check_any(row: dict[str, Any], rules: Rules) -> dict[str, Any]:
     if shape == "unpaired":
         raise InvalidRow("not_comparable", "an evaluation measures conversations and pairs, not answers with a label")
     return checker(shape)(row, rules)
+
+
+def _check_prompt(row: dict[str, Any], _: Rules) -> dict[str, Any]:
+    """`{"prompt": [...], "columns": {...}}`: the turns up to the user's last one, and whatever else the row has.
+
+    What the assistant answers there is the column `answer`, unless the row has one; of answers only their text is kept.
+    """
+    key = "prompt" if "prompt" in row else "messages"
+    found = turns(row, key)
+    size = next((index for index in range(len(found), 0, -1) if found[index - 1]["role"] == "user"), 0)
+    if not size:
+        raise InvalidRow("no_user_turn")
+    check_order(found[:size])
+    columns = {name: _text_of(value) for name, value in row.items() if name not in (key, "tools")}
+    if size < len(found):
+        columns.setdefault("answer", found[size]["content"])
+    return {"prompt": found[:size], **check_tools(row), "columns": columns}
+
+
+def _text_of(value: Any) -> Any:
+    """The text of an answer's messages; anything else as it is."""
+    is_answer = isinstance(value, list) and value and all(isinstance(one, dict) and "role" in one for one in value)
+    return value[-1].get("content") if is_answer else value
 
 
 def turns(row: dict[str, Any], key: str) -> list[Message]:

@@ -3,7 +3,7 @@
 Conversations: the last assistant turn is generated greedily and compared with the one in the data.
 Preferences: correct when the chosen answer has the higher log-probability, summed over its tokens.
 Held-out examples of a mix: the mean loss of a trained token, and of pairs the same as of preferences.
-Prompts: answered greedily, without a score.
+Prompts: answered greedily, without a score; those of a dataset with `score` with the mean of its rewards.
 """
 
 import json
@@ -22,6 +22,7 @@ from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.evaluation.prompts import PROMPTS, read_prompts
+from post_training.evaluation.rewarded import load_rewards, rewarded
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer
@@ -62,15 +63,20 @@ def run(task: Task) -> None:
     for name in (name for name in task.inputs if name != "model" and not name.startswith(HELD_OUT)):
         rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
         rows_in += len(rows)
-        asked = [row for row in map(up_to_last_answer, rows) if row]
-        kept = [row for row in asked if evaluator.fits(row)]
+        rewards = load_rewards(task, name)
+        asked = rows if rewards else [row for row in map(up_to_last_answer, rows) if row]
+        kept = [row for row in asked if (evaluator.leaves_room(row["prompt"]) if rewards else evaluator.fits(row))]
         dropped["no answer in the row"] += len(rows) - len(asked)
         dropped[_TOO_LONG] += len(asked) - len(kept)
         if not kept:
             raise UserError(
                 f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
             )
-        results[name], found = evaluator.preferences(kept) if "chosen" in kept[0] else evaluator.answers(kept)
+        if rewards:
+            answered_rows = evaluator.open_answers([{"messages": row["prompt"]} for row in kept])
+            results[name], found = rewarded(kept, answered_rows, rewards)
+        else:
+            results[name], found = evaluator.preferences(kept) if "chosen" in kept[0] else evaluator.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]
         print(f"evaluate: {name}: {json.dumps(results[name])}", flush=True)
     if "prompts" in task.config:

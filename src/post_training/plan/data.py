@@ -1,5 +1,6 @@
 """Stages from validated rows to the sequences that a trainer reads: filter, tokenize, mix."""
 
+from collections.abc import Callable
 from typing import Any
 
 from post_training import methods
@@ -7,6 +8,7 @@ from post_training.config import batch
 from post_training.config.names import dataset_name
 from post_training.core.errors import require
 from post_training.plan.filters import Filters
+from post_training.plan.on_policy import is_generated
 from post_training.plan.sources import Sources
 from post_training.plan.stage import Stage
 
@@ -14,8 +16,8 @@ from post_training.plan.stage import Stage
 class DataStages(Sources):
     """Adds data stages to a plan."""
 
-    def mix(self, view: dict[str, Any], model: Stage) -> Stage:
-        """The rows that a stage trains on."""
+    def mix(self, view: dict[str, Any], model: Stage, generated: Callable[..., Stage]) -> Stage:
+        """The rows that a stage trains on; `generated` plans those that a model writes."""
         method, name_of_stage, data = view["method"], view["stage"], view["data"]
         module = methods.load(method)
         inputs: dict[str, Stage] = {}
@@ -27,7 +29,8 @@ class DataStages(Sources):
             require(name not in names, f"{key}.name", f"{name!r} is used twice; give each dataset its own name")
             names.append(name)
             amount = _amount(entry, key)
-            rows = filters.filter(self.transform(entry, view, key, module.ROWS), name, amount != {"weight": 0})
+            made = generated if is_generated(entry) else self.transform
+            rows = filters.filter(made(entry, view, key, module.ROWS), name, amount != {"weight": 0})
             tokenized = self.tokenize(rows, view, model)
             if amount != {"weight": 0}:
                 inputs[name] = tokenized

@@ -11,9 +11,11 @@ from post_training.config.load import Pipeline
 from post_training.config.names import dataset_name
 from post_training.core.errors import ConfigError, require
 from post_training.core.locate import files_below
+from post_training.data.rows import PROMPTS as PROMPTS_SHAPE
 from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.plan.data import DataStages
 from post_training.plan.graph import Graph, Plan
+from post_training.plan.on_policy import Reward, rewards_of
 from post_training.plan.stage import Stage
 
 _LM_EVAL = "evaluation.lm_eval"
@@ -24,9 +26,13 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     view = plan.pipeline.last
     models = {"base": base_model, **plan.exported}
     inputs: dict[str, Stage] = {}
+    scores: dict[str, list[Reward]] = {}
     for index, entry in enumerate(view["evaluation"]["datasets"]):
         key = f"evaluation.datasets[{index}]"
-        inputs[dataset_name(entry, key)] = data.transform(entry, view, key, "any")
+        name = dataset_name(entry, key)
+        if entry["score"]:
+            scores[name] = _rewards(entry["score"], view, f"{key}.score")
+        inputs[name] = data.transform(entry, view, key, PROMPTS_SHAPE if entry["score"] else "any")
     for name, mixed in plan.mixed.items():
         if mixed.config["eval_fraction"] or any(part.startswith("eval:") for part in mixed.inputs):
             inputs[f"held-out {name}"] = mixed
@@ -35,7 +41,7 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
         require(PROMPTS not in inputs, "evaluation.datasets", f"the name {PROMPTS!r} is that of evaluation.prompts")
     if inputs or prompts is not None:
         for name, model in models.items():
-            plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs, data))
+            plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs, scores, data))
     _add_lm_eval(plan, data, models)
     graph = {**{f"train_{name}": stage for name, stage in plan.trained.items()}}
     graph |= {f"export_{name}": stage for name, stage in plan.exported.items()}
@@ -45,11 +51,36 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     plan.report = plan.add(Stage("report", label, config={}, inputs=graph))
 
 
-def _evaluation(pipeline: Pipeline, name: str, model: Stage, rows: dict[str, Stage], data: DataStages) -> Stage:
+def _rewards(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:
+    found = rewards_of(entries, view, key)
+    for index, reward in enumerate(found):
+        needs = any(parameter.arg == "model" for parameter in reward.parameters)
+        require(
+            not needs,
+            f"{key}[{index}].reward",
+            f"{reward.name} needs a model of its own; an evaluation has rewards without one",
+        )
+    return found
+
+
+def _evaluation(
+    pipeline: Pipeline,
+    name: str,
+    model: Stage,
+    rows: dict[str, Stage],
+    scores: dict[str, list[Reward]],
+    data: DataStages,
+) -> Stage:
     view = pipeline.last
     config = {key: view["evaluation"][key] for key in ("max_samples", "max_new_tokens")}
     config["chat_template"] = data.files.chat_template(view["data"]["chat_template"])
-    runtime = {"batch_size": view["evaluation"]["batch_size"]}
+    runtime: dict[str, Any] = {"batch_size": view["evaluation"]["batch_size"]}
+    if scores:
+        config["score"] = {
+            dataset: [[one.source.name, one.source.digest, one.arguments, one.weight] for one in rewards]
+            for dataset, rewards in scores.items()
+        }
+        runtime["score"] = {dataset: [str(one.source.file) for one in rewards] for dataset, rewards in scores.items()}
     if view["evaluation"]["prompts"] is not None:
         prompts = Path(view["evaluation"]["prompts"]).expanduser()
         config["prompts"], runtime["prompts"] = data.files.checked(prompts, read_prompts), str(prompts)

@@ -33,7 +33,8 @@ class Plan:
     """The last name -> its model on the Hub, where that is asked for."""
     report: Stage | None = None
     preflights: dict[str, Stage] = field(default_factory=dict)
-    """By place, `local` or `slurm`: what must have passed there before a GPU rule starts; runs on the same data share it."""
+    """By place, `local` or `slurm`: what must have passed there before a GPU rule starts; runs on the same data share it. That of a
+    training on what a trained model wrote is `local NAME` or `slurm NAME`."""
     probes: dict[str, Stage] = field(default_factory=dict)
     """Name of a stage -> a few steps of it on one device."""
 
@@ -56,6 +57,11 @@ class Plan:
             ):
                 return self.pipeline.views[name]
         return self.pipeline.last
+
+    def name_of(self, stage: Stage) -> str:
+        """The name of the training that a stage is of, itself or its reference; of any other stage, the last one."""
+        own = (name for name, trained in self.trained.items() if stage in (trained, trained.inputs.get("reference")))
+        return next(own, self.pipeline.stages[-1])
 
     def links(self) -> dict[str, str]:
         """Name of each link below the base -> the run directory that it leads to."""

@@ -1,5 +1,6 @@
 """Configuration -> plan: training, and what it is made from and makes, stage by stage."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from post_training.plan.evaluation import add_comparison, add_evaluations
 from post_training.plan.files import Files
 from post_training.plan.graph import Graph, Plan
 from post_training.plan.models import ModelStages, model_label
+from post_training.plan.on_policy import OnPolicy
 from post_training.plan.preflight import add_preflights, add_probes
 from post_training.plan.publication import add_publication, check_publish, check_repositories
 from post_training.plan.stage import Export, Stage
@@ -114,6 +116,7 @@ class _Planner:
         self.views = plan.pipeline.views
         self.models = ModelStages(plan.add, files)
         self.data = DataStages(plan.add, files)
+        self.on_policy = OnPolicy(plan, self.data, self.models)
         self.base_model: Stage | None = None
 
     def add_stage(self, name: str) -> None:
@@ -127,7 +130,8 @@ class _Planner:
             self._check_same_as_parent(name, parent)
             start = self.plan.exported[parent]
         assert self.base_model is not None
-        mixed = self.plan.mixed[name] = self.data.mix(view, self.base_model)
+        generated = partial(self.on_policy.rows, base_model=self.base_model)
+        mixed = self.plan.mixed[name] = self.data.mix(view, self.base_model, generated)
         inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
         train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
         runtime = {"max_shard_size": view["export"]["max_shard_size"]}
@@ -139,7 +143,9 @@ class _Planner:
         method = view["method"]
         name, key = view[method].get("ref_model_name_or_path"), f"{view['stage']}.ref_model_name_or_path"
         other = {**view["model"], "name_or_path": name, "revision": None, "from_scratch": None}
-        model = self.models.model(other, view["offline"], key) if name is not None else None
+        model = self.plan.exported.get(name) if name is not None else None
+        if model is None and name is not None:
+            model = self.models.model(other, view["offline"], key)
         decides = getattr(methods.load(method), "stored_reference", lambda _: None)(view)
         if decides is None:
             return {"reference_model": model} if model else {}

@@ -19,17 +19,20 @@ _NOT_CHECKED = ("run_name", "evaluation", "export", "debug", "logging", "publish
 
 def add_preflights(graph: Graph) -> None:
     """A preflight for either place, of all runs whose data and models are the same: a process spends seconds on its imports,
-    and then little on each run of a sweep."""
-    groups: dict[tuple[str, ...], list[Plan]] = {}
+    and then little on each run of a sweep. A training on what a trained model wrote has one of its own, made when that is there."""
+    groups: dict[tuple[str, ...], list[tuple[Plan, list[str]]]] = {}
     for plan in graph.plans.values():
-        alike = tuple(f"{name} {stage.directory}" for name, stage in _inputs(plan).items())
-        groups.setdefault(alike, []).append(plan)
-    for plans in groups.values():
-        inputs, label = _inputs(plans[0]), list(plans[0].trained.values())[-1].label
+        for names in _together(plan):
+            alike = tuple(f"{name} {stage.directory}" for name, stage in _inputs(plan, names).items())
+            groups.setdefault(alike, []).append((plan, names))
+    for members in groups.values():
+        first, own_names = members[0]
+        inputs, label = _inputs(first, own_names), first.trained[own_names[-1]].label
         trainings: dict[str, dict[str, Any]] = {}
         views: dict[str, dict[str, Any]] = {}
-        for plan in plans:
-            for name, trained in plan.trained.items():
+        for plan, names in members:
+            for name in names:
+                trained = plan.trained[name]
                 own = {
                     "run": trained.directory, "stage": name, "pipeline": trained.runtime["pipeline"], "names": [],
                 }  # fmt: skip
@@ -39,14 +42,17 @@ def add_preflights(graph: Graph) -> None:
             checked = digest({directory: _checked_part(view, place) for directory, view in views.items()})
             config = {"place": place, "trainings": checked}
             stage = Stage("preflight", label, config, inputs, runtime={"trainings": list(trainings.values())})
-            for plan in plans:
-                plan.preflights[place] = plan.add(stage)
+            for plan, names in members:
+                one = plan.add(stage)
+                plan.preflights[f"{place} {names[0]}" if _needs_training(plan.mixed[names[0]]) else place] = one
 
 
 def add_probes(plan: Plan) -> None:
-    """A probe of each stage on one device."""
-    inputs = _inputs(plan)
-    for name, view in plan.pipeline.views.items():
+    """A probe of each stage on one device; of none on what a trained model wrote, which a probe would have to wait for."""
+    first = _together(plan)[0]
+    inputs = _inputs(plan, first)
+    for name in first:
+        view = plan.pipeline.views[name]
         own = {part.split()[-1]: stage for part, stage in inputs.items() if part.split()[0] == name}
         config = {"steps": view["preflight"]["probe_steps"], "view": digest(_checked_part(view, SLURM))}
         runtime = {"pipeline": plan.trained[name].runtime["pipeline"]}
@@ -55,12 +61,24 @@ def add_probes(plan: Plan) -> None:
         plan.probes[name] = plan.add(probe)
 
 
-def _inputs(plan: Plan) -> dict[str, Stage]:
-    """What is there before the first training: model, data and another reference model of each stage."""
+def _together(plan: Plan) -> list[list[str]]:
+    """Names of the trainings whose data are there before any training, and then each of the others alone."""
+    alone = [name for name in plan.trained if _needs_training(plan.mixed[name])]
+    first = [name for name in plan.trained if name not in alone]
+    return [*([first] if first else []), *([name] for name in alone)]
+
+
+def _needs_training(stage: Stage) -> bool:
+    return stage.kind == "train" or any(map(_needs_training, stage.inputs.values()))
+
+
+def _inputs(plan: Plan, names: list[str]) -> dict[str, Stage]:
+    """What is there before these trainings: model, data and another reference model of each."""
     inputs: dict[str, Stage] = {}
-    for name, trained in plan.trained.items():
+    for name in names:
+        trained = plan.trained[name]
         inputs |= {f"{name} model": _base_model(trained), f"{name} data": plan.mixed[name]}
-        if "reference_model" in trained.inputs:
+        if "reference_model" in trained.inputs and trained.inputs["reference_model"].kind != "export":
             inputs[f"{name} reference_model"] = trained.inputs["reference_model"]
     return inputs
 
@@ -76,9 +94,17 @@ def _base_model(trained: Stage) -> Stage:
 def _checked_part(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
     kept["data"] = {key: value for key, value in view["data"].items() if key not in ("num_proc", "filters")}
+    kept["data"]["datasets"] = [_without_unused(entry) for entry in kept["data"]["datasets"]]
     kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid
     # A probe is the same for every seed.
     kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
     if view["deepspeed"]["config_path"] is not None:
         kept["deepspeed"] = merged_config(view["deepspeed"])  # a file is what it says
     return kept | {"report_to": view["logging"]["report_to"]}
+
+
+def _without_unused(entry: dict[str, Any]) -> dict[str, Any]:
+    """A dataset without the keys of generated ones where it has none, so that finished preflights stay valid."""
+    return {
+        key: value for key, value in entry.items() if key not in ("prompts", "generate", "score", "select") or value
+    }

@@ -18,6 +18,7 @@ MEASURES = {
     "exact_match": ("exact_match", "exact match"),
     "preference": ("accuracy", "preference accuracy"),
     "loss": ("loss", "loss per token"),
+    "reward": ("reward", "mean reward"),
 }
 _ANSWERS = 2
 _LONGEST = 160

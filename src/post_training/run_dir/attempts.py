@@ -40,6 +40,8 @@ _UNRECORDED = {
 _ENDED_WITHOUT_RECORD = ("lost: ended without a record (killed, or its node failed)", True)
 # Why an attempt ended; anything else is a failure.
 DONE, WALL_TIME, STOPPED, CANCELLED, OWNED = "done", "wall time", "stopped", "cancelled", "owned by another job"
+# Files of stages beside training that a job continues.
+_LINES = ("answers.jsonl", "scores.jsonl")
 # First words of each attempt's output, in files that all attempts of a job append to.
 START = "post-training: attempt "
 
@@ -111,9 +113,12 @@ def epoch_seconds(text: str | None) -> float | None:
 
 
 def safe_steps(directory: Path) -> int:
-    """Steps of the newest complete checkpoint; shards of a reference; 0 for stages without either."""
+    """Steps of the newest complete checkpoint; shards of a reference; lines of answers or scores; 0 for other stages."""
     newest = newest_complete(directory / "checkpoints").chosen
-    return newest.step if newest else sum(1 for _ in directory.glob("shards/*.npy"))
+    if newest:
+        return newest.step
+    lines = sum(path.read_bytes().count(b"\n") for path in map(directory.joinpath, _LINES) if path.is_file())
+    return lines or sum(1 for _ in directory.glob("shards/*.npy"))
 
 
 def current(folder: Path) -> Attempt | None:

@@ -193,7 +193,7 @@ def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[s
         ("time", f"{minutes // 60:02}:{minutes % 60:02}:00"),
         ("constraint", found.get("constraint")),
         # Without `B:`, so that it reaches the ranks and not the batch script.
-        ("signal", f"USR1@{slurm['signal_time_seconds']}" if STAGES[kind].place == "ranks" else None),
+        ("signal", f"USR1@{slurm['signal_time_seconds']}" if STAGES[kind].stops_on_request else None),
     ]
     words = [f"--{name}={value}" for name, value in named if value]
     if slurm["requeue"] is not None:

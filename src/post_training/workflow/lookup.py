@@ -16,7 +16,7 @@ from post_training.config import batch
 from post_training.core.errors import UserError
 from post_training.core.stages import STAGES, Place
 from post_training.core.task import Task, task_file
-from post_training.plan import Graph, Plan, Stage
+from post_training.plan import Graph, Stage
 from post_training.plan.preflight import LOCAL, SLURM
 from post_training.run_dir import predictions
 from post_training.slurm import placement
@@ -83,7 +83,7 @@ class Lookup:
                 return []
             if self.is_main():
                 self._check(stage)
-            return [ancient(path) for path in self.manifests(self._preflight(self.graph.plan_of(stage)))]
+            return [ancient(path) for path in self.manifests(self._preflight(stage))]
 
         return _signed(function)
 
@@ -96,8 +96,9 @@ class Lookup:
         return []
 
     def preflights(self, wildcards: Any) -> list[str]:
-        """Input function of the target `preflight`."""
-        return list(dict.fromkeys(self.manifests(*map(self._preflight, self.graph.plans.values()))))
+        """Input function of the target `preflight`: all that need no training first."""
+        found = (plan.preflights.get(self._place) for plan in self.graph.plans.values())
+        return list(dict.fromkeys(self.manifests(*found)))
 
     def task(self, wildcards: Any, output: Any) -> str:
         """The file that tells a job what to do. The argument `output` makes Snakemake leave it untracked."""
@@ -145,7 +146,7 @@ class Lookup:
         base, stage = found
         if STAGES[stage.kind].place != "ranks":
             return stage.task(base)
-        checked = base / self._preflight(self.graph.plan_of(stage)).directory / predictions.FILE
+        checked = base / self._preflight(stage).directory / predictions.FILE
         override = {"override": self._session} if self.overrides else {}
         return stage.task(base, slurm=self.on_slurm(), preflight=str(checked), **override)
 
@@ -199,9 +200,14 @@ class Lookup:
 
         self.announce(f"{view['stage']}: {_or_exit(described)}")
 
-    def _preflight(self, plan: Plan) -> Stage:
-        """The preflight that covers a run, for the place where the GPU rules of this invocation run."""
-        return plan.preflights[SLURM if self.on_slurm() else LOCAL]
+    @property
+    def _place(self) -> str:
+        return SLURM if self.on_slurm() else LOCAL
+
+    def _preflight(self, stage: Stage) -> Stage:
+        """The preflight that covers a stage of `ranks`, for the place where the GPU rules of this invocation run."""
+        plan = self.graph.plan_of(stage)
+        return plan.preflights.get(f"{self._place} {plan.name_of(stage)}") or plan.preflights[self._place]
 
     def _stage(self, kind: str, wildcards: Any) -> Stage:
         (name,) = wildcards
@@ -233,6 +239,9 @@ def _role(kind: str, name: str) -> str:
             return "held_out" if name.startswith("eval:") else "datasets"
         case "filter":
             return name.partition(":")[0]
+        case "score" | "score_model" | "select":
+            kind_of_input = name.partition(" ")[0]
+            return {"prompts": "answers", "score": "scores"}.get(kind_of_input, kind_of_input)
         case "preflight" | "preflight_probe":
             return name.split()[-1]
         case "evaluate":

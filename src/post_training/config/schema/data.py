@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from post_training.config.schema.on_policy import GenerateConfig, PromptsConfig, SelectConfig
+
 
 @dataclass
 class DatasetConfig:
@@ -29,6 +31,15 @@ class DatasetConfig:
     """Held-out rows: another split, or beside a local file another path. None of them is trained on in any dataset."""
     transform: Any = "messages"
     """Name of a transform, or `{name: ..., argument: value}`."""
+    prompts: PromptsConfig | None = None
+    """Instead of `path`: prompts, which `generate.model` answers."""
+    generate: GenerateConfig | None = None
+    """Who answers them, and how."""
+    score: list[Any] = field(default_factory=list)
+    """Rewards of the answers, `{reward: NAME, weight: 1.0, argument: value}` each; an answer's score is their weighted sum. Of
+    an evaluation dataset: rewards of the greedy answers, in place of exact match."""
+    select: SelectConfig | None = None
+    """Which of the scored answers become rows. Null = its defaults."""
 
 
 @dataclass
@@ -78,7 +89,7 @@ class DataConfig:
     """Share of each dataset's rows that is held out, chosen by content, where it has no `eval_split`. Equal rows (pairs of
     one prompt) are held out together, in every dataset."""
     transform_modules: list[str] = field(default_factory=list)
-    """Your own transforms: `.py` files or importable modules that call `register_transform`."""
+    """Your own transforms and rewards: `.py` files or importable modules that call `register_transform` or `register_reward`."""
     max_reject_fraction: float = 0.05
     """Share of a dataset's rows that may be rejected before its job fails."""
     strict: bool = False

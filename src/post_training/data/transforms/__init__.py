@@ -69,17 +69,13 @@ def register_transform(
     return register
 
 
-def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transform:
-    """The transform of that name from its source file, ready to be called with a row alone.
-
-    Raises DataError when the file cannot be imported or does not take the arguments.
-    """
-    module_name = f"_post_training_transform_{file.stem}"
+def import_source(file: Path, kind: str) -> None:
+    """Import a file by its path, so that it registers what it defines. Raises DataError when that fails."""
+    module_name = f"_post_training_{kind}_{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise DataError(f"{file}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
-    _registered.clear()  # of another file, or of this one as it was before an edit
     sys.modules[module_name] = module  # dataclasses and pickle look for their module there
     # A module may import its neighbours, as it would when run from its own folder.
     sys.path.insert(0, str(file.parent.resolve()))
@@ -91,6 +87,15 @@ def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transfor
         raise DataError(f"{file}: importing it failed: {type(error).__name__}: {error}") from None
     finally:
         sys.path.pop(0)
+
+
+def load_transform(name: str, file: Path, arguments: dict[str, Any]) -> Transform:
+    """The transform of that name from its source file, ready to be called with a row alone.
+
+    Raises DataError when the file cannot be imported or does not take the arguments.
+    """
+    _registered.clear()  # of another file, or of this one as it was before an edit
+    import_source(file, "transform")
     function, keys = _registered.get(name, (None, None))
     if function is None:
         raise DataError(f"{file}: does not register a transform named {name!r}")

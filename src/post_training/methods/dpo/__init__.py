@@ -33,7 +33,7 @@ class Config:
     reference: str = "stored"
     """`stored` = a stage of its own computes the reference model's log-probabilities, shared by every beta, loss and learning rate, and training holds one model. `online` = it holds both."""
     ref_model_name_or_path: str | None = None
-    """Another reference model, id or folder. Null = the model that this stage starts from."""
+    """Another reference model: an earlier stage, an id or a folder. Null = the model that this stage starts from."""
     reference_batch_size: int | None = None
     """Pairs that a device holds at a time in that stage. Null = `training.per_device_train_batch_size`. Never makes stale."""
     max_seq_length: int = 2048

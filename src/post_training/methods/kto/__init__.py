@@ -32,7 +32,7 @@ class Config:
     undesirable_weight: float = 1.0
     """Weight of the loss of undesirable answers."""
     ref_model_name_or_path: str | None = None
-    """Another reference model, id or folder. Null = the model that this stage starts from."""
+    """Another reference model: an earlier stage, an id or a folder. Null = the model that this stage starts from."""
     max_seq_length: int = 2048
     """Tokens of prompt plus answer; longer rows are dropped and counted."""
 

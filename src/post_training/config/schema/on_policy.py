@@ -1,0 +1,71 @@
+"""Datasets that a model of the pipeline writes: prompts, answers, scores, selection."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class PromptsConfig:
+    """What is asked. One of `path` and `dataset`."""
+
+    path: Any = ""
+    """Files or Hugging Face dataset id, as the `path` of a dataset."""
+    dataset: str | None = None
+    """Instead of `path`: name of a dataset of this pipeline. Each row is asked up to its last user turn; prompts of rows that
+    its stage holds out are left out."""
+    subset: str | None = None
+    """Configuration name of a Hub dataset."""
+    split: str = "train"
+    """As of a dataset: `train[:1%]`, `train[100:200]`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    transform: Any = "prompt"
+    """Transform of the rows; `prompt` keeps the columns beside the prompt, which rewards may read."""
+    rows: int | None = None
+    """How many prompts, chosen by content. Null = all."""
+    seed: int = 0
+    """Seed of that choice."""
+
+
+@dataclass
+class GenerateConfig:
+    """Answers of a model to the prompts."""
+
+    model: str = ""
+    """`base` = the model that the pipeline starts from, the name of a stage = its exported model, or another model's id or
+    folder, which is asked in its own chat template."""
+    n: int = 4
+    """Answers to each prompt."""
+    temperature: float = 1.0
+    """0 = greedy, with `n: 1`."""
+    top_p: float = 1.0
+    """Sample from the most probable tokens that together have this probability."""
+    top_k: int = 0
+    """Sample from this many tokens. 0 = all."""
+    max_new_tokens: int = 512
+    """Longest answer; longer ones are cut, which `select.cut` handles."""
+    seed: int = 0
+    """Seed of the answers: each has a random generator of its own, from this seed, its prompt and its number."""
+    shards: int = 1
+    """Jobs that the work is divided among; a shard is one GPU. Never makes a finished dataset stale."""
+    batch_size: int = 64
+    """Answers that are generated at a time; halved where they do not fit the memory. Never makes stale."""
+
+
+@dataclass
+class SelectConfig:
+    """Scored answers -> rows of the method: pairs for preferences, conversations for SFT, labels for KTO."""
+
+    pairs: str = "best_worst"
+    """Pairs: `best_worst` score of a prompt, `best_random` = the best with any that is worse, `all_ordered` = every two with a
+    better one."""
+    min_margin: float = 0.0
+    """Pairs: smallest difference of the scores; equal scores never make a pair."""
+    best: int | None = None
+    """Conversations: how many of a prompt's best answers. Null = 1, or with `threshold` all."""
+    threshold: float | None = None
+    """Conversations: lowest score. Labels: from this score on an answer is desirable."""
+    cut: str = "drop"
+    """Answers without an end, cut by `max_new_tokens`: `drop` or `keep`."""
+    seed: int = 0
+    """Seed of `best_random`."""

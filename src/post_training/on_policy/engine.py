@@ -1,0 +1,136 @@
+"""The engine `transformers`: sampled answers in padded batches, each from a random generator of its own."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from post_training.core.errors import DataError, UserError
+from post_training.data.tokens.chat_template import resolve_template
+from post_training.models.files import stop_tokens
+from post_training.models.loading import generate, load_for_inference, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is wanted."""
+
+    ids: Ids
+    """The prompt as the model reads it."""
+    stream: str
+    """What its random numbers follow from: prompt and sample."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer."""
+
+    text: str
+    tokens: int
+    ended: bool
+    """Whether with a stop token, and not cut by `max_new_tokens`."""
+
+
+class Engine:
+    """A model that answers.
+
+    Args:
+        folder: of the model.
+        template: text of the chat template; None = the tokenizer's own.
+        sampling: `temperature`, `top_p`, `top_k`, `max_new_tokens`, `seed`.
+        trust_remote_code: of the model.
+    """
+
+    def __init__(self, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> None:
+        self.sampling, self.max_new_tokens = sampling, int(sampling["max_new_tokens"])
+        self.model = load_for_inference(folder, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(folder, trust_remote_code)
+        self.template = self.tokenizer.chat_template if template is None else resolve_template(template, folder)
+        if not self.template:
+            raise DataError(
+                f"generate.model: the tokenizer in {folder} has no chat template to ask it in; choose another model"
+            )
+        self.stop = stop_tokens(self.tokenizer, self.template)
+        self.longest = getattr(self.model.config, "max_position_embeddings", None) or 1 << 62
+
+    def prompt_ids(self, prompt: list[dict[str, Any]], tools: Any = None) -> Ids:
+        """The prompt as the model reads it. Raises DataError where the template refuses it."""
+        settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True, "tools": tools}
+        try:
+            text = self.tokenizer.apply_chat_template(prompt, **settings)
+        except Exception as error:  # a template may raise anything
+            raise DataError(f"the chat template refuses a prompt: {error}") from None
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def fits(self, ids: Ids) -> bool:
+        """Whether a full answer stays within the model's positions."""
+        return len(ids) + self.max_new_tokens <= self.longest
+
+    def answers(self, requests: list[Request]) -> list[Answer]:
+        """One batch; halved where it does not fit the GPU's memory. Raises UserError where not even one answer fits."""
+        import torch
+
+        try:
+            return self._answers(requests)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(requests) == 1:
+                raise UserError(
+                    f"out of GPU memory with one prompt of {len(requests[0].ids)} tokens: {error}"
+                ) from None
+        torch.cuda.empty_cache()
+        half = len(requests) // 2
+        print(f"generate: {len(requests)} answers at a time do not fit the GPU's memory; trying {half}", flush=True)
+        return self.answers(requests[:half]) + self.answers(requests[half:])
+
+    def _answers(self, requests: list[Request]) -> list[Answer]:
+        prompts, pad = [request.ids for request in requests], self.tokenizer.pad_token_id
+        found = generate(
+            self.model, prompts, self.stop, pad, self.max_new_tokens, processors=self._processors(requests)
+        )
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
+        return [Answer(text, len(ids), ids[-1] in self.stop) for text, ids in zip(texts, found, strict=True)]
+
+    def _processors(self, requests: list[Request]) -> list[Any]:
+        """What chooses the next tokens: Transformers' own filters, then one draw a row. Empty for greedy answers."""
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        sampling = self.sampling
+        if not sampling["temperature"]:
+            return []
+        chosen: list[Any] = [TemperatureLogitsWarper(float(sampling["temperature"]))]
+        chosen += [TopKLogitsWarper(sampling["top_k"])] if sampling["top_k"] else []
+        chosen += [TopPLogitsWarper(sampling["top_p"])] if sampling["top_p"] < 1 else []
+        draws = np.stack([uniforms(sampling["seed"], request.stream, self.max_new_tokens) for request in requests])
+        return [*chosen, partial(_draw, draws, max(len(request.ids) for request in requests))]
+
+
+def uniforms(seed: int, stream: str, count: int) -> npt.NDArray[np.float64]:
+    """`count` numbers in [0, 1), float64, of a generator of this answer alone."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def _draw(draws: npt.NDArray[np.float64], width: int, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+    """Logits in which only the drawn token is left: the first whose cumulative probability exceeds the row's number.
+
+    Args:
+        draws: float64 `[batch, max_new_tokens]` in [0, 1).
+        width: tokens of the padded prompts.
+        ids: int64 `[batch, tokens so far]`.
+        scores: float32 `[batch, vocabulary]`.
+    """
+    import torch
+
+    cumulative = torch.softmax(scores, dim=-1).double().cumsum(dim=-1)
+    wanted = torch.from_numpy(draws[:, ids.shape[1] - width]).to(scores.device)[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=scores.shape[-1] - 1)
+    return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)

@@ -1,0 +1,145 @@
+"""Body of the rules `score` and `score_model`: one reward's score of every answer.
+
+An answer without a score has a reason: the reward raised for it, or gave None, NaN or infinity. Such answers never come into
+a row; where no answer has a score, or the reward cannot be loaded, the job fails with one line.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from post_training.core.errors import DataError, UserError, brief
+from post_training.core.progress import Progress
+from post_training.core.task import Task
+from post_training.data.registry import PACKAGE, TransformSource
+from post_training.models import folder as model_folder
+from post_training.on_policy.answers import SCORES, Line, Resumable, read_answers, read_lines, read_prompts
+from post_training.rewards import Reward, load_reward
+from post_training.run_dir.lock import take
+from post_training.run_dir.stop import EXIT_CODES, REQUEST
+
+_BATCH = 256
+QUANTILES = (0, 10, 25, 50, 75, 90, 100)
+"""Percentages at which a manifest has a score's quantiles."""
+
+
+def run(task: Task) -> int:
+    """Write `scores.jsonl` and the manifest. Returns 0, or the exit code of the signal on which it stopped."""
+    with REQUEST, take(task.directory):
+        return _run_owned(task)
+
+
+def _run_owned(task: Task) -> int:
+    prompts, answers = read_prompts(task.inputs["prompts"]), read_answers(task.inputs)
+    keys = list(answers)
+    batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
+    file = Resumable(task.directory / SCORES, batches)
+    if file.rows:
+        print(f"score: resuming after {file.rows:,} of {len(keys):,} answers", flush=True)
+    progress, before, reward = Progress("score", "answers", len(keys)), file.rows, _reward(task)
+    while file.done < len(batches):
+        if REQUEST.wanted:
+            print(f"score: stopped by {REQUEST.wanted.name} after {file.rows:,} of {len(keys):,} answers", flush=True)
+            return EXIT_CODES[REQUEST.wanted]
+        batch = batches[file.done]
+        lines = [answers[key] for key in batch]
+        file.append([*scored(reward, [prompts[line["prompt"]] for line in lines], lines)])
+        progress.update(file.rows - before)
+    _finish(task, read_lines(file.path) if keys else [])
+    return 0
+
+
+def _reward(task: Task) -> Reward:
+    arguments = dict(task.config["arguments"])
+    if "reward_model" in task.inputs:
+        arguments["model"] = str(model_folder(task.inputs["reward_model"]))
+    return load_reward(task.config["reward"], Path(task.runtime["file"]), arguments | task.runtime["arguments"])
+
+
+def scored(reward: Reward, prompts: list[Line], lines: list[Line]) -> Iterator[Line]:
+    """A line of `scores.jsonl` for each answer; one by one where the reward raises for all of them together."""
+    found: list[Any]
+    try:
+        found = reward(
+            [p["prompt"] for p in prompts], [line["answer"] for line in lines], [p["columns"] for p in prompts]
+        )
+    except Exception as error:  # a reward is anybody's code
+        if isinstance(error, UserError) and not isinstance(error, DataError):
+            raise
+        found = (
+            [_alone(reward, prompt, line) for prompt, line in zip(prompts, lines, strict=True)]
+            if len(lines) > 1
+            else [error]
+        )
+    for line, value in zip(lines, found, strict=True):
+        yield {"prompt": line["prompt"], "sample": line["sample"], **_value(value)}
+
+
+def _alone(reward: Reward, prompt: Line, line: Line) -> Any:
+    try:
+        return reward([prompt["prompt"]], [line["answer"]], [prompt["columns"]])[0]
+    except Exception as error:
+        return error
+
+
+def _value(found: Any) -> dict[str, Any]:
+    if isinstance(found, Exception):
+        return {
+            "score": None,
+            "reason": brief(found) if isinstance(found, DataError) else f"{type(found).__name__}: {brief(found)}",
+        }
+    try:
+        number = None if found is None else float(found)
+    except (TypeError, ValueError):
+        return {"score": None, "reason": f"not_a_number: {type(found).__name__}"}
+    if number is None:
+        return {"score": None, "reason": "none"}
+    return {"score": number} if math.isfinite(number) else {"score": None, "reason": "nan_or_infinite"}
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Percentage -> quantile, and the mean; empty for no value."""
+    if not values:
+        return {}
+    found = np.percentile(np.array(values, dtype=np.float64), QUANTILES).tolist()
+    named = {str(share): round(value, 6) for share, value in zip(QUANTILES, found, strict=True)}
+    return {"mean": round(sum(values) / len(values), 6), **named}
+
+
+def _finish(task: Task, lines: list[Line]) -> None:
+    values = [line["score"] for line in lines if line["score"] is not None]
+    reasons = Counter(line["reason"] for line in lines if line["score"] is None)
+    failed = "".join(f"\n  no score {count:,}: {reason}" for reason, count in reasons.most_common(10))
+    if not values:
+        raise DataError(
+            f"reward {task.config['reward']}: none of {len(lines):,} answers has a score; "
+            + (" ".join(failed.split()) or "no answers")
+        )
+    found = quantiles(values)
+    print(
+        f"{len(values):,} scores, mean {found['mean']:g}, quantiles {', '.join(f'{k}% {v:g}' for k, v in list(found.items())[1:])}{failed}"
+    )
+    task.finish(
+        rows_in=len(lines),
+        rows_out=len(values),
+        dropped=dict(reasons.most_common(50)),
+        scores=found,
+        files=[{"path": SCORES}, *_keep_source(task)],
+    )
+
+
+def _keep_source(task: Task) -> list[dict[str, str]]:
+    """A user's own module as it was used, in `source/`. Entries for the manifest."""
+    from post_training.core.fingerprint import write_atomically
+
+    module = TransformSource(task.config["reward"], Path(task.runtime["file"]), "register_reward")
+    if module.file.resolve().is_relative_to(PACKAGE):
+        return []
+    for name, path in module.files.items():
+        write_atomically(task.directory / "source" / name, path.read_text(encoding="utf-8"))
+    return [{"path": os.path.join("source", name)} for name in module.files]

@@ -1,0 +1,59 @@
+"""A trained reward model: sequence classification with one output."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import DataError
+from post_training.rewards import register_reward
+
+
+@register_reward("reward_model", place="gpu")
+def reward_model(
+    prompts: list[Any], completions: list[Any], *, model: str, max_length: int = 4096, batch_size: int = 16
+) -> list[float | None]:
+    """The output of a sequence-classification model, asked in its own chat template; longer conversations than `max_length`
+    tokens get no score. `model` is a stage, an id or a folder."""
+    import torch
+
+    network, tokenizer, stop = _loaded(model)
+    texts = [
+        tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    found: list[float | None] = [None] * len(ids)
+    fitting = sorted(
+        (index for index, one in enumerate(ids) if len(one) <= min(max_length, stop)), key=lambda i: len(ids[i])
+    )
+    for start in range(0, len(fitting), batch_size):
+        batch = fitting[start : start + batch_size]
+        padded = tokenizer.pad(
+            {"input_ids": [ids[index] for index in batch]}, return_tensors="pt", padding_side="right"
+        )
+        with torch.inference_mode():
+            scores = network(**padded.to(network.device)).logits[:, 0].float().tolist()
+        for index, score in zip(batch, scores, strict=True):
+            found[index] = score
+    return found
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: str) -> tuple[Any, Any, int]:
+    """Model in evaluation mode, tokenizer, and the longest input."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from post_training.models.loading import load_tokenizer, silence_progress_bars
+
+    silence_progress_bars()
+    tokenizer = load_tokenizer(Path(folder))
+    if not tokenizer.chat_template:
+        raise DataError(f"{folder}: its tokenizer has no chat template; use a reward model for conversations")
+    network = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+    if network.config.num_labels != 1:
+        raise DataError(f"{folder}: has {network.config.num_labels} outputs, expected a reward model with 1")
+    if network.config.pad_token_id is None:
+        network.config.pad_token_id = tokenizer.pad_token_id
+    longest = getattr(network.config, "max_position_embeddings", None) or 1 << 62
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, longest

@@ -1,0 +1,157 @@
+"""Rewards, and what a stage does with one that fails."""
+
+import doctest
+import json
+import pkgutil
+from importlib import import_module
+
+import pytest
+from on_policy_parts import answers, prompts, task
+
+from post_training import rewards
+from post_training.core.errors import DataError
+from post_training.data import registry
+from post_training.on_policy import score
+
+NAMES = sorted(registry.reward_names([]))
+TEXTS = [["one", "two"], ["three", "four"], ["five", "six"]]
+
+
+def user_module(tmp_path, body: str) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import math\nfrom post_training.rewards import register_reward\n\n"
+        f'@register_reward("mine")\ndef mine(prompts, completions, **columns):\n    {body}\n'
+    )
+    return str(path)
+
+
+def score_task(tmp_path, file: str, reward: str = "mine", texts=TEXTS, columns=None, **arguments):
+    config = {"reward": reward, "arguments": arguments}
+    inputs = {
+        "prompts": prompts(tmp_path / "prompts", len(texts), **(columns or {})),
+        "answers 0": answers(tmp_path / "a", texts),
+    }
+    return task("score", config, {"file": file, "arguments": {}}, inputs, tmp_path / "score")
+
+
+def scored(made) -> tuple[list, dict]:
+    assert score.run(made) == 0
+    lines = [json.loads(line) for line in (made.directory / "scores.jsonl").read_text().splitlines()]
+    return [line["score"] for line in lines], json.loads(made.output.read_text())
+
+
+def call(name: str, texts: list[str], arguments: dict, columns: list[dict] | None = None) -> list:
+    source = registry.reward_names([])[name]
+    reward = rewards.load_reward(name, source.file, arguments)
+    return reward([[{"role": "user", "content": "?"}]] * len(texts), texts, columns or [{}] * len(texts))
+
+
+@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(rewards.__path__)])
+def test_examples_of_rewards(module):
+    result = doctest.testmod(import_module(f"post_training.rewards.{module}"))
+    assert result.failed == 0
+
+
+def test_rewards_on_offer():
+    assert NAMES == ["constraints", "contains", "exact_match", "format", "length", "math_answer", "reward_model"]
+    assert registry.reward_names([])["reward_model"].options == {"place": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        (r"The answer is \boxed{\frac{1}{2}}.", "0.5", 1.0),
+        ("so $x = 12$", "12", 1.0),
+        ("It is 1,000.", "1000", 1.0),
+        ("It is 13.", "12", 0.0),
+        ("I do not know.", "12", 0.0),
+        (r"\boxed{\{1, 2\}}", r"$\{2, 1\}$", 1.0),
+        ("7", "", None),
+    ],
+)
+def test_math_answers(answer, reference, expected):
+    assert call("math_answer", [answer], {}, [{"answer": reference}]) == [expected]
+
+
+def test_constraints_of_a_prompt():
+    require = {"max_words": 4, "ends_with": ".", "no_commas": True}
+    own = [{"wanted": {"includes": ["red"], "min_words": None}}, {"wanted": None}]
+    assert call("constraints", ["A red kite.", "a, b"], {"require": require, "reference": "wanted"}, own) == [
+        1.0,
+        1 / 3,
+    ]
+    with pytest.raises(ValueError, match=r"no constraint named .max_word.\. Did you mean .max_words."):
+        call("constraints", ["x"], {"require": {"max_word": 1}})
+
+
+def test_a_column_never_takes_an_argument_s_place():
+    assert call("length", ["one two"], {}, [{"unit": "characters", "at_least": 99}]) == [1.0]
+
+
+def test_a_missing_reference_is_one_line(tmp_path):
+    file = str(registry.reward_names([])["exact_match"].file)
+    made = score_task(tmp_path, file, "exact_match", columns={"anser": ["one", "four", "7"]}, reference="answer")
+    with pytest.raises(DataError, match=r"none of 6 answers has a score; .*no column 'answer'. Did you mean 'anser'"):
+        score.run(made)
+    assert not made.output.exists()
+
+
+def test_an_exact_match_reads_its_column(tmp_path):
+    file = str(registry.reward_names([])["exact_match"].file)
+    made = score_task(tmp_path, file, "exact_match", columns={"answer": ["one", "four", "7"]})
+    values, facts = scored(made)
+    assert values == [1, 0, 0, 1, 0, 0] and facts["scores"]["mean"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "reasons"),
+    [
+        ("return [float(len(c[-1]['content'])) for c in completions]", [3, 3, 5, 4, 4, 3], {}),
+        ("return [math.nan if 'o' in c[-1]['content'] else 1.0 for c in completions]", [None, None, 1, None, 1, 1], {"nan_or_infinite": 3}),
+        ("return [None, 1, 2, 3, 'x', 5][:len(completions)]", [None, 1, 2, 3, None, 5], {"none": 1, "not_a_number: str": 1}),
+        (
+            "return [1 / (len(c[-1]['content']) - 3) for c in completions]",
+            [None, None, 0.5, 1, 1, None],
+            {"ZeroDivisionError: float division by zero": 3, "ZeroDivisionError: division by zero": 3},
+        ),
+    ],
+)  # fmt: skip
+def test_a_missing_score_has_a_reason(tmp_path, body, expected, reasons):
+    values, facts = scored(score_task(tmp_path, user_module(tmp_path, body)))
+    assert values == expected
+    assert facts["dropped"].items() <= reasons.items() and bool(facts["dropped"]) == bool(reasons)
+    assert facts["rows_in"] == 6 and facts["rows_out"] == 6 - sum(facts["dropped"].values())
+    assert (tmp_path / "score" / "source" / "mine.py").is_file(), "a user's module is kept as it was"
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('broken')", "return [1.0]", "return 1.0"])
+def test_a_reward_that_never_works_is_one_line(tmp_path, body):
+    made = score_task(tmp_path, user_module(tmp_path, body), texts=[["a", "b"], ["c", "d"]])
+    if body == "return [1.0]":  # right for one answer at a time
+        assert scored(made)[0] == [1, 1, 1, 1]
+        return
+    with pytest.raises(DataError, match=r"reward mine: none of 4 answers has a score; no score 4: ") as error:
+        score.run(made)
+    assert "\n" not in str(error.value)
+
+
+def test_a_killed_job_continues_without_scoring_again(tmp_path):
+    made = score_task(tmp_path, user_module(tmp_path, "return [float(len(c[-1]['content'])) for c in completions]"))
+    scored(made)
+    expected = (made.directory / "scores.jsonl").read_bytes()
+    made.output.unlink()
+    made.runtime["file"] = user_module(tmp_path, "raise AssertionError('scored again')")
+    assert score.run(made) == 0
+    assert (made.directory / "scores.jsonl").read_bytes() == expected
+
+
+def test_a_reward_in_trl_s_form(tmp_path):
+    path = tmp_path / "trl_reward.py"
+    path.write_text(
+        "from post_training.rewards import register_reward\n\n@register_reward('brief')\n"
+        "def brief(prompts, completions, answer, **kwargs):\n"
+        "    return [float(len(c[0]['content']) < len(a)) for c, a in zip(completions, answer)]\n"
+    )
+    made = score_task(tmp_path, str(path), "brief", columns={"answer": ["four", "five5", "x"]})
+    assert scored(made)[0] == [1, 1, 0, 1, 0, 0]

@@ -1,0 +1,240 @@
+"""Datasets that a model of the pipeline writes: what each key reruns, and what cannot be planned."""
+
+import copy
+import re
+
+import pytest
+from test_staleness import changed, kinds
+
+from post_training.core.errors import ConfigError
+
+REWARDS = """
+from post_training.rewards import register_reward
+
+
+@register_reward("mine")
+def mine(prompts, completions, *, scale=1.0):
+    return [scale for _ in completions]
+
+
+@register_reward("theirs", place="gpu")
+def theirs(prompts, completions, *, model, batch_size=4):
+    return [0.0 for _ in completions]
+"""
+ROUND = {
+    "name": "round1",
+    "prompts": {"path": "p.jsonl"},
+    "generate": {"model": "sft", "n": 2, "shards": 2},
+    "score": [{"reward": "mine"}, {"reward": "exact_match", "weight": 0.5}],
+}
+DPO = {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
+SELECTED = {"select": ["round1"], "tokenize": ["round1"], "mix": ["dpo"], "reference": ["dpo"], **DPO}
+SCORED = {"score": ["round1", "round1"], **SELECTED}
+GENERATED = {"generate": ["round1", "round1"], **SCORED}
+
+
+@pytest.fixture
+def generated(project):
+    """SFT, then DPO on what the SFT model answers: finished."""
+    (project.path / "rewards.py").write_text(REWARDS)
+    project.config["data"]["transform_modules"].append("rewards.py")
+    project.config["dpo"]["data"] = {"datasets": [copy.deepcopy(ROUND)]}
+    project.write()
+    project.complete()
+    assert project.jobs() == {}
+    return project
+
+
+def dataset(config) -> dict:
+    return config["dpo"]["data"]["datasets"][0]
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "expected"),
+    [
+        ("generate", {"temperature": 0.7}, GENERATED),
+        ("generate", {"n": 3}, GENERATED),
+        ("generate", {"top_p": 0.9}, GENERATED),
+        ("generate", {"top_k": 5}, GENERATED),
+        ("generate", {"max_new_tokens": 7}, GENERATED),
+        ("generate", {"seed": 1}, GENERATED),
+        ("generate", {"model": "base"}, GENERATED),
+        ("generate", {"shards": 5}, {}),
+        ("generate", {"batch_size": 3}, {}),
+        ("prompts", {"rows": 1}, {"prompts": ["round1"], **GENERATED}),
+        ("prompts", {"seed": 1}, {"prompts": ["round1"], **GENERATED}),
+        ("select", {"min_margin": 0.5}, SELECTED),
+        ("select", {"pairs": "all_ordered"}, SELECTED),
+        ("select", {"cut": "keep"}, SELECTED),
+        ("select", {"pairs": "best_random"}, SELECTED),
+        ("select", {"pairs": "best_random", "seed": 1}, SELECTED),
+    ],
+)
+def test_a_key_reruns_what_it_decides(generated, part, values, expected):
+    def edit(config):
+        dataset(config).setdefault(part, {}).update(values)
+
+    assert changed(generated, edit) == expected
+
+
+def test_a_reward_s_weight_reruns_select_alone_and_its_arguments_its_scores(generated):
+    def weight(config):
+        dataset(config)["score"][1]["weight"] = 2.0
+
+    def argument(config):
+        dataset(config)["score"][0]["scale"] = 2.0
+
+    def another(config):
+        dataset(config)["score"].append({"reward": "length"})
+
+    assert changed(generated, weight) == SELECTED
+    assert changed(generated, argument) == {"score": ["round1"], **SELECTED}
+    assert changed(generated, another) == {"score": ["round1"], **SELECTED}
+
+
+def test_a_reward_s_source_and_the_methods_keys(generated):
+    def beta(config):
+        config["dpo"]["beta"] = 0.3
+
+    assert changed(generated, beta) == DPO
+    path = generated.path / "rewards.py"
+    path.write_text("# a comment\n" + REWARDS)
+    assert generated.jobs() == {}
+    path.write_text(REWARDS.replace("[0.0 for", "[1.0 for"))
+    assert generated.jobs() == {}, "another reward of the module"
+    path.write_text(REWARDS.replace("return [scale for", "return [2 * scale for"))
+    assert kinds(generated.jobs()) == {"score": ["round1"], **SELECTED}
+
+
+def test_weights_prompts_and_template_rerun_the_answers(generated):
+    def sft(config):
+        config["sft"]["training"] = {"learning_rate": 1e-3}
+
+    after = {"train": ["dpo", "sft"], "export": ["dpo", "sft"], "evaluate": ["dpo", "sft"]}
+    assert changed(generated, sft) == {**GENERATED, **after}
+    (generated.path / "p.jsonl").write_text('{"prompt": "another"}\n')
+    jobs = kinds(generated.jobs())
+    assert {"download", "transform", "prompts", "generate", "score", "select"} <= set(jobs) and jobs["train"] == ["dpo"]
+
+
+def test_a_preflight_of_generated_data_waits_for_them(project, generated):
+    project.config["training"]["max_steps"] = 11  # nothing trained is there
+    project.write()
+    assert len(project.jobs()["preflight_checks"]) == 2
+    assert set(project.jobs("preflight")) == {"preflight_checks"}
+    plan = project.plan()
+    assert [*plan.preflights["local"].inputs] == ["sft model", "sft data"]
+    assert [*plan.preflights["local dpo"].inputs] == ["dpo model", "dpo data"]
+    assert [*plan.probes] == ["sft"]
+
+
+def test_rounds_are_a_chain_and_share_their_start(generated):
+    second = copy.deepcopy(ROUND) | {"name": "round2"}
+    second["generate"]["model"] = "dpo"
+    generated.config["dpo2"] = {
+        "method": "dpo",
+        "init_from": "dpo",
+        "ref_model_name_or_path": "sft",
+        "data": {"datasets": [second, copy.deepcopy(ROUND)]},
+    }
+    generated.config["method"] = "dpo2"
+    generated.write()
+    plan = generated.plan()
+    assert plan.trained["dpo2"].inputs["reference"].inputs["model"] is plan.exported["sft"]
+    jobs = kinds(generated.jobs())
+    assert jobs["generate"] == jobs["score"] == ["round2"] * 2, "round 1's answers are there"
+    assert (jobs["select"], jobs["train"]) == (["round2"], ["dpo"])
+
+
+def test_rejection_sampling_for_sft_and_labels_for_kto(project):
+    row = copy.deepcopy(ROUND) | {"score": [{"reward": "exact_match"}]}
+    project.config["sft2"] = {
+        "method": "sft",
+        "init_from": "sft",
+        "data": {"datasets": [row | {"select": {"best": 2}}]},
+    }
+    project.config["kto"] = {"init_from": "sft2", "data": {"datasets": [row | {"select": {"threshold": 0.5}}]}}
+    project.config |= {
+        "method": "kto",
+        "training": {"max_steps": 10, "effective_batch_size": 4, "per_device_train_batch_size": 2},
+    }
+    plan = project.plan
+    assert [stage.config["rows"] for stage in plan().stages["select"].values()] == ["messages", "unpaired"]
+    assert len(plan().stages["generate"]) == len(plan().stages["score"]) + 1 == 2
+    project.config["kto"]["data"]["datasets"][0]["select"] = {}
+    with pytest.raises(ConfigError, match=r"kto\.data\.datasets\[0\]\.select\.threshold: is missing"):
+        plan()
+
+
+def test_a_reward_model_is_a_stage_s_or_anybody_s(generated):
+    dataset(generated.config)["score"] = [{"reward": "theirs", "model": "sft", "batch_size": 2}]
+    generated.write()
+    plan = generated.plan()
+    (stage,) = plan.stages["score_model"].values()
+    assert stage.inputs["reward_model"] is plan.exported["sft"] and stage.config["arguments"] == {}
+    assert kinds(generated.jobs()) == {"score_model": ["round1"], **SELECTED}
+
+
+def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
+    project.config["data"]["eval_fraction"] = 0.5
+    project.config["dpo"]["data"] = {
+        "datasets": [copy.deepcopy(ROUND) | {"prompts": {"dataset": "a"}, "score": [{"reward": "exact_match"}]}]
+    }
+    plan = project.plan()
+    (stage,) = plan.stages["prompts"].values()
+    assert stage.inputs["rows"] is plan.mixed["sft"].inputs["a"].inputs["rows"]
+    assert stage.inputs["held_out"] is plan.mixed["sft"]
+    dataset(project.config)["prompts"]["dataset"] = "c"
+    with pytest.raises(
+        ConfigError, match=r"prompts\.dataset: found 'c', expected a dataset of an earlier stage\. On offer: a, b"
+    ):
+        project.plan()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"name": ""}, "name: is missing"),
+        ({"generate": None}, "generate: is missing"),
+        ({"prompts": None}, "prompts: is missing"),
+        ({"path": "p.jsonl"}, "path: is of rows in files"),
+        ({"eval_split": "h.jsonl"}, "eval_split: is of rows in files"),
+        ({"score": []}, "score: no reward"),
+        ({"score": ["mine"]}, "score[0]: found 'mine', expected {reward: NAME"),
+        ({"score": [{"reward": "exact"}]}, "score[0].reward: no reward named 'exact'. Did you mean 'exact_match'"),
+        ({"score": [{"reward": "exact_match", "refrence": "x"}]}, "score[0].refrence: unknown argument of exact_match. Did you mean 'reference'"),
+        ({"score": [{"reward": "format"}]}, "score[0]: format needs pattern"),
+        ({"score": [{"reward": "mine", "weight": "x"}]}, "score[0].weight: found 'x', expected a number"),
+        ({"select": {"best": 2}}, "select.best: is not of this method, whose rows are preference"),
+        ({"select": {"pairs": "worst"}}, "select.pairs: found 'worst'"),
+        ({"select": {"min_margin": -1.0}}, "select.min_margin: found -1.0"),
+        ({"generate": {"model": "sft", "n": 0}}, "generate.n: found 0, expected 1 or more"),
+        ({"generate": {"model": "sft", "n": 2, "temperature": 0.0}}, "generate.temperature: found 0, which gives the same answer 2 times"),
+        ({"generate": {"model": "dpo"}}, "generate.model: dpo cannot start from itself"),
+        ({"generate": {"model": ""}}, "generate.model: found ''"),
+        ({"generate": {"modle": "sft"}}, "generate.modle: unknown key. Did you mean 'model'"),
+        ({"prompts": {}}, "prompts.path: is empty"),
+        ({"prompts": {"path": "nowhere.jsonl"}}, "prompts.path: nowhere.jsonl: no such file"),
+        ({"prompts": {"path": "p.jsonl", "rows": 0}}, "prompts.rows: found 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_line(generated, edit, message):
+    dataset(generated.config).update(edit)
+    with pytest.raises(ConfigError, match=r"dpo\.data\.datasets\[0\]\." + re.escape(message)) as error:
+        generated.plan()
+    assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_by_a_reward(generated):
+    def edit(config):
+        config["evaluation"]["datasets"].append(
+            {"name": "r", "path": "h.jsonl", "transform": "prompt", "score": [{"reward": "mine"}]}
+        )
+
+    jobs = changed(generated, edit)
+    assert jobs["evaluate"] == ["base", "dpo", "sft"] and "train" not in jobs
+    generated.config["evaluation"]["datasets"][0]["score"] = [{"reward": "theirs", "model": "sft"}]
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.datasets\[0\]\.score\[0\]\.reward: theirs needs a model of its own"
+    ):
+        generated.plan()
