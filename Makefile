@@ -11,7 +11,7 @@ SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo flash test test-fast test-slurm test-install test-faults bench lint docs lock clean
+.PHONY: demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs lock clean
 
 # The environment is complete when its stamp exists; a changed lock makes it stale.
 ifeq ($(BUILD),site)
@@ -32,6 +32,9 @@ flash: $(VENV)/.$(BUILD)  ## FlashAttention 2, compiled against the torch in the
 
 demo: $(VENV)/.$(BUILD)  ## the embedded default: data -> SFT -> DPO -> export, on this machine
 	$(BIN)/snakemake --config method=dpo
+
+demo-on-policy: $(VENV)/.$(BUILD)  ## SFT, then two rounds of sampling, scoring, pairing and DPO, on this machine
+	$(BIN)/snakemake --configfile config/on_policy.yaml
 
 # Two at a time; a file's tests stay together, because they share what it sets up. In the order of their names, so that
 # a file with one long test is not the last, with one core idle beside it.

@@ -50,6 +50,11 @@ The values of `transform:`, as `transform: alpaca` or `transform: {name: alpaca,
 defaults are in braces. Each gives conversations, preferences or unpaired completions with binary labels, which are then
 checked.
 """
+_REWARDS = """
+## Rewards
+
+The values of `reward:` in `score`, as `{reward: length, at_most: 50}`; arguments and their defaults are in braces.
+"""
 
 
 class Key(NamedTuple):
@@ -86,11 +91,20 @@ def readme() -> str:
             lines.append(f"| `{path}` | {_type_name(kind)} | `{json.dumps(default)}` | {meaning} |")
     lines.append(_TRANSFORMS)
     for name, source in registry.transform_names([]).items():
-        arguments, defaults = source.function.args.args[1:], source.function.args.defaults
-        given = ", ".join(f"{a.arg}: {ast.unparse(d)}" for a, d in zip(arguments, defaults, strict=True))
-        text = (ast.get_docstring(source.function) or "").partition(">>>")[0]
-        lines.append(f"- **`{name}`** `{{{given}}}`. {' '.join(text.split())}")
+        function = source.function.args
+        lines.append(_called(name, source, list(zip(function.args[1:], function.defaults, strict=True))))
+    lines.append(_REWARDS)
+    for name, source in registry.reward_names([]).items():
+        function = source.function.args
+        lines.append(_called(name, source, list(zip(function.kwonlyargs, function.kw_defaults, strict=True))))
     return "\n".join(lines) + "\n"
+
+
+def _called(name: str, source: registry.TransformSource, arguments: list[tuple[ast.arg, ast.expr | None]]) -> str:
+    """A line about a transform or reward: its arguments, with their defaults, and its docstring before the examples."""
+    given = ", ".join(f"{a.arg}: {ast.unparse(default)}" if default else a.arg for a, default in arguments)
+    text = (ast.get_docstring(source.function) or "").partition(">>>")[0]
+    return f"- **`{name}`** `{{{given}}}`. {' '.join(text.split())}"
 
 
 def json_schema() -> dict[str, Any]:

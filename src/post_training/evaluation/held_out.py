@@ -3,7 +3,7 @@
 Conversations: the last assistant turn is generated greedily and compared with the one in the data.
 Preferences: correct when the chosen answer has the higher log-probability, summed over its tokens.
 Held-out examples of a mix: the mean loss of a trained token, and of pairs the same as of preferences.
-Prompts: answered greedily, without a score; those of a dataset with `score` with the mean of its rewards.
+Prompts: answered greedily, without a score; those of a dataset with `score` give the mean of its rewards.
 """
 
 import json
@@ -22,7 +22,7 @@ from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.evaluation.prompts import PROMPTS, read_prompts
-from post_training.evaluation.rewarded import load_rewards, rewarded
+from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer
@@ -73,8 +73,7 @@ def run(task: Task) -> None:
                 f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
             )
         if rewards:
-            answered_rows = evaluator.open_answers([{"messages": row["prompt"]} for row in kept])
-            results[name], found = rewarded(kept, answered_rows, rewards)
+            results[name], found = rewarded(kept, sampled(task, name, kept, evaluator), rewards)
         else:
             results[name], found = evaluator.preferences(kept) if "chosen" in kept[0] else evaluator.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]

@@ -1,24 +1,44 @@
-"""Evaluation by rewards: their mean over the greedy answers to a dataset's prompts."""
+"""Evaluation by rewards: their mean over the answers to a dataset's prompts, greedy ones or sampled as its `generate` says."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from post_training.core.errors import UserError, brief
 from post_training.core.task import Task
 from post_training.rewards import Reward, load_reward
+
+if TYPE_CHECKING:
+    from post_training.evaluation.held_out import Evaluator
 
 Weighted = list[tuple[float, Reward]]
 
 
 def load_rewards(task: Task, dataset: str) -> Weighted:
     """Weight and reward of each entry of a dataset's `score`; empty for a dataset without it."""
-    entries = task.config.get("score", {}).get(dataset, [])
+    entries = task.config.get("score", {}).get(dataset, {}).get("rewards", [])
     files = task.runtime.get("score", {}).get(dataset, [])
     return [
         (weight, load_reward(name, Path(file), arguments))
         for (name, _, arguments, weight), file in zip(entries, files, strict=True)
     ]
+
+
+def sampled(task: Task, dataset: str, rows: list[dict[str, Any]], evaluator: "Evaluator") -> list[dict[str, Any]]:
+    """A sampled answer to each prompt, in the form of `Evaluator.open_answers`; the same ones each time."""
+    from post_training.on_policy.answers import prompt_digest
+    from post_training.on_policy.engine import Engine, Request
+    from post_training.on_policy.generate import batches_of
+
+    sampling = task.config["score"][dataset]["sampling"] | {"max_new_tokens": evaluator.max_new_tokens}
+    engine = Engine(evaluator.model, evaluator.tokenizer, evaluator.template, sampling)
+    ids = [engine.prompt_ids(row["prompt"], row.get("tools")) for row in rows]
+    found: list[dict[str, Any]] = [{} for _ in rows]
+    for batch in batches_of([len(one) for one in ids], 1, evaluator.batch_size):
+        requests = [Request(ids[place], prompt_digest(rows[place]["prompt"])) for place, _ in batch]
+        for (place, _), answer in zip(batch, engine.answers(requests), strict=True):
+            found[place] = {"prompt": rows[place]["prompt"], "answer": answer.text, "stopped": answer.ended}
+    return found
 
 
 def rewarded(

@@ -20,6 +20,7 @@ from post_training.data.loss_mask import input_ids_and_labels
 from post_training.data.mixing.shards import Tokenized
 from post_training.data.reading.readers import read_blocks
 from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
+from post_training.on_policy.select import CANDIDATES
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import make
 
@@ -105,7 +106,8 @@ def steps_of(plan: Plan, mixed: Stage) -> dict[str, Steps]:
         rows, filtered = tokenized.inputs["rows"], None
         if rows.kind == "filter":
             rows, filtered = rows.inputs["rows"], plan.base / rows.manifest
-        raw = plan.base / rows.inputs["raw"].manifest
+        # What a model wrote comes from candidates: a prompt with all its answers.
+        raw = plan.base / (rows if rows.kind == "select" else rows.inputs["raw"]).manifest
         found[name] = Steps(raw, plan.base / rows.manifest, filtered, plan.base / tokenized.manifest)
     return found
 
@@ -154,6 +156,7 @@ class _Dataset:
         self.name, self.steps, self.opened = name, steps, opened
         self.capacity, self.overlong = mixed.config["max_seq_length"], mixed.config["overlong"]
         tokenized = mixed.inputs[name]
+        self.generated = steps.raw == steps.transformed
         folder = models.folder(plan.base / tokenized.inputs["model"].manifest)
         template = resolve_template(tokenized.config["chat_template"], folder)
         self.shape = shapes.load(tokenized.config["rows"])
@@ -183,6 +186,10 @@ class _Dataset:
         return list(chain.from_iterable(made.values()))
 
     def _sources(self, numbers: set[int]) -> dict[int, Source]:
+        if self.generated:
+            file = self.steps.raw.with_name(CANDIDATES)
+            lines = enumerate(json_lines.read(file))
+            return {line["row"]: Source(line, file, at) for at, line in lines if line["row"] in numbers}
         files = [self.steps.raw.parent / entry["path"] for entry in manifest.read(self.steps.raw)["files"]]
         found: dict[int, Source] = {}
         first = 0
@@ -216,6 +223,8 @@ class _Dataset:
         }
 
     def _rejected(self, source: Source) -> str:
+        if self.generated:
+            return f"not selected: {source.record['reason']}"
         for line in json_lines.read(self.steps.transformed.parent / "rejects.jsonl"):
             if (line["file"], line["row"]) == (str(source.file), source.number + 1):
                 return f"rejected: {line['reason']}: {line['detail']}"

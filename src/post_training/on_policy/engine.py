@@ -44,23 +44,28 @@ class Engine:
     """A model that answers.
 
     Args:
-        folder: of the model.
-        template: text of the chat template; None = the tokenizer's own.
+        model: in evaluation mode.
+        tokenizer: of the model.
+        template: text of the chat template.
         sampling: `temperature`, `top_p`, `top_k`, `max_new_tokens`, `seed`.
-        trust_remote_code: of the model.
     """
 
-    def __init__(self, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> None:
-        self.sampling, self.max_new_tokens = sampling, int(sampling["max_new_tokens"])
-        self.model = load_for_inference(folder, trust_remote_code=trust_remote_code)
-        self.tokenizer = load_tokenizer(folder, trust_remote_code)
-        self.template = self.tokenizer.chat_template if template is None else resolve_template(template, folder)
-        if not self.template:
+    def __init__(self, model: Any, tokenizer: Any, template: str, sampling: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
+        self.max_new_tokens = int(sampling["max_new_tokens"])
+        self.stop = stop_tokens(tokenizer, template)
+        self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
+
+    @classmethod
+    def load(cls, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> "Engine":
+        """The model of a folder. `template` None is the tokenizer's own; raises DataError where it has none."""
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        text = tokenizer.chat_template if template is None else resolve_template(template, folder)
+        if not text:
             raise DataError(
                 f"generate.model: the tokenizer in {folder} has no chat template to ask it in; choose another model"
             )
-        self.stop = stop_tokens(self.tokenizer, self.template)
-        self.longest = getattr(self.model.config, "max_position_embeddings", None) or 1 << 62
+        return cls(load_for_inference(folder, trust_remote_code=trust_remote_code), tokenizer, text, sampling)
 
     def prompt_ids(self, prompt: list[dict[str, Any]], tools: Any = None) -> Ids:
         """The prompt as the model reads it. Raises DataError where the template refuses it."""

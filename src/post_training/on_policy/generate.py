@@ -27,7 +27,9 @@ def run(task: Task) -> int:
 def _run_owned(task: Task) -> int:
     prompts = read_prompts(task.inputs["prompts"])
     trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
-    engine = Engine(model_folder(task.inputs["model"]), task.config["chat_template"], task.config["sampling"], trust)
+    engine = Engine.load(
+        model_folder(task.inputs["model"]), task.config["chat_template"], task.config["sampling"], trust
+    )
     ids = [engine.prompt_ids(line["prompt"], line.get("tools")) for line in prompts]
     number, shards = task.config["shard"]
     batches = batches_of(

@@ -202,6 +202,8 @@ def _finish(
         rows_out=total - dropped.total(),
         examples=examples,
         dropped=dict(dropped),
+        skipped=dict(dropped),  # each by choice
+        dropped_examples={},
         answers=dict(counts),
         scores=found,
         mean_characters={side: round(sum(sizes) / len(sizes), 1) for side, sizes in lengths.items()},

@@ -15,7 +15,7 @@ from post_training.data.rows import PROMPTS as PROMPTS_SHAPE
 from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.plan.data import DataStages
 from post_training.plan.graph import Graph, Plan
-from post_training.plan.on_policy import Reward, rewards_of
+from post_training.plan.on_policy import Reward, rewards_of, sampling_of
 from post_training.plan.stage import Stage
 
 _LM_EVAL = "evaluation.lm_eval"
@@ -26,12 +26,21 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     view = plan.pipeline.last
     models = {"base": base_model, **plan.exported}
     inputs: dict[str, Stage] = {}
-    scores: dict[str, list[Reward]] = {}
+    scores: dict[str, tuple[list[Reward], dict[str, Any]]] = {}
     for index, entry in enumerate(view["evaluation"]["datasets"]):
         key = f"evaluation.datasets[{index}]"
         name = dataset_name(entry, key)
         if entry["score"]:
-            scores[name] = _rewards(entry["score"], view, f"{key}.score")
+            scores[name] = (
+                _rewards(entry["score"], view, f"{key}.score"),
+                sampling_of(entry["generate"], f"{key}.generate"),
+            )
+        for part in ("prompts", "select") if entry["score"] else ("prompts", "select", "generate"):
+            require(
+                entry[part] is None,
+                f"{key}.{part}",
+                "is of a dataset that is trained on; an evaluation has a path, and score",
+            )
         inputs[name] = data.transform(entry, view, key, PROMPTS_SHAPE if entry["score"] else "any")
     for name, mixed in plan.mixed.items():
         if mixed.config["eval_fraction"] or any(part.startswith("eval:") for part in mixed.inputs):
@@ -68,7 +77,7 @@ def _evaluation(
     name: str,
     model: Stage,
     rows: dict[str, Stage],
-    scores: dict[str, list[Reward]],
+    scores: dict[str, tuple[list[Reward], dict[str, Any]]],
     data: DataStages,
 ) -> Stage:
     view = pipeline.last
@@ -77,10 +86,15 @@ def _evaluation(
     runtime: dict[str, Any] = {"batch_size": view["evaluation"]["batch_size"]}
     if scores:
         config["score"] = {
-            dataset: [[one.source.name, one.source.digest, one.arguments, one.weight] for one in rewards]
-            for dataset, rewards in scores.items()
+            dataset: {
+                "rewards": [[one.source.name, one.source.digest, one.arguments, one.weight] for one in rewards],
+                "sampling": sampling,
+            }
+            for dataset, (rewards, sampling) in scores.items()
         }
-        runtime["score"] = {dataset: [str(one.source.file) for one in rewards] for dataset, rewards in scores.items()}
+        runtime["score"] = {
+            dataset: [str(one.source.file) for one in rewards] for dataset, (rewards, _) in scores.items()
+        }
     if view["evaluation"]["prompts"] is not None:
         prompts = Path(view["evaluation"]["prompts"]).expanduser()
         config["prompts"], runtime["prompts"] = data.files.checked(prompts, read_prompts), str(prompts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from post_training.config.names import dataset_name
 from post_training.config.schema.data import DatasetConfig
-from post_training.config.schema.on_policy import SelectConfig
+from post_training.config.schema.on_policy import GenerateConfig, SelectConfig
 from post_training.core.errors import ConfigError, did_you_mean, one_of, require
 from post_training.data import registry
 from post_training.data.registry import TransformSource
@@ -122,9 +122,7 @@ class OnPolicy:
         """The shards by their name among inputs, and the fingerprint of all their answers, whatever their number."""
         _check_sampling(section, key)
         model, of_pipeline = self._model(section["model"], view, f"{key}.model", base_model)
-        sampling = {part: section[part] for part in ("temperature", "top_p", "top_k", "max_new_tokens", "seed")}
-        if not sampling["temperature"]:
-            sampling |= {"top_p": 1.0, "top_k": 0, "seed": 0}  # decide nothing
+        sampling = _sampling(section) | {"max_new_tokens": section["max_new_tokens"]}
         template = self.data.files.chat_template(view["data"]["chat_template"]) if of_pipeline else None
         config = {"n": section["n"], "sampling": sampling, "chat_template": template}
         inputs, runtime = {"prompts": prompts, "model": model}, {"batch_size": section["batch_size"]}
@@ -167,6 +165,24 @@ class OnPolicy:
             return (base_model if named == "base" else self.plan.exported[named]), True
         other = {**view["model"], "name_or_path": named, "revision": None, "from_scratch": None}
         return self.models.model(other, view["offline"], key), False
+
+
+def sampling_of(section: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    """How an evaluation samples, without its length; greedy where nothing is said. Raises ConfigError for keys of other datasets."""
+    if section is None:
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0}
+    defaults = {one.name: one.default for one in fields(GenerateConfig)}
+    for name, value in section.items():
+        fits = name in ("temperature", "top_p", "top_k", "seed") or value == defaults[name]
+        require(fits, f"{key}.{name}", "is not of an evaluation, which samples one answer of each model to a prompt")
+    _check_sampling({**section, "n": 1}, key)
+    return _sampling(section)
+
+
+def _sampling(section: dict[str, Any]) -> dict[str, Any]:
+    if not section["temperature"]:
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0}  # the others decide nothing
+    return {part: section[part] for part in ("temperature", "top_p", "top_k", "seed")}
 
 
 def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:

@@ -84,7 +84,7 @@ def test_a_manifest_counts_answers(undisturbed):
 
 
 def test_an_answer_does_not_depend_on_what_is_beside_it(model_manifest):
-    engine = Engine(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
+    engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
     requests = [Request(engine.prompt_ids([{"role": "user", "content": f"{n}?"}]), f"p{n} 0") for n in range(6)]
     together = engine.answers(requests)
     assert [engine.answers([request])[0] for request in requests] == together
@@ -92,7 +92,7 @@ def test_an_answer_does_not_depend_on_what_is_beside_it(model_manifest):
 
 
 def test_greedy_answers_are_those_of_transformers(model_manifest):
-    engine = Engine(model_folder(model_manifest), TEMPLATE, SAMPLING | {"temperature": 0.0}, False)
+    engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING | {"temperature": 0.0}, False)
     ids = [engine.prompt_ids([{"role": "user", "content": f"{n} and 1?"}]) for n in range(5)]
     stop = stop_tokens(engine.tokenizer, TEMPLATE)
     expected = padded_generate(engine.model, ids, stop, engine.tokenizer.pad_token_id, 8)
@@ -123,7 +123,7 @@ def test_a_prompt_that_leaves_no_room_is_counted(asked, model_manifest, tmp_path
 
 
 def test_out_of_memory_halves_the_batch(model_manifest, monkeypatch, capsys):
-    engine = Engine(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
+    engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
     requests = [Request(engine.prompt_ids([{"role": "user", "content": f"{n}?"}]), f"p{n} 0") for n in range(5)]
     expected, answer = engine.answers(requests), engine._answers
 
@@ -142,4 +142,4 @@ def test_a_model_without_a_template_is_one_line(model_manifest, monkeypatch):
         "post_training.on_policy.engine.load_tokenizer", lambda *_: type("T", (), {"chat_template": None})()
     )
     with pytest.raises(DataError, match=r"generate\.model: the tokenizer in .* has no chat template"):
-        Engine(model_folder(model_manifest), None, SAMPLING, False)
+        Engine.load(model_folder(model_manifest), None, SAMPLING, False)

@@ -37,7 +37,7 @@ class DatasetConfig:
     """Who answers them, and how."""
     score: list[Any] = field(default_factory=list)
     """Rewards of the answers, `{reward: NAME, weight: 1.0, argument: value}` each; an answer's score is their weighted sum. Of
-    an evaluation dataset: rewards of the greedy answers, in place of exact match."""
+    an evaluation dataset: rewards in place of exact match, of greedy answers or as `generate` samples them."""
     select: SelectConfig | None = None
     """Which of the scored answers become rows. Null = its defaults."""
 
