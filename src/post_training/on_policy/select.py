@@ -171,7 +171,7 @@ def _line(prompt: Line, candidates: list[Candidate], rows: list[dict[str, Any]],
         | ({"why_not": one.why_not} if one.why_not else {})
         for one in candidates
     ]
-    place = {key: prompt[key] for key in ("row", "part") if key in prompt}
+    place: Line = {key: prompt[key] for key in ("row", "part") if key in prompt}
     return {**place, "prompt": prompt["prompt"], "answers": answers, "rows": rows, "reason": reason}
 
 

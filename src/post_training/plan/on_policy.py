@@ -252,7 +252,7 @@ def _check_sampling(section: dict[str, Any], key: str) -> None:
 
 def _select(given: dict[str, Any] | None, shape: str, key: str) -> dict[str, Any]:
     """The keys that decide for this shape."""
-    defaults = {one.name: one.default for one in fields(SelectConfig)}
+    defaults: dict[str, Any] = {one.name: one.default for one in fields(SelectConfig)}
     section, used = given or defaults, _SELECT[shape]
     for name, value in section.items():
         fits = name in used or value == defaults[name]

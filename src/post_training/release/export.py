@@ -131,7 +131,7 @@ def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int)
     if answer[-1] in stop:
         return answer, "greedy"
     torch.manual_seed(0)
-    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    settings: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     sampled = generate(model, [prompt] * _SAMPLES, stop, pad, budget, **settings)
     ended = [ids for ids in sampled if ids[-1] in stop]
     if not ended:

@@ -100,7 +100,7 @@ def test_greedy_answers_are_those_of_transformers(model_manifest):
 
 
 def test_draws_follow_the_filtered_distribution(model_manifest):
-    engine = Engine(
+    engine = Engine.load(
         model_folder(model_manifest), TEMPLATE, SAMPLING | {"temperature": 0.7, "top_p": 0.8, "top_k": 6}, False
     )
     count = 20_000
