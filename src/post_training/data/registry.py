@@ -181,7 +181,7 @@ def _parsed_version(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
 
 
 def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:
-    """The modules that a file imports and that lie beside it or in the package that it is a part of, and what they import."""
+    """The modules that a file imports and that are beside it or in the package that it is a part of, and what they import."""
     found: list[Path] = []
     for module, names in _imports(file, tree):
         for neighbour in (path for root in _roots(file) for path in _files_of(root, file, module, names)):
