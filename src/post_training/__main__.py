@@ -1,4 +1,4 @@
-"""`python -m post_training COMMAND`: the tools that a user calls by hand, and the body of each rule.
+"""`post-training COMMAND`: the tools that a user calls by hand, and the body of each rule.
 
 A command's module is imported when it is called, so that a download loads no torch.
 """
@@ -9,19 +9,45 @@ import os
 import sys
 from pathlib import Path
 
-from post_training.core.errors import UserError
+import shtab
+
+from post_training.core.errors import UserError, did_you_mean
 from post_training.core.secrets import masked_output
 from post_training.core.stages import STAGES
 from post_training.core.task import Task
 from post_training.run_dir.failures import no_room
 from post_training.run_dir.stop import REQUEST
 
+DEFAULT_CONFIG = "config/config.yaml"
+_HELP = """usage: post-training COMMAND [options]
+
+Snakemake makes the model: `snakemake --configfile my.yaml`. These commands show what it does and has made.
+
+the data
+  inspect      examples from their source to their tokens, in colour, also as a page
+  token-stats  lengths, shares and losses of each dataset
+before and during a run
+  preflight    what the last preflight has found: problems, memory, time, tokens, disk
+  status       state, progress, job and time left of each stage
+  train        one stage by hand, also below accelerate launch
+results
+  lineage      where a run, a model or a file comes from; --verify hashes its files
+  diff         keys, inputs, versions and results in which two runs differ
+this command
+  completion   for bash, zsh or tcsh: eval "$(post-training completion bash)"
+
+`post-training COMMAND --help` lists a command's options.
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's error is one line and exit code 1, and nothing printed holds a secret."""
     with masked_output():
         try:
-            options = _parser().parse_args(arguments)
+            parser = _parser()
+            words = sys.argv[1:] if arguments is None else arguments
+            _check_command(words, parser)
+            options = parser.parse_args(words or ["--help"])
             module, function = options.run.split(":")
             if module == "post_training.commands.train":
                 REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
@@ -29,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
             return 1
+        except KeyboardInterrupt:
+            return 130
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -46,50 +74,98 @@ def run_stage(options: argparse.Namespace) -> int:
     kind = STAGES[task.stage]
     if kind.stops_on_request:
         REQUEST.listen()
-    return importlib.import_module(kind.module).run(task) or 0
+    task.keep_error(None)
+    try:
+        return importlib.import_module(kind.module).run(task) or 0
+    except UserError as error:
+        task.keep_error(str(error))
+        raise
+    except Exception as error:
+        reason = no_room(error)
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        task.keep_error(f"{reason}; free some room and start again" if reason else f"{said} (a bug: the log has more)")
+        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """By subject, where argparse would list all commands alike."""
+        return _HELP
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m post_training", description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = _Parser(prog="post-training")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
 
-    def command(name: str, run: str, text: str, config: str | None = None) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text)
+    def command(name: str, run: str, text: str, config: str | None = "") -> argparse.ArgumentParser:
+        public = {"help": text} if name != "stage" else {}  # what the shell completes
+        added = commands.add_parser(name, description=f"{text[:1].upper()}{text[1:]}.", **public)
         added.set_defaults(run=f"post_training.{run}")
         if config is not None:
-            added.add_argument("--config", default=config or None, required=not config, help="the YAML of the pipeline")
-            added.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+            shown = "the YAML of the pipeline; " + (config or DEFAULT_CONFIG)
+            option = added.add_argument(
+                "--config", "--configfile", default=None if config else DEFAULT_CONFIG, help=shown
+            )
+            option.complete = shtab.FILE  # type: ignore[attr-defined]
+            added.add_argument(
+                "overrides", nargs="*", metavar="key=value", help="dotted overrides, such as dpo.beta=0.3"
+            )
         return added
 
-    stage = command("stage", "__main__:run_stage", "the body of a rule, as its job runs it")
+    stage = command("stage", "__main__:run_stage", "the body of a rule, as its job runs it", None)
     stage.add_argument("task", type=Path, help="the task's file, below <outputs>/tasks/")
-    command("train", "commands.train:train", "train one stage by hand, also below accelerate launch", config="")
-    inspect = command(
-        "inspect", "commands.inspect:inspect", "show examples from their source to their tokens", config=""
-    )
-    stats = command("token-stats", "commands.inspect:token_stats", "a table of a stage's data", config="")
+    command("train", "commands.train:train", "train one stage by hand, also below accelerate launch")
+    inspect = command("inspect", "commands.inspect:inspect", "show examples from their source to their tokens")
+    stats = command("token-stats", "commands.inspect:token_stats", "a table of a stage's data")
     for parsed in (inspect, stats):
         parsed.add_argument("--stage", help="sft, dpo, ...; the last one if not given")
     inspect.add_argument("-n", type=int, default=5, help="number of random rows")
     inspect.add_argument("--seed", type=int, default=0, help="of the random choice")
     inspect.add_argument("--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, from 0")
     inspect.add_argument("--html", metavar="FILE", help="write a page too")
-    status = command(
-        "status", "commands.status:status", "state, progress, job and time left of each stage", "config/config.yaml"
+    last = "what was started last if not given"
+    preflight = command(
+        "preflight", "commands.preflight:preflight", "the findings of the last preflight: problems and cost", last
     )
+    preflight.add_argument("--all", action="store_true", help="every check, not only warnings and failures")
+    status = command("status", "commands.status:status", "state, progress, job and time left of each stage", last)
     lineage = command(
-        "lineage", "commands.lineage:lineage", "where a run, a model or a file comes from, back to its sources"
+        "lineage", "commands.lineage:lineage", "where a run, a model or a file comes from, back to its sources", None
     )
-    lineage.add_argument("path", help="run directory, model, manifest, or any file of a stage")
+    diff = command(
+        "diff", "commands.lineage:diff", "the keys, inputs, versions and results in which two runs differ", None
+    )
+    paths = [
+        lineage.add_argument("path", help="run directory, model, manifest, or any file of a stage"),
+        diff.add_argument("a", help="run directory, model or manifest"),
+        diff.add_argument("b", help="the other one"),
+    ]
+    for argument in paths:
+        argument.complete = shtab.FILE  # type: ignore[attr-defined]
     lineage.add_argument(
         "--verify", action="store_true", help="hash every file again; exit code 1 where one does not match"
     )
-    diff = command("diff", "commands.lineage:diff", "the keys, inputs, versions and results in which two runs differ")
-    diff.add_argument("a", help="run directory, model or manifest")
-    diff.add_argument("b", help="the other one")
     for parsed in (status, lineage, diff):
         parsed.add_argument("--json", action="store_true", help="print JSON")
+    completion = command(
+        "completion", "__main__:print_completion", "a script for the shell, which completes these commands", None
+    )
+    completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return parser
+
+
+def print_completion(options: argparse.Namespace) -> None:
+    """Print the completion script: `eval "$(post-training completion bash)"`."""
+    print(shtab.complete(_parser(), shell=options.shell))
+
+
+def _check_command(words: list[str], parser: argparse.ArgumentParser) -> None:
+    """Raise UserError for a command that does not exist."""
+    known = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise UserError(
+            f"{words[0]}: no such command. {did_you_mean(words[0], [name for name in known if name != 'stage'])}"
+        )
 
 
 if __name__ == "__main__":

@@ -81,14 +81,14 @@ def swept(tmp_path_factory):
 def test_common_stages_are_made_once(swept):
     folder, _, planned, said = swept
     base = folder / "outputs"
-    jobs = dict(re.findall(r"^(\w+) +(\d+)$", planned, re.M))
+    jobs = dict(re.findall(r"^(\w+) +(\d+)  ", planned, re.M))
     assert {rule: jobs[rule] for rule in ("reference", "train", "export", "report_page", "compare_runs")} == {
         "reference": "1", "train": "7", "export": "7", "report_page": "6", "compare_runs": "1",
     }  # fmt: skip
     assert len(list(base.glob("sft-*/manifest.json"))) == len(list(base.glob("data/reference/*/manifest.json"))) == 1
     assert len(list(base.glob("dpo-*/manifest.json"))) == 6
     assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in said
-    assert "rule compare_runs:" in said and "rule train:" not in said
+    assert re.search("^done +compare ", said, re.M) and not re.search("^done +train ", said, re.M)
     assert "comparison: outputs/comparisons/" in said
     assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()
 

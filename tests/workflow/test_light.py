@@ -1,12 +1,14 @@
 """Planning stays light: what the Snakefile imports loads no torch, and costs little beside Snakemake itself."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "accelerate", "deepspeed", "pyarrow", "numpy")
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
@@ -75,6 +77,44 @@ def test_a_mistake_is_one_line_from_the_command_line(project):
         assert done.returncode == 1
         assert expected in done.stderr and "Traceback" not in done.stderr
         assert not (project.path / "outputs").exists()
+
+
+def test_a_configuration_of_a_second_repository_is_planned_alone(project):
+    """As `snakedeploy deploy-workflow` lays it out: a Snakefile that imports this one, and a copy of the demo's configuration."""
+    other = project.path / "other"
+    (other / "workflow").mkdir(parents=True)
+    (other / "config").mkdir()
+    (other / "workflow" / "Snakefile").write_text(
+        'configfile: "config/config.yaml"\n'
+        f'module post_training:\n    snakefile: "{project.path}/workflow/Snakefile"\n    config: config\n'
+        "use rule * from post_training\n"
+    )
+    repository = Path(__file__).parents[2]
+    (other / "config" / "config.yaml").write_bytes((repository / "config" / "config.yaml").read_bytes())
+    for path in project.path.iterdir():
+        if path.is_file() and path.name != "Snakefile":
+            (other / path.name).write_bytes(path.read_bytes())
+    mine = yaml.safe_load((project.path / "config" / "config.yaml").read_text())
+    del mine["training"]["max_steps"]
+    mine["training"]["num_train_epochs"] = 3
+    (other / "mine.yaml").write_text(yaml.safe_dump(mine))
+    command = [*SNAKEMAKE, "-n", "-c2", "--configfile", "mine.yaml", "--config", "method=sft", "run_name=mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=other)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = set(re.findall(r"output: outputs/data/raw/(\w+)-", done.stdout))
+    assert made == {"a", "b", "held"} and "demo" not in done.stdout, (
+        "the demo's datasets, lengths and name are not there"
+    )
+    assert "sft: 1 node x 1 CPU" in done.stderr and "700 steps" not in done.stderr
+
+
+def test_environments_of_snakemake_are_refused_in_a_line(project):
+    for method in ("conda", "apptainer"):
+        done = subprocess.run([*SNAKEMAKE, "-n", "--sdm", method], capture_output=True, text=True, cwd=project.path)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(
+            f"--sdm {method}: the jobs of this workflow run in the environment"
+        )
 
 
 @pytest.mark.parametrize("prefix,base", [("", "outputs"), ('    prefix: "sub/"\n', "sub/outputs")])

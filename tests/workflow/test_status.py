@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,8 @@ from post_training.commands import status
 from post_training.run_dir import attempts
 from post_training.run_dir.attempts import Attempt
 from post_training.run_dir.lock import take
+
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
 
 
 def lines(project):
@@ -42,12 +48,66 @@ def of_sft(project):
 def test_done_and_to_do(project):
     assert {line.state for line in lines(project).values()} == {"to do"}
     project.complete()
+    facts = {"steps": 7, "rows_out": 1234, "tokens": 9, "metrics": {}}
     for path in project.path.rglob("manifest.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 7, "rows_out": 1234}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     found = lines(project)
     assert {line.state for line in found.values()} == {"done"}
     assert {line.progress for (kind, _), line in found.items() if kind == "train"} == {"7 steps"}
-    assert {line.progress for (kind, _), line in found.items() if kind == "mix"} == {"1,234 rows"}
+    assert {line.progress for (kind, _), line in found.items() if kind == "mix"} == {"1,234 examples, 9 tokens"}
+
+
+def test_only_what_is_there_or_needed_is_listed(project):
+    """A pipeline has a preflight for this machine and one for Slurm; it makes one, and finished trainings need none."""
+    graph = project.graph()
+    assert [stage.config["place"] for stage in status._preflights(graph)] == ["local"]
+    script = attempts.folder_of(graph.base / graph.first.trained["sft"].directory) / "job.sh"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    assert [stage.config["place"] for stage in status._preflights(graph)] == ["slurm"]
+    project.complete()
+    for stage in graph.first.preflights.values():
+        (graph.base / stage.manifest).unlink()
+    assert status._preflights(graph) == [] and {line.state for line in status.collect(graph)} == {"done"}
+
+
+def test_without_a_configuration_it_is_what_was_started_last(project, capsys):
+    from post_training.__main__ import main
+
+    project.complete()
+    command = ["-c1", "--config", "method=sft", "run_name=tried", "--workflow-profile", "none"]
+    assert subprocess.run([SNAKEMAKE, *command], capture_output=True).returncode == 0
+    assert main(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("outputs: tried ") and printed.rstrip().endswith("all done") and "dpo" not in printed
+    assert main(["status", "--configfile", "config/config.yaml"]) == 0
+    assert "dpo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words,expected", [
+    (["stauts"], "stauts: no such command. Did you mean 'status'? On offer: completion, diff, inspect, lineage, preflight, "),
+    (["preflight"], "no preflight has run for this configuration; type `snakemake preflight`"),
+])  # fmt: skip
+def test_a_command_that_cannot_answer_is_one_line(project, capsys, words, expected):
+    from post_training.__main__ import main
+
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert expected in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_help_is_by_subject_and_the_shell_can_complete(capsys):
+    from post_training.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main([])
+    told = capsys.readouterr().out
+    names = ("inspect", "token-stats", "preflight", "status", "train", "lineage", "diff", "completion")
+    assert all(re.search(rf"^  {name} ", told, re.MULTILINE) for name in names) and "  stage" not in told
+    assert max(map(len, told.splitlines())) <= 110
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "--verify" in script and "complete -" in script
 
 
 def test_training_with_a_live_owner_runs(training):

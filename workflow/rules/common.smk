@@ -33,7 +33,7 @@ rule stage:
     params:
         task=PLAN.task,
     shell:
-        "python -m post_training stage {params.task:q} 2>&1 | tee -a {log:q}"
+        "python -m post_training stage {params.task:q} >> {log:q} 2>&1"
 
 
 # A rule is made from one of these three, by where it runs (`place` in core/stages.py), or from `stage` with `localrule: True`

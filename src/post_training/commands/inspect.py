@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from post_training.core.errors import UserError
 from post_training.inspection import collect, show, stats
 
 
@@ -17,13 +18,15 @@ def inspect(options: argparse.Namespace) -> int:
     if options.html:
         show.write_page(Path(options.html), f"{plan.run_name}: rows of {stage}", found)
         print(options.html, file=sys.stderr)
+    if options.row and all(example.fate == collect.NO_ROW for example in found):
+        raise UserError(f"--row {' '.join(options.row)}: {collect.NO_ROW}")
     return 0
 
 
 def token_stats(options: argparse.Namespace) -> int:
     """Print the table of a stage's datasets."""
     plan, stage = collect.prepared(options.config, options.overrides, options.stage)
-    _console().print(stats.as_table(stats.statistics(plan, stage), f"{plan.run_name}: data of {stage}"))
+    _console().print(stats.as_tables(stats.statistics(plan, stage), f"{plan.run_name}: data of {stage}"))
     return 0
 
 

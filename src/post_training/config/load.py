@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from post_training import methods
+from post_training.config.hints import unknown_key
 from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED
 from post_training.config.schema.data import DatasetConfig
@@ -193,14 +194,15 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
     offered = [*GLOBAL, *SHARED, *stages]
     for key, value in layer.items():
         if key not in offered:
-            raise ConfigError(key, f"unknown key. {did_you_mean(key, offered)}")
+            raise ConfigError(key, unknown_key(key, offered, key))
         if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
             raise ConfigError(key, f"found {value!r}, expected a mapping of keys")
         if key in stages:
             own = ["method", *(f.name for f in fields(methods.load(stages[key]).Config))]
             unknown = [name for name in value if name not in own and name not in SHARED]
             if unknown:
-                raise ConfigError(f"{key}.{unknown[0]}", f"unknown key. {did_you_mean(unknown[0], [*own, *SHARED])}")
+                shown = f"{key}.{unknown[0]}"
+                raise ConfigError(shown, unknown_key(unknown[0], [*own, *SHARED], shown))
     for prefix in ("", *(f"{name}." for name in stages)):
         for part in ("from_scratch", "lora"):
             given = get(layer, f"{prefix}model.{part}".split("."))

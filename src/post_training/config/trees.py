@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from post_training.config.schema import SHARED
@@ -23,11 +24,38 @@ def load_file(path: str | Path) -> Tree:
     try:
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
         tree = OmegaConf.to_container(loaded, resolve=False)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"config error: {path}: {_yaml_problem(text, error)}") from None
     except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
         raise UserError(f"config error: {path}: not a YAML mapping: {brief(error, 2000)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"config error: {path}: expected a mapping of sections, found {type(tree).__name__}")
+    if not isinstance(tree, dict) or (tree and ":" not in text):
+        kind = "a list" if isinstance(tree, list) else f"the text {text.strip()[:40]!r}"
+        raise UserError(f"config error: {path}: found {kind}, expected a mapping: lines of `key: value`")
     return {str(key): value for key, value in tree.items()}
+
+
+def _yaml_problem(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What is wrong in which line and column, and what to do."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return brief(error)
+    lines = [*text.splitlines(), ""]
+    where, line = f"line {mark.line + 1}, column {mark.column + 1}", lines[min(mark.line, len(lines) - 1)]
+    problem = error.problem or "not YAML"
+    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
+        return f"{where}: found a tab in the indentation, which YAML forbids; use spaces"
+    if "duplicate key" in problem:
+        key = line.strip().partition(":")[0]
+        same = [
+            number
+            for number, other in enumerate(lines[: mark.line], 1)
+            if other.startswith(f"{line[: mark.column]}{key}:")
+        ]
+        first = f"in line {same[-1]}" if same else "above"
+        return f"{where}: {key} is there twice, {first} and here; keep one, with the keys of both"
+    if "did not find expected key" in problem or "mapping values are not allowed" in problem or "block end" in problem:
+        return f"{where}: the indentation fits no line above ({line.strip()[:60]!r}); indent keys of one section alike, with spaces"
+    return f"{where}: {problem}"
 
 
 def read_config(path: str | Path) -> Tree:

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from post_training import methods
-from post_training.config.schema import GLOBAL, RENAMED, SHARED, GlobalSections, SharedSections
+from post_training.config.hints import unknown_key
+from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
 from post_training.config.trees import Tree, copied, get, load_file
 from post_training.core.errors import ConfigError, did_you_mean
 from post_training.core.secrets import find_in
@@ -138,9 +139,7 @@ def _merge(typed: Any, layer: Tree, shown: str) -> Any:
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
             offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
             name = key.rpartition(".")[2]
-            problem = f"unknown key. {did_you_mean(name, offered)}"
-            if RENAMED.get(name) in offered:
-                problem = f"is called {shown.format(key.removesuffix(name) + RENAMED[name])} now; rename it"
+            problem = unknown_key(name, offered, shown.format(key))
         else:
             said = _first_line(error)
             kind = said.rpartition(" to ")[2].lower() if "could not be converted to" in said else said

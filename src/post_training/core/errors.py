@@ -28,10 +28,17 @@ class DataError(UserError):
 
 def did_you_mean(word: str, offered: Iterable[str]) -> str:
     """`"Did you mean 'a'? "` or nothing, then what is on offer."""
-    offered = sorted(offered)
-    close = difflib.get_close_matches(word, offered, n=1)
-    guess = f"Did you mean {close[0]!r}? " if close else ""
+    offered = sorted(set(offered))
+    close = closest(word, offered)
+    guess = f"Did you mean {close!r}? " if close else ""
     return f"{guess}On offer: {', '.join(offered)}"
+
+
+def closest(word: str, offered: Iterable[str], similar: float = 0.6) -> str | None:
+    """The one that is spelled most like the word, if any is; `similar` is difflib's ratio, at most 1."""
+    by_lower = {one.lower(): one for one in offered}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=similar)
+    return by_lower[found[0]] if found else None
 
 
 def one_of(found: Any, offered: Collection[str], key: str) -> None:

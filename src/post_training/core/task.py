@@ -1,5 +1,6 @@
 """One job of the graph as its body sees it, and the file that tells it."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
+from post_training.core.secrets import mask
 
 
 @dataclass
@@ -75,6 +77,16 @@ class Task:
         """The stage's directory."""
         return self.output.parent
 
+    def keep_error(self, message: str | None) -> None:
+        """Keep why this job failed where `error_of` finds it; None forgets an earlier attempt's."""
+        if self.file is None:
+            return
+        with contextlib.suppress(OSError):  # of a full disk, say, which the message is about
+            if message is None:
+                _error_file(self.file).unlink(missing_ok=True)
+            else:
+                write_atomically(_error_file(self.file), mask(message.rstrip()) + "\n")
+
     def input_manifest(self, name: str) -> manifest.Manifest:
         """The content of one input's manifest."""
         return manifest.read(self.inputs[name])
@@ -87,3 +99,15 @@ class Task:
 def task_file(base: Path, output: Path) -> Path:
     """Where the task of a stage is: `<output base>/tasks/<stage's directory>.json`, which no stage ever clears."""
     return base / "tasks" / output.parent.relative_to(base).with_suffix(output.parent.suffix + ".json")
+
+
+def error_of(task_file: Path) -> str:
+    """Why the last attempt at a task failed, as it said itself; empty where it did not, because it was killed for instance."""
+    try:
+        return _error_file(task_file).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _error_file(task_file: Path) -> Path:
+    return task_file.with_suffix(".error")

@@ -149,6 +149,8 @@ def choose(
         parts = [(opened[name], fitted[name].of_rows(mask)) for name, mask in held.items()]
         evaluation = [Part(dataset, some, np.ones_like(some.row)) for dataset, some in parts if len(some.row)]
         if not evaluation:
+            if not any(len(one.row) for name, one in fitted.items() if not name.startswith(EVAL)):
+                raise DataError(_none_fits(opened, capacity))
             raise DataError(
                 f"data.eval_fraction={fraction} holds out none of {len(np.concatenate(list(hashes.values()))):,} rows; raise it"
             )
@@ -168,6 +170,14 @@ def choose(
         )
     duplicates = sum(int((out[name] & ~held[name]).sum()) for name in opened)
     return train, evaluation, table, duplicates
+
+
+def _none_fits(opened: dict[str, Tokenized], capacity: int) -> str:
+    shortest = min(int(dataset.lengths.min()) for dataset in opened.values() if len(dataset.lengths))
+    return (
+        f"no row can be trained on: all are longer than max_seq_length={capacity} (the shortest has {shortest:,} tokens) or "
+        "have no token of an answer within it; raise max_seq_length"
+    )
 
 
 def _used(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from post_training.core import json_lines
 from post_training.core.errors import DataError
 from post_training.core.fingerprint import replacing, write_atomically
 from post_training.core.locate import Slice
@@ -142,12 +143,28 @@ def _check(task: Task, total: BlockResult, rejects: Path) -> None:
         raise DataError(f"{task.inputs['raw']}: the source has no rows; check its path and split")
     found = f"{rejects}: {rejected.total():,} of {rows_in:,} rows rejected ({rejected.total() / rows_in:.1%})"
     if total.rows_out == 0:
-        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left; choose a transform that fits the source")
+        raise DataError(
+            f"{found}{_reasons(total.dropped)}; nothing is left. {_first(rejects)}{_remedy(task, rejected)}"
+        )
     if rejected.total() / rows_in > tolerated:
         raise DataError(
-            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}; fix the source, choose another "
-            "transform, or raise the limit"
+            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}. {_first(rejects)}"
+            f"{_remedy(task, rejected)}, fix the source, or raise the limit"
         )
+
+
+def _first(rejects: Path) -> str:
+    """The first rejected row and what it has: it mostly says what all of them lack."""
+    entry = next(json_lines.read(rejects), None)
+    return f"The first, row {entry['row']}: {entry['reason']}: {entry['detail']}; " if entry else ""
+
+
+def _remedy(task: Task, rejected: Counter[str]) -> str:
+    name = task.config["transform"]
+    name = name["name"] if isinstance(name, dict) else name
+    if next(iter(rejected.most_common(1)), ("",))[0] == "missing_column":
+        return f"name the columns as the transform's arguments (transform: {{name: {name}, ...}}) or choose another transform"
+    return "choose a transform that fits the source"
 
 
 def _summary(total: BlockResult) -> str:

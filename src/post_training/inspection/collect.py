@@ -99,6 +99,9 @@ def prepared(path: str, overrides: list[str], stage: str | None) -> tuple[Plan, 
     return plan, name
 
 
+NO_ROW = "there is no such row in the source"
+
+
 def steps_of(plan: Plan, mixed: Stage) -> dict[str, Steps]:
     """Dataset -> its steps."""
     found = {}
@@ -181,7 +184,7 @@ class _Dataset:
             made[number].append(example)
         for number in (number for number, found in made.items() if not found):
             source = sources.get(number)
-            fate = self._rejected(source) if source else "there is no such row in the source"
+            fate = self._rejected(source) if source else NO_ROW
             made[number] = [Example(self.name, number, raw=source.record if source else None, fate=fate)]
         return list(chain.from_iterable(made.values()))
 

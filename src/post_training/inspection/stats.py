@@ -3,7 +3,10 @@
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from post_training.core import manifest
 from post_training.data.mixing.shards import Tokenized
@@ -46,14 +49,29 @@ def statistics(plan: Plan, stage: str) -> list[dict[str, Any]]:
     return found
 
 
-def as_table(found: list[dict[str, Any]], title: str) -> Table:
-    """The statistics for the terminal."""
-    table = Table(title=title, title_justify="left")
-    for name in found[0]:
-        number = name not in ("dataset", "dropped")
-        table.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
+_ROWS = ("dataset", "source_rows", "examples", "tokenized", "used_rows", "held_out", "share")
+_TOKENS = ("dataset", "tokens", "used_tokens", "trained_share", *(f"p{p}" for p in PERCENTILES), "longest")
+
+
+def as_tables(found: list[dict[str, Any]], title: str) -> Group:
+    """The statistics for the terminal: rows, tokens, and what was dropped."""
+    lost = [f"{entry['dataset']}: dropped {_dropped(entry['dropped'])}" for entry in found]
+    return Group(_table(found, title, _ROWS), _table(found, "tokens", _TOKENS), *map(Text, lost))
+
+
+def _table(found: list[dict[str, Any]], title: str, names: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in names:
+        text = name == "dataset"
+        table.add_column(name.replace("_", " "), no_wrap=text, overflow="ellipsis", justify="left" if text else "right")
     for entry in found:
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in entry["dropped"].items())
-        cells = [f"{v:.1%}" if isinstance(v, float) else f"{v:,}" for v in list(entry.values())[1:-1]]
-        table.add_row(entry["dataset"], *cells, dropped or "none")
+        table.add_row(*(_cell(entry[name]) for name in names))
     return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
+
+
+def _dropped(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"

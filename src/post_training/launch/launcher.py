@@ -64,6 +64,7 @@ def run(task: Task) -> int:
             return _run_owned(task, lock)
     except LockedError as error:
         say(str(error))
+        task.keep_error(str(error))
         return LOCKED
 
 
@@ -112,7 +113,7 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
     if ended.first is not None:
         if not lock.lost:  # what was being saved takes the room that the next attempt needs
             discard_incomplete(newest_complete(task.directory / "checkpoints"))
-        _report(ended, failures.read(reports), topology.world_size, local=not task.runtime.get("slurm"))
+        _report(task, ended, failures.read(reports), topology.world_size)
         return ended.code if ended.code > 0 else 128 - ended.code
     if not finish():
         raise UserError(f"{task.directory}: the ranks ended before their work was complete; run it again to resume")
@@ -150,20 +151,25 @@ def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:
         make_universal(newest.path, REQUEST, task.directory / "logs" / "universal.log")
 
 
-def _report(ended: Ended, reports: list[failures.Failure], world_size: int, local: bool) -> None:
-    """Print the first error; then, in a line each, errors of other ranks that are no consequence of it."""
-    who = f"rank {ended.first}" if local else "a rank"
+def _report(task: Task, ended: Ended, reports: list[failures.Failure], world_size: int) -> None:
+    """Print the first error, and keep it; then, in a line each, errors of other ranks that are no consequence of it."""
+    who = "a rank" if task.runtime.get("slurm") else f"rank {ended.first}"
+    kept = []
     if ended.code < 0 and (not reports or reports[0].follows):
         hint = " (out of memory?)" if ended.code == -signal.SIGKILL else ""
-        say(f"{who} was killed by {signal.Signals(-ended.code).name}{hint}")
+        kept.append(f"{who} was killed by {signal.Signals(-ended.code).name}{hint}")
     elif not reports:
-        say(f"{who} failed first, with exit code {ended.code}; its output is above")
+        kept.append(f"{who} failed first, with exit code {ended.code}; its output is in the log")
+    for line in kept:
+        say(line)
     causes = {failure.line: failure for failure in reversed(reports) if not failure.follows or failure is reports[0]}
     if ended.code < 0:
         causes = {line: failure for line, failure in causes.items() if not failure.follows}
     for number, failure in enumerate(reversed(causes.values())):
         where = f"rank {failure.rank} on {failure.host}: " if world_size > 1 else ""
         say(where + ((failure.trace or failure.line).rstrip() if number == 0 else failure.line))
+        kept.append(where + failure.line)
+    task.keep_error("\n".join(kept))
     followed = [str(failure.rank) for failure in reports if failure.line not in causes]
     if followed:
         say(f"then the others ended: rank {', '.join(sorted(followed))}")

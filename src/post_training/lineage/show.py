@@ -1,26 +1,30 @@
 """A lineage as a tree on the terminal."""
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from post_training.core.format import size
+from post_training.core.format import size, visible
 from post_training.lineage.collect import Lineage, Stage, Stages
 from post_training.lineage.compare import Rows
 from post_training.lineage.verify import Problem, Verification
 
 _FACTS = {"rows_out": "rows", "tokens": "tokens", "steps": "steps", "parameters": "parameters", "loss_last": "loss"}
 _SHOWN_FILES = 8
+_SHOWN_KEYS = 8
+"""More keys of a section that only one of two results has are one line; with --json each is there."""
 
 
 def show(lineage: Lineage, checked: Verification | None) -> None:
     """Print the tree, the libraries, the costs, and what no longer matches."""
-    console = Console(highlight=False)
+    # A file or a pager has no width to fit.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     problems = checked.problems if checked else []
-    console.print(_tree(lineage["root"], "", lineage["stages"], problems, set()), soft_wrap=True)
+    console.print(_tree(lineage["root"], "", lineage["stages"], problems, set()))
     versions = lineage["stages"][lineage["root"]].get("versions") or {}
     console.print(f"\nmade with {', '.join(f'{name} {version}' for name, version in versions.items())}", soft_wrap=True)
     console.print(f"{len(lineage['stages'])} stages, {lineage['gpu_hours']:,.2f} GPU-hours")
@@ -96,17 +100,38 @@ def sources(stage: Stage) -> list[str]:
 
 
 def show_differences(differences: dict[str, Rows], names: tuple[str, str]) -> None:
-    """Print one table for each kind of difference."""
-    tables = []
-    for kind, rows in differences.items():
-        table = Table(title=kind, title_justify="left", show_edge=False)
-        for heading in ("what", *names):
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_value(row[column])) for column in ("what", "a", "b")))
-        tables += [table] if rows else []
-    Console(highlight=False).print(Group(*tables) if tables else "no difference")
+    """Print a line for each difference, `what: A -> B`; a section that only one of them has is one line."""
+    console = Console(highlight=False)
+    shown = {kind: rows for kind, rows in differences.items() if rows}
+    for label, name in zip("AB", names, strict=True) if shown else ():
+        console.print(f"{label}: {name}", style="dim", markup=False, soft_wrap=True)
+    for kind, rows in shown.items():
+        console.print(f"\n{kind}", style="bold", markup=False)
+        for what, a, b in _joined(rows):
+            line = Text.assemble((f"  {what}: ", "cyan"), a, (" -> ", "dim"), b)
+            console.print(line, soft_wrap=True)
+    if not shown:
+        console.print("no difference")
+
+
+def _joined(rows: Rows) -> Iterator[tuple[str, str, str]]:
+    """What differs and both values; many keys of one section that one side lacks are joined."""
+    lacking: dict[tuple[str, bool], list[str]] = {}
+    for row in rows:
+        section, _, key = row["what"].partition(".")
+        if key and (row["a"] is None) != (row["b"] is None):
+            lacking.setdefault((section, row["a"] is None), []).append(key)
+    joined: set[tuple[str, bool]] = set()
+    for row in rows:
+        section = (row["what"].partition(".")[0], row["a"] is None)
+        keys = lacking.get(section, []) if (row["a"] is None) != (row["b"] is None) else []
+        if len(keys) <= _SHOWN_KEYS:
+            yield row["what"], _value(row["a"]), _value(row["b"])
+        elif section not in joined:
+            joined.add(section)
+            sides = ("-", f"{len(keys)} keys")
+            yield f"{section[0]}.*", *(sides if section[1] else sides[::-1])
 
 
 def _value(value: Any) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else visible(str(value))

@@ -89,8 +89,8 @@ def merge(checks: list[Check]) -> list[Check]:
     return sorted(merged, key=lambda found: order[found.stage, found.name])
 
 
-def table(checks: list[Check]) -> str:
-    """The table as text of at most 160 columns; in colour on a terminal."""
+def table(checks: list[Check], width: int | None = None, *, colour: bool = False) -> str:
+    """The table as text of at most that many columns, 160 where none are given; with the escapes of a terminal if asked for."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -105,7 +105,7 @@ def table(checks: list[Check]) -> str:
         stage = [escape(found.where)] if several else []
         verdict = f"[{_COLOURS[found.verdict]}]{found.verdict}[/]"
         shown.add_row(found.name, *stage, escape(found.value), verdict, escape(found.remedy))
-    console = Console(width=_WIDTH, highlight=False)
+    console = Console(width=width or _WIDTH, highlight=False, force_terminal=colour or None)
     with console.capture() as captured:
         console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

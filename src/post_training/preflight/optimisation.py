@@ -17,6 +17,7 @@ _LORA = 10.0
 _FAR = 30.0
 """So far outside of these a run can only diverge or learn nothing."""
 _MOST_EPOCHS = 10
+_USUAL_EPOCHS = 3
 _POINTS = 500
 
 
@@ -43,11 +44,11 @@ def _length(subject: Subject) -> Check:
     few = rows < batch
     return check(
         "optimisation.epochs",
-        f"{rows / batch:,.1f} steps an epoch, {epochs:,.2f} epochs",
+        f"{rows / batch:,.1f} steps per epoch, {epochs:,.2f} epochs",
         warns=few or epochs > _MOST_EPOCHS,
         remedy=f"a step of {batch} rows takes all {rows} rows more than once: lower training.effective_batch_size"
         if few
-        else "the model memorises data that it sees so often: lower the length",
+        else f"so many will probably overfit; {_USUAL_EPOCHS} epochs are {math.ceil(_USUAL_EPOCHS * rows / batch):,} steps",
     )
 
 

@@ -19,7 +19,7 @@ def memory_check(subject: Subject) -> Check:
     """Predicted memory a device against what it has; on the CPU all ranks of the machine share it."""
     predicted, device, name = memory.predict(subject), subject.device, "resources.memory"
     factor, source = memory_correction(subject) or (1.0, None)
-    value = predicted.describe() + (f", {factor:.2f} times that by what {source} measured" if source else "")
+    value = predicted.describe() + (f", times {factor:.2f} as measured by {source}" if source else "")
     peak = predicted.peak * factor
     on_gpu = subject.topology.device == "GPU"
     needed = peak + memory.CONTEXT_BYTES if on_gpu else (peak + _PROCESS_BYTES) * subject.topology.devices_per_node

@@ -12,6 +12,8 @@ from post_training import preflight
 from post_training.core import json_lines, manifest
 from post_training.core.format import with_error
 from post_training.plan import Graph, Plan
+from post_training.preflight.show import print_costs
+from post_training.run_dir import wandb_offline
 
 # Kind of a result -> its main measure, and the measure's title.
 MEASURES = {
@@ -26,17 +28,22 @@ _PREVIEW_SAMPLES = 20
 _RUNS = 40
 
 
-def print_summary(graph: Graph) -> None:
-    """Print to stderr the evaluations that exist, and where the results are."""
-    console = Console(stderr=True, highlight=False)
+def print_summary(graph: Graph, console: Console) -> None:
+    """Print the evaluations that exist, and where the results are."""
     if len(graph.plans) > 1:
         _print_runs(graph, console)
     else:
         _print_run(graph.first, console)
     # The warnings of the preflight have scrolled away by now.
     paths = [graph.base / stage.manifest for stage in graph.every("preflights")]
+    if not all((graph.base / stage.manifest).is_file() for stage in graph.every("trained")):
+        for path in filter(Path.is_file, paths):
+            print_costs(dict(manifest.read(path)), console)
     for line in dict.fromkeys(line for path in paths for line in preflight.warnings(path)):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
+    runs = [graph.base / stage.directory for stage in graph.every("trained")]
+    for command in filter(None, map(wandb_offline.sync_command, runs)):
+        console.print(f"W&B was offline; where there is internet: {command}", markup=False, soft_wrap=True)
 
 
 def _print_runs(graph: Graph, console: Console) -> None:

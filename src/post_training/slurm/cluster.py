@@ -13,6 +13,8 @@ from post_training.run_dir.owner import client_environment
 ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
 )  # fmt: skip
+NOTE = "post_training_slurm"
+"""Attribute of a log record for the console: output, job id and state of a job."""
 _SECONDS = 60
 """How long a busy controller may take for one answer."""
 

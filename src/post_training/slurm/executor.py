@@ -32,7 +32,7 @@ from post_training.core.fingerprint import write_atomically
 from post_training.run_dir import attempts
 from post_training.run_dir.lock import Lock, take
 from post_training.slurm import check, cluster, follow
-from post_training.slurm.cluster import State
+from post_training.slurm.cluster import NOTE, State
 from post_training.slurm.job import StageJob, script
 
 # How long another call may take to submit a stage, while Slurm does not answer.
@@ -113,7 +113,9 @@ class StageExecutor(PluginExecutor):
             write_atomically(stage.script, script(stage))
             job_id = cluster.submit(stage.options, stage.script)
             self._mine[job] = (stage, job_id)
-        self.logger.info(f"{stage.name}: Slurm job {job_id} (output: {stage.folder}/slurm-{job_id}.out)")
+        self._note(
+            job, job_id, "submitted", f"{stage.name}: Slurm job {job_id} (output: {stage.folder}/slurm-{job_id}.out)"
+        )
         return SubmittedJobInfo(job, external_jobid=job_id, aux={"stage": stage})
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
@@ -166,7 +168,11 @@ class StageExecutor(PluginExecutor):
         text = str(state) if state else "Slurm does not answer; retrying"
         if self._said.get(job_id) != text:
             self._said[job_id] = text
-            self.logger.info(f"{info.aux['stage'].name}: job {job_id} {text}")
+            self._note(info.job, job_id, text, f"{info.aux['stage'].name}: job {job_id} {text}")
+
+    def _note(self, job: Any, job_id: str, state: str, line: str) -> None:
+        """A line, which a terminal shows as a state of the job that changes."""
+        self.logger.info(line, extra={NOTE: (str(job.output[0]), job_id, state)})
 
     def cancel(self) -> None:
         """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for continue."""

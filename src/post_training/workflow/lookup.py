@@ -13,6 +13,7 @@ from typing import Any
 from snakemake.io import ancient
 
 from post_training.config import batch
+from post_training.console.jobs import Job as ConsoleJob
 from post_training.core.errors import UserError
 from post_training.core.stages import STAGES, Place
 from post_training.core.task import Task, task_file
@@ -149,6 +150,15 @@ class Lookup:
         checked = base / self._preflight(stage).directory / predictions.FILE
         override = {"override": self._session} if self.overrides else {}
         return stage.task(base, slurm=self.on_slurm(), preflight=str(checked), **override)
+
+    def console_job(self, job: Any, task: Task, task_file: Path) -> ConsoleJob:
+        """A job of Snakemake's as the console shows it."""
+        _, stage = self._find(job.output) or (None, None)
+        assert stage is not None
+        label = stage.inputs["train"].label if stage.kind == "export" else stage.label
+        checked = task.runtime.get("preflight")
+        log = Path(job.log[0]) if job.log else task_file
+        return ConsoleJob(stage.kind, label, Path(job.output[0]), task_file, log, Path(checked) if checked else None)
 
     def slurm_job(self, job: Any) -> StageJob | None:
         """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""

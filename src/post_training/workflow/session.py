@@ -3,23 +3,35 @@
 `snakemake --summary`, `--list-rules`, `-n`, `--unlock` and the like read the Snakefile, too; they must change nothing.
 """
 
+import copy
 import gc
 import importlib.util
+import io
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from snakemake.logging import logger
+from snakemake.settings.enums import RerunTrigger
+
 from post_training.config import resolve_runs
 from post_training.config.trees import beside
+from post_training.console import jobs as console
+from post_training.console.handler import SHOW
 from post_training.core.errors import UserError
 from post_training.core.stages import STAGES
 from post_training.launch.processes import SNAKEMAKE
 from post_training.plan import Graph, make_graph
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob
+from post_training.workflow.last_call import note_call
 from post_training.workflow.links import point_links
 from post_training.workflow.lookup import Lookup
 from post_training.workflow.unlock import release_stale_lock
@@ -30,11 +42,15 @@ class Session:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
         self.workflow = workflow
+        _refuse_deployment(workflow)
+        config = _own_config(workflow, config)
         for file in workflow.config_settings.configfiles or ():
             config = beside(config, Path(os.path.relpath(file)).parent)
+        command_line = _own_command_line(workflow, config)
+        self._call = copy.deepcopy(dict(config)), command_line
         gc.disable()
         try:
-            self.graph: Graph = make_graph(resolve_runs(config, _own_command_line(workflow, config)))
+            self.graph: Graph = make_graph(resolve_runs(config, command_line))
         except UserError as error:
             raise SystemExit(str(error)) from None
         finally:
@@ -65,7 +81,11 @@ class Session:
         workflow, execute = self.workflow, self.workflow.execute
 
         def execute_with_us(executor_plugin: Any, *arguments: Any, **keywords: Any) -> Any:
+            self._trust_fingerprints()
             self._override_debug_runs()
+            console.TARGETS[:] = [
+                rule.name for rule in workflow.rules if not rule.has_wildcards() and rule.name != "default"
+            ]
             settings = executor_plugin.common_settings
             if settings.dryrun_exec or settings.touch_exec:
                 result = execute(executor_plugin, *arguments, **keywords)
@@ -79,32 +99,42 @@ class Session:
                 onstart(log)
 
             workflow._onstart = write_tasks_first
-            result = execute(executor_plugin, *arguments, **keywords)
+            with _one_interrupt():
+                result = execute(executor_plugin, *arguments, **keywords)
             self.finish()
             return result
 
         workflow.execute = execute_with_us
+
+    def _trust_fingerprints(self) -> None:
+        """Only a missing file makes a job run, also without our profile; where other rules run too, their user decides."""
+        if not self.workflow.modules:
+            self.workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
 
     def start(self) -> None:
         """Before Snakemake looks for its lock and for files."""
         if self.workflow.execution_settings.no_hooks:
             raise SystemExit("--no-hooks: the tasks of jobs are written by a hook; leave this option out")
         release_stale_lock()
+        note_call(*self._call)
         point_links(self.graph)
 
     def write_tasks(self) -> None:
-        """Before the first job: a file for each job says what it makes, however long that is."""
+        """Before the first job: a file for each job says what it makes, however long that is; and the console hears of it."""
         for job in self.workflow.dag.needrun_jobs():
             task = self.lookup.task_of(job)
             if task is not None:
-                task.write(Path(job.params.task))
+                file = task.write(Path(job.params.task))
+                console.PLANNED[str(job.output[0])] = self.lookup.console_job(job, task, file)
 
     def finish(self) -> None:
-        """After the last job: links, and what was reached."""
+        """After the last job: links, and what was reached, through the log so that it comes after all that was said before."""
         from post_training.report.summary import print_summary
 
         point_links(self.graph)
-        print_summary(self.graph)
+        text = Console(file=io.StringIO(), highlight=False)
+        print_summary(self.graph, text)
+        logger.info(text.file.getvalue(), extra={SHOW: lambda screen: print_summary(self.graph, screen)})  # type: ignore[attr-defined]
 
     def announce_placement(self) -> None:
         """In a dry run, where each GPU rule would run."""
@@ -125,12 +155,66 @@ class Session:
             self.workflow.dag_settings.forcerun = frozenset({*self.workflow.dag_settings.forcerun, *names})
 
 
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """The first Ctrl-C stops; while running jobs save, a second one changes nothing, and a third ends this process at once.
+
+    Snakemake would end at a second one with a traceback, while jobs still save.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+        if len(received) > 2:
+            os._exit(128 + number)
+        logger.warning("still saving; once more ends at once, and jobs save without this process")
+
+    before = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _use_our_slurm_executor(find_job: Callable[[Any], StageJob | None]) -> None:
     """Where the plugin is installed, which an environment without Slurm need not have."""
     if importlib.util.find_spec("snakemake_executor_plugin_slurm"):
         from post_training.slurm.executor import install
 
         install(find_job)
+
+
+def _refuse_deployment(workflow: Any) -> None:
+    """Jobs run in the environment that runs Snakemake; `--sdm` would make another one and not use it."""
+    methods = getattr(workflow.deployment_settings, "deployment_method", None) or ()
+    names = sorted(str(method) for method in methods)
+    if names and workflow.exec_mode.name == "DEFAULT" and not _is_module(workflow):
+        problem = "the jobs of this workflow run in the environment that runs snakemake"
+        remedy = "leave --sdm out (`make install` makes that environment; on Slurm, slurm.container names a container)"
+        raise SystemExit(f"--sdm {' '.join(names)}: {problem}; {remedy}")
+
+
+def _own_config(workflow: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration alone that a file of the command line gives, also as a module that another workflow gives all of its own.
+
+    Snakemake has merged that file over the other workflow's `configfile:`, with snakedeploy a copy of the demo's.
+    """
+    if (
+        _is_module(workflow)
+        and workflow.config_settings.configfiles
+        and config == workflow.modifier_stack[0].globals["config"]
+    ):
+        return copy.deepcopy(dict(workflow.config_settings.overwrite_config))
+    return config
+
+
+def _is_module(workflow: Any) -> bool:
+    return len(workflow.modifier_stack) > 1
 
 
 def _own_command_line(workflow: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_published_recipes_are_silent(subject_of, verdicts):
             "failure",
             "30 sequences do not divide over 1 node x 8 GPUs",
         ),
-        ("epochs", "sft", {"training__effective_batch_size": 800}, "warning", "0.5 steps an epoch"),
+        ("epochs", "sft", {"training__effective_batch_size": 800}, "warning", "0.5 steps per epoch"),
         ("epochs", "sft", {"training__num_train_epochs": 40}, "warning", "40.00 epochs"),
         ("warmup", "sft", {"training__warmup_ratio": 0.0}, "warning", "0 of 25 steps"),
         ("warmup", "sft", {"training__warmup_ratio": 0.7}, "warning", "18 of 25 steps"),

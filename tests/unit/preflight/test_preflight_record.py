@@ -123,7 +123,7 @@ def test_what_was_measured_corrects_the_prediction(subject_of, tmp_path):
     assert resources.memory_check(subject).verdict == "ok"
     subject.rates = measurements.measurements(tmp_path)
     found = resources.memory_check(subject)
-    assert found.verdict == "failure" and "5.00 times that by what sft-x measured" in found.value
+    assert found.verdict == "failure" and "times 5.00 as measured by sft-x" in found.value
     # Of another batch nothing is known.
     subject.view["training"]["per_device_train_batch_size"] = 2
     assert measurements.memory_correction(subject) is None

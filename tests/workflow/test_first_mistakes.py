@@ -1,0 +1,220 @@
+"""Mistakes of the first hour, as they were made: one or two lines, an exit code, the key or file, and what to do.
+
+Each is asked of the function that meets it, in this process; a few go through the real command to show that nothing is lost
+on the way. What needs a finished dataset or a device is in the tests of that stage.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from post_training.config import resolve_runs
+from post_training.config.hints import COMING_FROM, unknown_key
+from post_training.config.trees import load_file
+from post_training.console import command_line
+from post_training.console.messages import tidy
+from post_training.core.errors import UserError
+from post_training.plan import make_graph
+
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+
+
+def said(function, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    text = str(caught.value)
+    assert text.count("\n") <= 1 and len(text) < 700, text
+    return text
+
+
+@pytest.mark.parametrize(
+    "text,where,remedy",
+    [
+        ("method: sft\ntraining:\n\tmax_steps: 3\n", "line 3, column 1: found a tab", "use spaces"),
+        ("training:\n  max_steps: 3\n seed: 2\n", "line 3, column 2: the indentation fits no line above", "alike"),
+        ("training:\n  max_steps: 3\n    seed: 2\n", "line 3, column 9: the indentation", "alike"),
+        ("run_name: a\nmethod: sft\nrun_name: b\n", "line 3, column 1: run_name is there twice, in line 1", "keep one"),
+        (
+            "training:\n  seed: 1\nmodel: {}\ntraining:\n  seed: 2\n",
+            "line 4, column 1: training is there twice, in line 1",
+            "keep",
+        ),
+        ("training: {max_steps: 3\n", "line 2, column 1: ", "expected ',' or '}'"),
+        ("- method: sft\n", "found a list, expected a mapping", "`key: value`"),
+        ("method sft\n", "found the text 'method sft', expected a mapping", "`key: value`"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    line = said(load_file, path)
+    assert line.startswith(f"config error: {path}: {where}") and remedy in line, line
+
+
+@pytest.mark.parametrize(
+    "words,expected",
+    [
+        (
+            "--config dpo.beta=0.3",
+            "--config dpo.beta=0.3: dotted keys go through `set`; type: --config set='dpo.beta=0.3'",
+        ),
+        ("--config set=dpo.beta=1 training.max_steps=2", "type: --config set='training.max_steps=2'"),
+        ("--config set=a=1 b=2", "the shell has split it at the space; quote it: --config set='a=1 b=2'"),
+        ("--config set=a.b=1 set=c.d=2", "`set` is given 2 times, and the last one would win; type: set='a.b=1 c.d=2'"),
+        ("--config method = dpo", "expected key=value without spaces, found 'method'"),
+        (
+            "--config method=dpo data",
+            "data: a target after --config is taken for a setting; type it first: `snakemake data",
+        ),
+        ("--configfile my.yaml data", "data: is a target after --configfile, which takes it for a file; type it first"),
+        ("--configfile my.yaml dta", "dta: no target of this workflow; did you mean `snakemake data`?"),
+        ("--configfile my.yaml dpo", "dpo: is a method, not a target; type `snakemake --config method=dpo`"),
+        ("--configfile mine.yaml", "--configfile mine.yaml: there is no such file. Did you mean 'my.yaml'?"),
+        ("--configfile config", "--configfile config: is a folder, expected a YAML file"),
+        ("--configfile", "--configfile: expected the path of a YAML file"),
+        ("--configfile tab.yaml", "config error: tab.yaml: line 2, column 1: found a tab"),
+        ("--workflow-profile slurmm", "there is no such profile. Did you mean 'slurm'?"),
+        (
+            "--workflow-profile jupiter",
+            "is a cluster; type --workflow-profile profiles/slurm, and set slurm.cluster=jupiter",
+        ),
+    ],
+)
+def test_a_command_line_that_cannot_work(project, words, expected):
+    Path("my.yaml").write_text("method: sft\n")
+    Path("tab.yaml").write_text("training:\n\tmax_steps: 3\n")
+    assert expected in said(command_line.check, words.split())
+
+
+def test_command_lines_that_work_are_left_alone(project):
+    Path("my.yaml").write_text("method: sft\n")
+    for words in (
+        [], ["-n"], ["data", "--configfile", "my.yaml"], ["--configfile", "my.yaml", "--", "data"], ["--workflow-profile", "none"],
+        ["--config", "set=a.b=1 c.d=2", "method=dpo", "training={max_steps: 3}"], ["--workflow-profile", "profiles/slurm", "all"],
+        ["-c2", "--config", "method=dpo", "--configfile", "my.yaml"], ["--mode", "remote", "--config", "a.b=1"],
+    ):  # fmt: skip
+        command_line.check(words)
+
+
+@pytest.mark.parametrize(
+    "key,expected",
+    [
+        ("training.micro_batch_size=2", "Here it is training.per_device_train_batch_size"),
+        ("training.gradient_accumulation_steps=2", "Here it is training.effective_batch_size: devices x"),
+        ("training.eval_steps=5", "Here it is data.eval_fraction"),
+        ("training.lr=1e-5", "Here it is training.learning_rate"),
+        ("training.optim=adamw", "Here it is training.trainer_args: {optim: ...}"),
+        ("training.epochs=3", "Here it is training.num_train_epochs"),
+        ("training.save_steps=3", "Here it is checkpointing.save_steps"),
+        ("training.report_to=none", "Here it is logging.report_to"),
+        ("model.load_in_4bit=true", "Here it is model.lora for less memory; there is no quantised training"),
+        ("model.torch_dtype=bfloat16", "Here it is model.dtype"),
+        ("model.lora.rank=8", "Here it is model.lora.r"),
+        ("data.val_set_size=0.1", "Here it is data.eval_fraction"),
+        ("data.datasets[0].type=alpaca", "Here it is data.datasets[].transform"),
+        ("training.resume_from_checkpoint=x", "A run always resumes from its newest complete checkpoint; leave it out"),
+        ("learning_rate=1e-5", "Here it is training.learning_rate"),
+        ("datasets=[]", "Here it is data.datasets or evaluation.datasets"),
+        ("training.learning_rat=1", "Did you mean 'learning_rate'?"),
+    ],
+)
+def test_a_key_that_is_called_something_else_here(project, key, expected):
+    line = said(resolve_runs, project.config, {"set": [key]})
+    assert line.startswith(f"config error: {key.partition('=')[0]}: unknown key") and expected in line, line
+
+
+@pytest.mark.parametrize(
+    "dotted,expected",
+    [
+        ("method=DPO", "method: found 'DPO'. Did you mean"),
+        ("method=grpo2", "method: found 'grpo2'"),
+        ("model.name_or_path=org/model offline=true model.from_scratch=null", "not on this machine"),
+        ("data.datasets[0].path=nowhere.jsonl", "data.datasets[0].path: nowhere.jsonl: no such file"),
+        ("data.datasets[0].transform=alpacca", "no transform named 'alpacca'. Did you mean 'alpaca'?"),
+        ("data.chat_template=llama4", "no template named 'llama4'. Did you mean"),
+        ("training.num_train_epochs=1", "give exactly one of"),
+        ("model.dtype=bf16", "model.dtype: found 'bf16'"),
+        ("deepspeed.config_path=zero4", "deepspeed.config_path: "),
+        ("model.lora=true", "model.lora: found True, expected a mapping"),
+        ("logging.report_to=wandb", "logging.report_to: found 'wandb', expected a list"),
+        ("dpo.beta=50", "dpo.beta"),
+        (
+            "slurm.cluster=snellius",
+            "slurm.cluster: found 'snellius', expected a YAML file or a folder of profiles. On offer: ",
+        ),
+    ],
+)
+def test_a_value_that_cannot_work(project, dotted, expected):
+    line = said(lambda: make_graph(resolve_runs(project.config, {"set": dotted})))
+    assert expected in line, line
+    offered = line.rpartition("On offer: ")[2].split(", ")
+    assert len(offered) == len({*offered}), "each is offered once"
+
+
+def test_unknown_targets_are_explained():
+    text = "MissingRuleException:\nNo rule to produce {} (if you use input functions make sure that they don't raise)"
+    assert tidy("MissingRuleException", text.format("dpo")) == (
+        "dpo: is a method, not a target; type `snakemake --config method=dpo`"
+    )
+    assert tidy("MissingRuleException", text.format("reprot")).startswith(
+        "reprot: no target of this workflow; did you mean `snakemake report`?"
+    )
+
+
+def test_hints_are_the_pairs_of_the_documentation():
+    """Wherever a page names one key for a name that is none of ours, an error says the same."""
+    checked = 0
+    for page in sorted((Path(__file__).parents[2] / "docs" / "coming-from").glob("*.md")):
+        for row in (line.split("|") for line in page.read_text().splitlines() if line.startswith("| `")):
+            theirs, ours = (re.findall(r"`([^`]+)`", cell) for cell in row[1:3])
+            names = [re.sub(r"^--|[: ].*$", "", name).rpartition(".")[2] for name in theirs]
+            keys = [re.split(r"[=: ]", key)[0] for key in ours]
+            for name in names if len(keys) == 1 else []:
+                if name != keys[0].rpartition(".")[2] and re.fullmatch(r"[a-z_]\w+", name) and name in COMING_FROM:
+                    checked += keys[0] in COMING_FROM[name] or name in _BY_CASE
+                    assert keys[0] in COMING_FROM[name] or name in _BY_CASE, f"{page.name}: {name}: {keys[0]}"
+    assert checked > 60
+
+
+# What they mean depends on the method or on their value.
+_BY_CASE = {"rl", "rl_beta", "dpo_beta", "max_length", "output_dir", "load_in_4bit"}
+
+
+def test_no_hint_names_a_key_that_does_not_exist():
+    from post_training.config import document
+
+    known = {key.path for _, _, found in document._sections() for key in found}
+    known |= {key.rpartition(".")[0].removesuffix("[]") for key in known if "." in key}
+    for name, text in COMING_FROM.items():
+        if not text.startswith("- "):
+            first = text.partition(":")[0].partition(",")[0].split()[0]
+            assert first in known, f"{name}: {text}"
+            assert unknown_key(name, [], name) == f"unknown key. Here it is {text}"
+
+
+@pytest.mark.parametrize(
+    "words,expected",
+    [
+        (
+            ["--config", "dpo.beta=0.3"],
+            "--config dpo.beta=0.3: dotted keys go through `set`; type: --config set='dpo.beta=0.3'",
+        ),
+        (["-n", "dpo"], "dpo: is a method, not a target; type `snakemake --config method=dpo`"),
+        (
+            ["-n", "--config", "set=training.lr=1"],
+            "config error: training.lr: unknown key. Here it is training.learning_rate",
+        ),
+    ],
+)
+def test_the_command_itself_says_so_last_and_alone(project, words, expected):
+    done = subprocess.run([SNAKEMAKE, *words], capture_output=True, text=True)
+    lines = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if not line.startswith("Using workflow specific profile")
+    ]
+    assert done.returncode == 1 and lines[-1] == expected, lines
+    assert "Traceback" not in done.stderr and not Path("outputs").exists()
