@@ -59,7 +59,7 @@ def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
     [
         (
             "--config dpo.beta=0.3",
-            "--config dpo.beta=0.3: dotted keys go through `set`; type: --config set='dpo.beta=0.3'",
+            "--config dpo.beta=0.3: dotted keys go through set; type: --config set='dpo.beta=0.3'",
         ),
         ("--config set=dpo.beta=1 training.max_steps=2", "type: --config set='training.max_steps=2'"),
         ("--config set=a=1 b=2", "the shell has split it at the space; quote it: --config set='a=1 b=2'"),
@@ -200,7 +200,7 @@ def test_no_hint_names_a_key_that_does_not_exist():
     [
         (
             ["--config", "dpo.beta=0.3"],
-            "--config dpo.beta=0.3: dotted keys go through `set`; type: --config set='dpo.beta=0.3'",
+            "--config dpo.beta=0.3: dotted keys go through set; type: --config set='dpo.beta=0.3'",
         ),
         (["-n", "dpo"], "dpo: is a method, not a target; type `snakemake --config method=dpo`"),
         (

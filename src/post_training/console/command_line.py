@@ -67,7 +67,7 @@ def _check_config(values: list[str]) -> None:
             )
         if re.search(r"[.\[]", key):
             quoted = f"set='{key}={text}'"
-            raise UserError(f"--config {value}: dotted keys go through `set`; type: --config {quoted}")
+            raise UserError(f"--config {value}: dotted keys go through set; type: --config {quoted}")
     dotted = [value for value in values if value.startswith("set=")]
     if len(dotted) > 1:
         joined = " ".join(value.partition("=")[2] for value in dotted)
