@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
+from post_training.run_dir.parent import SNAKEMAKE as SNAKEMAKE
+from post_training.run_dir.parent import snakemake_is_gone as snakemake_is_gone
 from post_training.run_dir.stop import StopRequest, held
 
 # After the first failure the others have this long to report why they fail too. No longer: the usual one
 # hangs in a collective, which no signal ends, and each second is a second of every device.
 GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.05
-SNAKEMAKE = "POST_TRAINING_SNAKEMAKE"
-"""Process id of the Snakemake that started a job; set by the prefix of all shell commands."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,3 @@ def write(sink: TextIO, text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
     except OSError:
         return  # a full disk below `tee`
-
-
-def snakemake_is_gone() -> str | None:
-    """Reason to stop: the Snakemake that started this run, if one did, is gone and would not hear of its end.
-
-    Killed with -9 it leaves its jobs running, and a user who starts it again means to resume from here.
-    """
-    if (pid := os.environ.get(SNAKEMAKE)) is None:
-        return None
-    try:
-        alive = b"snakemake" in Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for a zombie
-    except OSError:
-        alive = False
-    return None if alive else f"snakemake (process {pid}), which started this run, is gone"

@@ -15,6 +15,8 @@ import orjson
 
 from post_training.core import manifest
 from post_training.core.errors import DataError
+from post_training.run_dir.parent import snakemake_is_gone
+from post_training.run_dir.stop import EXIT_CODES, REQUEST, STOPPED
 
 PROMPTS, ANSWERS, SCORES = "prompts.jsonl", "answers.jsonl", "scores.jsonl"
 SHARD = "answers "
@@ -24,6 +26,8 @@ SCORE = "score "
 Key = tuple[int, int]
 """Number of the prompt and of the answer."""
 Line = dict[str, Any]
+PATIENCE_SECONDS = 120.0
+"""How long a job waits for one of a Snakemake that is gone, which ends after its batch."""
 
 
 def prompt_digest(prompt: list[dict[str, Any]], tools: Any = None) -> str:
@@ -60,6 +64,16 @@ def read_answers(inputs: Mapping[str, Path]) -> dict[Key, Line]:
             f"{len(lines) - len(found)} answers are in two shards; delete the generate stages to make them again"
         )
     return found
+
+
+def must_stop(what: str, file: "Resumable", total: int) -> int | None:
+    """The exit code with which a job ends before its next batch, with a line that says why; None = it does not."""
+    gone = snakemake_is_gone()
+    if not REQUEST.wanted and not gone:
+        return None
+    why = f"stopped by {REQUEST.wanted.name}" if REQUEST.wanted else gone
+    print(f"{what}: {why}, after {file.rows:,} of {total:,} answers", flush=True)
+    return EXIT_CODES[REQUEST.wanted] if REQUEST.wanted else STOPPED
 
 
 class Resumable:

@@ -12,15 +12,24 @@ from post_training.core import manifest
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
-from post_training.on_policy.answers import ANSWERS, Key, Line, Resumable, prompt_digest, read_prompts
+from post_training.on_policy.answers import (
+    ANSWERS,
+    PATIENCE_SECONDS,
+    Key,
+    Line,
+    Resumable,
+    must_stop,
+    prompt_digest,
+    read_prompts,
+)
 from post_training.on_policy.engine import Engine, Request
 from post_training.run_dir.lock import take
-from post_training.run_dir.stop import EXIT_CODES, REQUEST
+from post_training.run_dir.stop import REQUEST
 
 
 def run(task: Task) -> int:
     """Write `answers.jsonl` and the manifest. Returns 0, or the exit code of the signal on which it stopped."""
-    with REQUEST, take(task.directory):
+    with REQUEST, take(task.directory, patience_seconds=PATIENCE_SECONDS, alone=True):
         return _run_owned(task)
 
 
@@ -42,9 +51,8 @@ def _run_owned(task: Task) -> int:
     progress, before = Progress("generate", "answers", total), file.rows
     streams = [prompt_digest(line["prompt"], line.get("tools")) for line in prompts]
     while file.done < len(file.batches):
-        if REQUEST.wanted:
-            print(f"generate: stopped by {REQUEST.wanted.name} after {file.rows:,} of {total:,} answers", flush=True)
-            return EXIT_CODES[REQUEST.wanted]
+        if (code := must_stop("generate", file, total)) is not None:
+            return code
         batch = file.batches[file.done]
         file.append(_lines(batch, engine.answers([Request(ids[p], f"{streams[p]} {s}") for p, s in batch])))
         progress.update(file.rows - before)

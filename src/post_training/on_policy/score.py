@@ -18,10 +18,19 @@ from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.registry import PACKAGE, TransformSource
 from post_training.models import folder as model_folder
-from post_training.on_policy.answers import SCORES, Line, Resumable, read_answers, read_lines, read_prompts
+from post_training.on_policy.answers import (
+    PATIENCE_SECONDS,
+    SCORES,
+    Line,
+    Resumable,
+    must_stop,
+    read_answers,
+    read_lines,
+    read_prompts,
+)
 from post_training.rewards import Reward, load_reward
 from post_training.run_dir.lock import take
-from post_training.run_dir.stop import EXIT_CODES, REQUEST
+from post_training.run_dir.stop import REQUEST
 
 _BATCH = 256
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
@@ -30,7 +39,7 @@ QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
 def run(task: Task) -> int:
     """Write `scores.jsonl` and the manifest. Returns 0, or the exit code of the signal on which it stopped."""
-    with REQUEST, take(task.directory):
+    with REQUEST, take(task.directory, patience_seconds=PATIENCE_SECONDS, alone=True):
         return _run_owned(task)
 
 
@@ -43,9 +52,8 @@ def _run_owned(task: Task) -> int:
         print(f"score: resuming after {file.rows:,} of {len(keys):,} answers", flush=True)
     progress, before, reward = Progress("score", "answers", len(keys)), file.rows, _reward(task)
     while file.done < len(batches):
-        if REQUEST.wanted:
-            print(f"score: stopped by {REQUEST.wanted.name} after {file.rows:,} of {len(keys):,} answers", flush=True)
-            return EXIT_CODES[REQUEST.wanted]
+        if (code := must_stop("score", file, len(keys))) is not None:
+            return code
         batch = batches[file.done]
         lines = [answers[key] for key in batch]
         file.append([*scored(reward, [prompts[line["prompt"]] for line in lines], lines)])

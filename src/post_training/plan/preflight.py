@@ -93,6 +93,8 @@ def _base_model(trained: Stage) -> Stage:
 
 def _checked_part(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept = {key: value for key, value in view.items() if key not in _NOT_CHECKED and (key, place) != ("slurm", LOCAL)}
+    if "slurm" in kept:  # what generate jobs get is no part of a training
+        kept["slurm"] = {key: value for key, value in kept["slurm"].items() if key != "generate"}
     kept["data"] = {key: value for key, value in view["data"].items() if key not in ("num_proc", "filters")}
     kept["data"]["datasets"] = [_without_unused(entry) for entry in kept["data"]["datasets"]]
     kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid

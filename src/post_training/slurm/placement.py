@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from post_training.config.batch import slurm_topology
-from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig
+from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig, SlurmGenerateConfig
 from post_training.core.errors import ConfigError, require
 from post_training.core.stages import STAGES
 
@@ -55,14 +55,20 @@ def check(view: dict[str, Any]) -> None:
     numbers = {f"slurm.{name}": (slurm[name], minimum) for name, minimum in minima.items() if slurm[name] is not None}
     for key, (found, minimum) in (numbers | {"slurm.cpu.cpus_per_task": (slurm["cpu"]["cpus_per_task"], 1)}).items():
         require(found >= minimum, key, f"found {found}, expected {minimum} or more")
-    for section, values, config in (("slurm", slurm, SlurmConfig), ("slurm.cpu", slurm["cpu"], SlurmCpuConfig)):
+    sections: tuple[tuple[str, dict[str, Any], Any], ...] = (
+        ("slurm", slurm, SlurmConfig),
+        ("slurm.cpu", slurm["cpu"], SlurmCpuConfig),
+        ("slurm.generate", slurm["generate"], SlurmGenerateConfig),
+    )
+    for section, values, config in sections:
         for field in fields(config):
             pattern, expected = _PATTERNS.get(field.name, (None, ""))
             value = values[field.name]
             fits = not pattern or value is None or re.fullmatch(pattern, value) is not None
             require(fits, f"{section}.{field.name}", f"found {value!r}, expected {expected}")
-        seconds(values["wall_time"], f"{section}.wall_time")
-        _check_extra(values["extra"], f"{section}.extra")
+        if values["wall_time"] is not None:
+            seconds(values["wall_time"], f"{section}.wall_time")
+        _check_extra(values.get("extra", ""), f"{section}.extra")
     low, high = _SIGNAL_SECONDS
     warning, limit = slurm["signal_time_seconds"], seconds(slurm["wall_time"], "slurm.wall_time")
     problem = f"found {warning}, expected {low} to {high} and less than slurm.wall_time ({limit} s)"
@@ -147,6 +153,8 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
             "cpus_per_task": cores(view),
         }
         values = slurm
+        if STAGES[kind].resumes:
+            values = slurm | {key: value for key, value in slurm["generate"].items() if value is not None}
     else:
         share = 1
         values = {**slurm["cpu"], "account": slurm["cpu"]["account"] or slurm["account"]}
@@ -192,13 +200,21 @@ def options(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> list[s
         ("mem", f"{found['mem_mb']}M" if found.get("mem_mb") else None),
         ("time", f"{minutes // 60:02}:{minutes % 60:02}:00"),
         ("constraint", found.get("constraint")),
-        # Without `B:`, so that it reaches the ranks and not the batch script.
-        ("signal", f"USR1@{slurm['signal_time_seconds']}" if STAGES[kind].stops_on_request else None),
+        # Without `B:` it reaches the ranks and not the batch script, with it the batch script, which runs the other stages.
+        (
+            "signal",
+            f"{'B:' * STAGES[kind].resumes}USR1@{_warning(found, slurm)}" if STAGES[kind].stops_on_request else None,
+        ),
     ]
     words = [f"--{name}={value}" for name, value in named if value]
     if slurm["requeue"] is not None:
         words.append("--requeue" if slurm["requeue"] else "--no-requeue")
     return words + shlex.split(found.get("slurm_extra") or "")
+
+
+def _warning(found: Mapping[str, Any], slurm: dict[str, Any]) -> int:
+    """Seconds before the time limit at which Slurm warns: at most half of it."""
+    return int(min(slurm["signal_time_seconds"], int(found["runtime"]) * 30))
 
 
 def describe(found: Mapping[str, Any], view: dict[str, Any], kind: str) -> str:

@@ -16,6 +16,7 @@ from post_training.models.loading import generate as padded_generate
 from post_training.on_policy import generate
 from post_training.on_policy.answers import read_answers
 from post_training.on_policy.engine import Engine, Request, _draw, uniforms
+from post_training.run_dir import attempts
 from post_training.run_dir.stop import REQUEST, REQUEUE
 
 
@@ -70,7 +71,8 @@ def test_a_warning_of_the_time_limit_keeps_what_is_written(
         assert generate.run(task) == REQUEUE
     finally:
         REQUEST.received.clear()
-    assert not task.output.exists() and "stopped by SIGUSR1 after 8 of 39 answers" in capsys.readouterr().out
+    assert not task.output.exists() and "stopped by SIGUSR1, after 8 of 39 answers" in capsys.readouterr().out
+    assert attempts.safe_steps(task.directory) == 8, "what Slurm's attempts call progress"
     monkeypatch.undo()
     assert generate.run(task) == 0
     assert (task.directory / "answers.jsonl").read_bytes() == (undisturbed.directory / "answers.jsonl").read_bytes()

@@ -46,6 +46,29 @@ def test_every_key(template):
     ]  # fmt: skip
 
 
+def test_generate_and_scores_are_jobs_of_their_own_shape_that_are_warned(template):
+    """One GPU whatever training takes, and the warning goes to the batch script, which is the job's own process."""
+    slurm = {"partition": "gpu", "num_nodes": 4, "gpus_per_node": 4, "mem": "200G", "wall_time": "24:00:00"}
+    view = view_of(template, slurm=slurm)
+    expected = "--nodes=1 --ntasks-per-node=1 --gres=gpu:1 --cpus-per-task=8 --mem=51200M".split()
+    for kind in ("generate", "score_model"):
+        assert words(view, kind) == ["--partition=gpu", *expected, "--time=24:00:00", "--signal=B:USR1@300"]
+    own = {"partition": "small", "qos": "many", "wall_time": "00:06:00", "constraint": "a100"}
+    found = words(view_of(template, slurm=slurm | {"generate": own}), "generate")
+    assert found == [
+        "--partition=small",
+        "--qos=many",
+        *expected,
+        "--time=00:06:00",
+        "--constraint=a100",
+        "--signal=B:USR1@180",
+    ]
+    cpu = words(view_of(template, slurm=slurm | {"generate": own}), "score")
+    assert "--partition=small" not in cpu and "--signal=B:USR1@300" in cpu and not any("gres" in word for word in cpu)
+    with pytest.raises(ConfigError, match=r"slurm\.generate\.wall_time: found '6', expected HH:MM:SS"):
+        placement.check(view_of(template, slurm={"generate": {"wall_time": "6"}}))
+
+
 def test_cpu_rules_have_keys_of_their_own(template):
     slurm = {
         "partition": "gpu",

@@ -31,6 +31,20 @@ class SlurmCpuConfig:
 
 
 @dataclass
+class SlurmGenerateConfig:
+    """Where a generate shard runs, or a reward model: a job with one GPU, many at once."""
+
+    partition: str | None = None
+    """Partition. Null = `slurm.partition`."""
+    qos: str | None = None
+    """Quality of service. Null = `slurm.qos`."""
+    wall_time: str | None = None
+    """Time limit, `HH:MM:SS` or `D-HH:MM:SS`, in quotes; the job continues in the next one. Null = `slurm.wall_time`."""
+    constraint: str | None = None
+    """Node features. Null = `slurm.constraint`."""
+
+
+@dataclass
 class ContainerConfig:
     """The image that GPU work runs in; the launcher itself runs outside of it."""
 
@@ -106,3 +120,5 @@ class SlurmConfig:
     """Container of the GPU rules."""
     cpu: SlurmCpuConfig = field(default_factory=SlurmCpuConfig)
     """The CPU rules."""
+    generate: SlurmGenerateConfig = field(default_factory=SlurmGenerateConfig)
+    """Generate shards and reward models."""
