@@ -32,10 +32,11 @@ def sampled(task: Task, dataset: str, rows: list[dict[str, Any]], evaluator: "Ev
 
     sampling = task.config["score"][dataset]["sampling"] | {"max_new_tokens": evaluator.max_new_tokens}
     engine = Engine(evaluator.model, evaluator.tokenizer, evaluator.template, sampling)
-    ids = [engine.prompt_ids(row["prompt"], row.get("tools")) for row in rows]
+    lengths = [engine.length(row["prompt"], row.get("tools")) for row in rows]
     found: list[dict[str, Any]] = [{} for _ in rows]
-    for batch in batches_of([len(one) for one in ids], 1, evaluator.batch_size):
-        requests = [Request(ids[place], prompt_digest(rows[place]["prompt"])) for place, _ in batch]
+    for batch in batches_of(lengths, 1, evaluator.batch_size):
+        asked = [rows[place] for place, _ in batch]
+        requests = [Request(row["prompt"], row.get("tools"), prompt_digest(row["prompt"])) for row in asked]
         for (place, _), answer in zip(batch, engine.answers(requests), strict=True):
             found[place] = {"prompt": rows[place]["prompt"], "answer": answer.text, "stopped": answer.ended}
     return found

@@ -24,8 +24,10 @@ Ids = list[int]
 class Request:
     """One answer that is wanted."""
 
-    ids: Ids
-    """The prompt as the model reads it."""
+    prompt: list[dict[str, Any]]
+    """Messages, the user's last."""
+    tools: Any
+    """In OpenAI's form; None without."""
     stream: str
     """What its random numbers follow from: prompt and sample."""
 
@@ -56,6 +58,11 @@ class Engine:
         self.stop = stop_tokens(tokenizer, template)
         self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
 
+    @property
+    def at_a_time(self) -> int | None:
+        """Answers of a batch; None = as the configuration says."""
+        return None
+
     @classmethod
     def load(cls, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> "Engine":
         """The model of a folder. `template` None is the tokenizer's own; raises DataError where it has none."""
@@ -76,9 +83,10 @@ class Engine:
             raise DataError(f"the chat template refuses a prompt: {error}") from None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def fits(self, ids: Ids) -> bool:
-        """Whether a full answer stays within the model's positions."""
-        return len(ids) + self.max_new_tokens <= self.longest
+    def length(self, prompt: list[dict[str, Any]], tools: Any = None) -> int | None:
+        """Tokens of a prompt; None where no full answer stays within the model's positions."""
+        size = len(self.prompt_ids(prompt, tools))
+        return size if size + self.max_new_tokens <= self.longest else None
 
     def answers(self, requests: list[Request]) -> list[Answer]:
         """One batch; halved where it does not fit the GPU's memory. Raises UserError where not even one answer fits."""
@@ -88,23 +96,20 @@ class Engine:
             return self._answers(requests)
         except torch.cuda.OutOfMemoryError as error:
             if len(requests) == 1:
-                raise UserError(
-                    f"out of GPU memory with one prompt of {len(requests[0].ids)} tokens: {error}"
-                ) from None
+                raise UserError(f"out of GPU memory with one prompt: {error}") from None
         torch.cuda.empty_cache()
         half = len(requests) // 2
         print(f"generate: {len(requests)} answers at a time do not fit the GPU's memory; trying {half}", flush=True)
         return self.answers(requests[:half]) + self.answers(requests[half:])
 
     def _answers(self, requests: list[Request]) -> list[Answer]:
-        prompts, pad = [request.ids for request in requests], self.tokenizer.pad_token_id
-        found = generate(
-            self.model, prompts, self.stop, pad, self.max_new_tokens, processors=self._processors(requests)
-        )
+        prompts, pad = [self.prompt_ids(one.prompt, one.tools) for one in requests], self.tokenizer.pad_token_id
+        processors = self._processors(requests, max(map(len, prompts)))
+        found = generate(self.model, prompts, self.stop, pad, self.max_new_tokens, processors=processors)
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
         return [Answer(text, len(ids), ids[-1] in self.stop) for text, ids in zip(texts, found, strict=True)]
 
-    def _processors(self, requests: list[Request]) -> list[Any]:
+    def _processors(self, requests: list[Request], width: int) -> list[Any]:
         """What chooses the next tokens: Transformers' own filters, then one draw a row. Empty for greedy answers."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -115,13 +120,18 @@ class Engine:
         chosen += [TopKLogitsWarper(sampling["top_k"])] if sampling["top_k"] else []
         chosen += [TopPLogitsWarper(sampling["top_p"])] if sampling["top_p"] < 1 else []
         draws = np.stack([uniforms(sampling["seed"], request.stream, self.max_new_tokens) for request in requests])
-        return [*chosen, partial(_draw, draws, max(len(request.ids) for request in requests))]
+        return [*chosen, partial(_draw, draws, width)]
 
 
 def uniforms(seed: int, stream: str, count: int) -> npt.NDArray[np.float64]:
     """`count` numbers in [0, 1), float64, of a generator of this answer alone."""
-    key = int.from_bytes(hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key)).random(count)
+    return np.random.Generator(np.random.Philox(key=stream_seed(seed, stream, 16))).random(count)
+
+
+def stream_seed(seed: int, stream: str, size_bytes: int = 4) -> int:
+    """The seed of one answer, below 2 ** (8 * size_bytes - 1)."""
+    digest = hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=size_bytes).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _draw(draws: npt.NDArray[np.float64], width: int, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":

@@ -6,9 +6,12 @@ the same bytes for any number of shards, and after any kill: the job continues a
 """
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from post_training.core import manifest
+from post_training.core.errors import UserError
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
@@ -26,6 +29,9 @@ from post_training.on_policy.engine import Engine, Request
 from post_training.run_dir.lock import take
 from post_training.run_dir.stop import REQUEST
 
+if TYPE_CHECKING:
+    from post_training.on_policy.server import ServerEngine
+
 
 def run(task: Task) -> int:
     """Write `answers.jsonl` and the manifest. Returns 0, or the exit code of the signal on which it stopped."""
@@ -35,30 +41,45 @@ def run(task: Task) -> int:
 
 def _run_owned(task: Task) -> int:
     prompts = read_prompts(task.inputs["prompts"])
-    trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
-    engine = Engine.load(
-        model_folder(task.inputs["model"]), task.config["chat_template"], task.config["sampling"], trust
-    )
-    ids = [engine.prompt_ids(line["prompt"], line.get("tools")) for line in prompts]
-    number, shards = task.config["shard"]
-    batches = batches_of(
-        [len(one) if engine.fits(one) else None for one in ids], task.config["n"], task.runtime["batch_size"]
-    )
-    file = Resumable(task.directory / ANSWERS, batches[number::shards])
-    total = sum(map(len, file.batches))
-    if file.rows:
-        print(f"generate: resuming after {file.rows:,} of {total:,} answers", flush=True)
-    progress, before = Progress("generate", "answers", total), file.rows
-    streams = [prompt_digest(line["prompt"], line.get("tools")) for line in prompts]
-    while file.done < len(file.batches):
-        if (code := must_stop("generate", file, total)) is not None:
-            return code
-        batch = file.batches[file.done]
-        file.append(_lines(batch, engine.answers([Request(ids[p], f"{streams[p]} {s}") for p, s in batch])))
-        progress.update(file.rows - before)
-    too_long = [place for place, one in enumerate(ids) if not engine.fits(one)][number::shards]
+    with _engine(task) as engine:
+        lengths = [engine.length(line["prompt"], line.get("tools")) for line in prompts]
+        number, shards = task.config["shard"]
+        batches = batches_of(lengths, task.config["n"], engine.at_a_time or task.runtime["batch_size"])
+        file = Resumable(task.directory / ANSWERS, batches[number::shards])
+        total = sum(map(len, file.batches))
+        if file.rows:
+            print(f"generate: resuming after {file.rows:,} of {total:,} answers", flush=True)
+        progress, before = Progress("generate", "answers", total), file.rows
+        while file.done < len(file.batches):
+            if (code := must_stop("generate", file, total)) is not None:
+                return code
+            batch = file.batches[file.done]
+            file.append(_lines(batch, engine.answers([_request(prompts[place], sample) for place, sample in batch])))
+            progress.update(file.rows - before)
+    too_long = [place for place, length in enumerate(lengths) if length is None][number::shards]
     _finish(task, file, len(too_long))
     return 0
+
+
+@contextmanager
+def _engine(task: Task) -> "Iterator[Engine | ServerEngine]":
+    sampling, server = task.config["sampling"], task.runtime.get("server")
+    folder = model_folder(task.inputs["model"]) if "model" in task.inputs else None
+    if server is not None:
+        from post_training.on_policy.server import serving
+
+        log = task.directory / "logs" / "server.log"
+        with serving(folder, task.config.get("model_name", ""), sampling, server, log) as engine:
+            yield engine
+        return
+    assert folder is not None
+    trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
+    yield Engine.load(folder, task.config["chat_template"], sampling, trust)
+
+
+def _request(line: Line, sample: int) -> Request:
+    tools = line.get("tools")
+    return Request(line["prompt"], tools, f"{prompt_digest(line['prompt'], tools)} {sample}")
 
 
 def batches_of(lengths: list[int | None], n: int, size: int) -> list[list[Key]]:
@@ -83,6 +104,10 @@ def _finish(task: Task, file: Resumable, too_long: int) -> None:
     lines = read_lines(file.path) if file.path.is_file() else []
     if not file.path.is_file():
         file.path.touch()
+    if lines and not any(line["answer"] for line in lines):
+        raise UserError(
+            f"{file.path}: all {len(lines):,} answers are empty; delete it, and look at the prompts and the model"
+        )
     counts = Counter(
         {"cut": sum(not line["ended"] for line in lines), "empty": sum(not line["answer"] for line in lines)}
     )

@@ -8,7 +8,7 @@ from post_training.config import batch
 from post_training.config.names import dataset_name
 from post_training.core.errors import require
 from post_training.plan.filters import Filters
-from post_training.plan.on_policy import is_generated
+from post_training.plan.generated_keys import is_generated
 from post_training.plan.sources import Sources
 from post_training.plan.stage import Stage
 

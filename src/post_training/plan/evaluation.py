@@ -14,8 +14,9 @@ from post_training.core.locate import files_below
 from post_training.data.rows import PROMPTS as PROMPTS_SHAPE
 from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.plan.data import DataStages
+from post_training.plan.generated_keys import sampling_of
 from post_training.plan.graph import Graph, Plan
-from post_training.plan.on_policy import Reward, rewards_of, sampling_of
+from post_training.plan.rewards import Reward, rewards_of
 from post_training.plan.stage import Stage
 
 _LM_EVAL = "evaluation.lm_eval"

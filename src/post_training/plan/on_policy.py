@@ -1,56 +1,19 @@
 """Stages of a dataset that a model writes: prompts, generate in shards, score by each reward, select."""
 
-import ast
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from post_training.config.names import dataset_name
-from post_training.config.schema.data import DatasetConfig
-from post_training.config.schema.on_policy import GenerateConfig, SelectConfig
-from post_training.core.errors import ConfigError, did_you_mean, one_of, require
-from post_training.data import registry
-from post_training.data.registry import TransformSource
+from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.data.rows import PROMPTS
 from post_training.on_policy.answers import SCORE, SHARD
+from post_training.plan.generated_keys import check_entry, check_sampling, sampling_keys, select_keys, server_keys
 from post_training.plan.models import ModelStages
+from post_training.plan.rewards import Reward, rewards_of
 from post_training.plan.sources import Sources
 from post_training.plan.stage import Stage
 
 if TYPE_CHECKING:
     from post_training.plan.graph import Plan
-
-# Keys of a dataset that say where rows come from, and have no meaning for rows that a model writes.
-_OF_FILES = ("path", "subset", "split", "revision", "eval_split", "transform")
-_OWN = ("prompts", "generate", "score", "select")
-# Keys of `select` by the shape of the rows.
-_SELECT = {
-    "preference": ("pairs", "min_margin", "cut", "seed"),
-    "messages": ("best", "threshold", "cut"),
-    "unpaired": ("threshold", "cut"),
-}
-_SPEED = ("shards", "batch_size")
-
-
-@dataclass(frozen=True)
-class Reward:
-    """One entry of `score`."""
-
-    name: str
-    """Its own in the manifests: the reward's, numbered where one is there twice."""
-    weight: float
-    source: TransformSource
-    arguments: dict[str, Any]
-
-    @property
-    def parameters(self) -> list[ast.arg]:
-        """What the configuration may give."""
-        return self.source.function.args.kwonlyargs
-
-
-def is_generated(entry: Mapping[str, Any]) -> bool:
-    """Whether a dataset of the configuration is written by a model."""
-    return entry["generate"] is not None or entry["prompts"] is not None
 
 
 class OnPolicy:
@@ -61,13 +24,13 @@ class OnPolicy:
 
     def rows(self, entry: dict[str, Any], view: dict[str, Any], key: str, shape: str, base_model: Stage) -> Stage:
         """A dataset's rows, made of a model's answers."""
-        _check(entry, key)
+        check_entry(entry, key)
         name = dataset_name(entry, key)
         rewards = rewards_of(entry["score"], view, f"{key}.score")
         require(
             bool(rewards), f"{key}.score", "no reward; give a list such as [{reward: exact_match, reference: answer}]"
         )
-        select = _select(entry["select"], shape, f"{key}.select")
+        select = select_keys(entry["select"], shape, f"{key}.select")
         prompts = self._prompts(entry["prompts"], name, view, f"{key}.prompts")
         shards, answers = self._generate(entry["generate"], name, prompts, view, f"{key}.generate", base_model)
         scores = {
@@ -120,12 +83,20 @@ class OnPolicy:
         self, section: dict[str, Any], name: str, prompts: Stage, view: dict[str, Any], key: str, base_model: Stage
     ) -> tuple[dict[str, Stage], str]:
         """The shards by their name among inputs, and the fingerprint of all their answers, whatever their number."""
-        _check_sampling(section, key)
-        model, of_pipeline = self._model(section["model"], view, f"{key}.model", base_model)
-        sampling = _sampling(section) | {"max_new_tokens": section["max_new_tokens"]}
-        template = self.data.files.chat_template(view["data"]["chat_template"]) if of_pipeline else None
-        config = {"n": section["n"], "sampling": sampling, "chat_template": template}
-        inputs, runtime = {"prompts": prompts, "model": model}, {"batch_size": section["batch_size"]}
+        check_sampling(section, key)
+        server = server_keys(section["server"], f"{key}.server")
+        inputs, own = {"prompts": prompts}, {}
+        if server is not None and server["url"] is not None:
+            require(bool(section["model"]), f"{key}.model", "is missing; give the name of the server's model")
+            own["model_name"] = section["model"]
+        else:
+            model, of_pipeline = self._model(section["model"], view, f"{key}.model", base_model)
+            inputs["model"] = model
+            template = self.data.files.chat_template(view["data"]["chat_template"]) if of_pipeline else None
+            own["chat_template"] = template if server is None else None
+        sampling = sampling_keys(section) | {"max_new_tokens": section["max_new_tokens"]}
+        config = {"n": section["n"], "sampling": sampling, **own, **({"engine": "server"} if server else {})}
+        runtime = {"batch_size": section["batch_size"], **({"server": server} if server else {})}
         every = Stage("generate", name, config, inputs).fingerprint
         number = section["shards"]
         shards = [Stage("generate", name, config | {"shard": [i, number]}, inputs, runtime) for i in range(number)]
@@ -165,109 +136,3 @@ class OnPolicy:
             return (base_model if named == "base" else self.plan.exported[named]), True
         other = {**view["model"], "name_or_path": named, "revision": None, "from_scratch": None}
         return self.models.model(other, view["offline"], key), False
-
-
-def sampling_of(section: dict[str, Any] | None, key: str) -> dict[str, Any]:
-    """How an evaluation samples, without its length; greedy where nothing is said. Raises ConfigError for keys of other datasets."""
-    if section is None:
-        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0}
-    defaults = {one.name: one.default for one in fields(GenerateConfig)}
-    for name, value in section.items():
-        fits = name in ("temperature", "top_p", "top_k", "seed") or value == defaults[name]
-        require(fits, f"{key}.{name}", "is not of an evaluation, which samples one answer of each model to a prompt")
-    _check_sampling({**section, "n": 1}, key)
-    return _sampling(section)
-
-
-def _sampling(section: dict[str, Any]) -> dict[str, Any]:
-    if not section["temperature"]:
-        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0}  # the others decide nothing
-    return {part: section[part] for part in ("temperature", "top_p", "top_k", "seed")}
-
-
-def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:
-    """The checked entries of `score`. Raises ConfigError for a reward or argument that does not exist."""
-    known, found = registry.reward_names(view["data"]["transform_modules"]), list[Reward]()
-    for index, entry in enumerate(entries):
-        own = f"{key}[{index}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("reward"), str):
-            raise ConfigError(own, f"found {entry!r}, expected {{reward: NAME, argument: value}}")
-        reward, weight = entry["reward"], entry.get("weight", 1.0)
-        if reward not in known:
-            more = "(or name your module in data.transform_modules)"
-            raise ConfigError(f"{own}.reward", f"no reward named {reward!r}. {did_you_mean(reward, known)} {more}")
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        require(is_number and abs(weight) < float("inf"), f"{own}.weight", f"found {weight!r}, expected a number")
-        arguments = {name: value for name, value in entry.items() if name not in ("reward", "weight")}
-        signature = known[reward].function.args
-        offered = [parameter.arg for parameter in signature.kwonlyargs]
-        for name in arguments:
-            if name not in offered:
-                raise ConfigError(f"{own}.{name}", f"unknown argument of {reward}. {did_you_mean(name, offered)}")
-        defaults = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
-        missing = [
-            parameter.arg for parameter, default in defaults if default is None and parameter.arg not in arguments
-        ]
-        require(not missing, own, f"{reward} needs {', '.join(missing)}")
-        same = sum(one.source.name == reward for one in found)
-        found.append(Reward(f"{reward}-{same + 1}" if same else reward, float(weight), known[reward], arguments))
-    return found
-
-
-def _check(entry: dict[str, Any], key: str) -> None:
-    for own in ("prompts", "generate"):
-        require(
-            entry[own] is not None,
-            f"{key}.{own}",
-            "is missing; a dataset that a model writes needs prompts and generate",
-        )
-    require(bool(entry["name"]), f"{key}.name", "is missing; give the dataset a name")
-    defaults = {one.name: one.default for one in fields(DatasetConfig)}
-    for other in _OF_FILES:
-        require(
-            entry[other] == defaults[other],
-            f"{key}.{other}",
-            "is of rows in files; of what a model writes give prompts",
-        )
-
-
-def _check_sampling(section: dict[str, Any], key: str) -> None:
-    for name, holds, expected in (
-        ("n", section["n"] >= 1, "1 or more"),
-        ("temperature", 0 <= section["temperature"] < float("inf"), "0 or more"),
-        ("top_p", 0 < section["top_p"] <= 1, "a probability above 0, up to 1"),
-        ("top_k", section["top_k"] >= 0, "0 (all) or more"),
-        ("max_new_tokens", section["max_new_tokens"] >= 1, "1 or more"),
-        ("shards", 1 <= section["shards"] <= 10_000, "1 to 10000"),
-        ("batch_size", section["batch_size"] >= 1, "1 or more"),
-    ):
-        require(holds, f"{key}.{name}", f"found {section[name]}, expected {expected}")
-    repeated = section["n"] > 1 and section["temperature"] == 0
-    require(
-        not repeated,
-        f"{key}.temperature",
-        f"found 0, which gives the same answer {section['n']} times; set n=1 or sample",
-    )
-
-
-def _select(given: dict[str, Any] | None, shape: str, key: str) -> dict[str, Any]:
-    """The keys that decide for this shape."""
-    defaults: dict[str, Any] = {one.name: one.default for one in fields(SelectConfig)}
-    section, used = given or defaults, _SELECT[shape]
-    for name, value in section.items():
-        fits = name in used or value == defaults[name]
-        require(fits, f"{key}.{name}", f"is not of this method, whose rows are {shape}; its keys are {', '.join(used)}")
-    one_of(section["pairs"], ("best_worst", "best_random", "all_ordered"), f"{key}.pairs")
-    one_of(section["cut"], ("drop", "keep"), f"{key}.cut")
-    require(section["min_margin"] >= 0, f"{key}.min_margin", f"found {section['min_margin']}, expected 0 or more")
-    require(
-        section["best"] is None or section["best"] >= 1, f"{key}.best", f"found {section['best']}, expected 1 or more"
-    )
-    needs = shape != "unpaired" or section["threshold"] is not None
-    require(needs, f"{key}.threshold", "is missing; from which score on is an answer desirable?")
-    own = {name: section[name] for name in used}
-    if shape == "messages" and own["best"] is None and own["threshold"] is None:
-        own["best"] = 1
-    if shape == "preference" and own["pairs"] != "best_random":
-        del own["seed"]
-    return own

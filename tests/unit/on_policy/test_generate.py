@@ -20,6 +20,10 @@ from post_training.run_dir import attempts
 from post_training.run_dir.stop import REQUEST, REQUEUE
 
 
+def request(text: str, stream: str) -> Request:
+    return Request([{"role": "user", "content": text}], None, stream)
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     return prompts(tmp_path_factory.mktemp("asked") / "prompts", 13)
@@ -87,18 +91,19 @@ def test_a_manifest_counts_answers(undisturbed):
 
 def test_an_answer_does_not_depend_on_what_is_beside_it(model_manifest):
     engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
-    requests = [Request(engine.prompt_ids([{"role": "user", "content": f"{n}?"}]), f"p{n} 0") for n in range(6)]
+    requests = [request(f"{n}?", f"p{n} 0") for n in range(6)]
     together = engine.answers(requests)
     assert [engine.answers([request])[0] for request in requests] == together
-    assert engine.answers([Request(requests[0].ids, "another 0")])[0] != together[0]
+    assert engine.answers([request("0?", "another 0")])[0] != together[0]
 
 
 def test_greedy_answers_are_those_of_transformers(model_manifest):
     engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING | {"temperature": 0.0}, False)
-    ids = [engine.prompt_ids([{"role": "user", "content": f"{n} and 1?"}]) for n in range(5)]
+    requests = [request(f"{n} and 1?", "") for n in range(5)]
+    ids = [engine.prompt_ids(one.prompt) for one in requests]
     stop = stop_tokens(engine.tokenizer, TEMPLATE)
     expected = padded_generate(engine.model, ids, stop, engine.tokenizer.pad_token_id, 8)
-    assert [answer.tokens for answer in engine.answers([Request(one, "") for one in ids])] == [len(e) for e in expected]
+    assert [answer.tokens for answer in engine.answers(requests)] == [len(e) for e in expected]
 
 
 def test_draws_follow_the_filtered_distribution(model_manifest):
@@ -106,7 +111,7 @@ def test_draws_follow_the_filtered_distribution(model_manifest):
         model_folder(model_manifest), TEMPLATE, SAMPLING | {"temperature": 0.7, "top_p": 0.8, "top_k": 6}, False
     )
     count = 20_000
-    *filters, _ = engine._processors([Request([1, 2], f"{n}") for n in range(2)])
+    *filters, _ = engine._processors([request("?", f"{n}") for n in range(2)], 2)
     scores = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
     for one in filters:
         scores = one(torch.zeros(1, 2, dtype=torch.long), scores)
@@ -126,7 +131,7 @@ def test_a_prompt_that_leaves_no_room_is_counted(asked, model_manifest, tmp_path
 
 def test_out_of_memory_halves_the_batch(model_manifest, monkeypatch, capsys):
     engine = Engine.load(model_folder(model_manifest), TEMPLATE, SAMPLING, False)
-    requests = [Request(engine.prompt_ids([{"role": "user", "content": f"{n}?"}]), f"p{n} 0") for n in range(5)]
+    requests = [request(f"{n}?", f"p{n} 0") for n in range(5)]
     expected, answer = engine.answers(requests), engine._answers
 
     def small(batch):

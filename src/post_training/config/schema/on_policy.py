@@ -28,6 +28,29 @@ class PromptsConfig:
 
 
 @dataclass
+class ServerConfig:
+    """A program with OpenAI's chat API in place of Transformers. One of `command` and `url`."""
+
+    command: str | None = None
+    """Starts it for each shard, in its own environment or container; `{model}` is the model's folder and `{port}` a free port:
+    `/opt/vllm/bin/vllm serve {model} --port {port}`. Never makes a finished dataset stale."""
+    url: str | None = None
+    """Instead: one that runs elsewhere, `https://host/v1`. `generate.model` is the name of its model."""
+    model_name: str | None = None
+    """With `command`: name by which the server knows the model. Null = the model's folder."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key, where one is needed."""
+    concurrency: int = 64
+    """Requests at a time."""
+    startup_seconds: float = 900.0
+    """How long a server may take until it answers at `/health`."""
+    request_seconds: float = 600.0
+    """How long an answer may take."""
+    max_retries: int = 5
+    """How often a failed request is sent again."""
+
+
+@dataclass
 class GenerateConfig:
     """Answers of a model to the prompts."""
 
@@ -50,6 +73,8 @@ class GenerateConfig:
     """Jobs that the work is divided among; a shard is one GPU. Never makes a finished dataset stale."""
     batch_size: int = 64
     """Answers that are generated at a time; halved where they do not fit the memory. Never makes stale."""
+    server: ServerConfig | None = None
+    """Generate with a server. Null = with Transformers, in the job itself."""
 
 
 @dataclass

@@ -1,0 +1,54 @@
+"""The entries of `score` as rewards that exist, with arguments that they take."""
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from post_training.core.errors import ConfigError, did_you_mean, require
+from post_training.data import registry
+from post_training.data.registry import TransformSource
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One entry of `score`."""
+
+    name: str
+    """Its own in the manifests: the reward's, numbered where one is there twice."""
+    weight: float
+    source: TransformSource
+    arguments: dict[str, Any]
+
+    @property
+    def parameters(self) -> list[ast.arg]:
+        """What the configuration may give."""
+        return self.source.function.args.kwonlyargs
+
+
+def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:
+    """The checked entries of `score`. Raises ConfigError for a reward or argument that does not exist."""
+    known, found = registry.reward_names(view["data"]["transform_modules"]), list[Reward]()
+    for index, entry in enumerate(entries):
+        own = f"{key}[{index}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("reward"), str):
+            raise ConfigError(own, f"found {entry!r}, expected {{reward: NAME, argument: value}}")
+        reward, weight = entry["reward"], entry.get("weight", 1.0)
+        if reward not in known:
+            more = "(or name your module in data.transform_modules)"
+            raise ConfigError(f"{own}.reward", f"no reward named {reward!r}. {did_you_mean(reward, known)} {more}")
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        require(is_number and abs(weight) < float("inf"), f"{own}.weight", f"found {weight!r}, expected a number")
+        arguments = {name: value for name, value in entry.items() if name not in ("reward", "weight")}
+        signature = known[reward].function.args
+        offered = [parameter.arg for parameter in signature.kwonlyargs]
+        for name in arguments:
+            if name not in offered:
+                raise ConfigError(f"{own}.{name}", f"unknown argument of {reward}. {did_you_mean(name, offered)}")
+        defaults = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+        missing = [
+            parameter.arg for parameter, default in defaults if default is None and parameter.arg not in arguments
+        ]
+        require(not missing, own, f"{reward} needs {', '.join(missing)}")
+        same = sum(one.source.name == reward for one in found)
+        found.append(Reward(f"{reward}-{same + 1}" if same else reward, float(weight), known[reward], arguments))
+    return found
