@@ -92,6 +92,27 @@ def test_a_reward_s_weight_reruns_select_alone_and_its_arguments_its_scores(gene
     assert changed(generated, another) == {"score": ["round1"], **SELECTED}
 
 
+def test_another_engine_asks_again_and_where_its_server_is_decides_nothing(generated):
+    server = {"command": "vllm serve {model} --port {port}"}
+    dataset(generated.config)["generate"]["server"] = server
+    generated.write()
+    assert kinds(generated.jobs()) == GENERATED
+    generated.complete()
+    server |= {"command": "/opt/vllm serve {model} --port {port} -tp 4", "concurrency": 9, "startup_seconds": 5}
+    generated.write()
+    assert generated.jobs() == {}
+    dataset(generated.config)["generate"] |= {"model": "their-model", "server": {"url": "https://host/v1"}}
+    generated.write()
+    assert kinds(generated.jobs()) == GENERATED
+    generated.complete()
+    dataset(generated.config)["generate"]["server"]["url"] = "https://another/v1"
+    generated.write()
+    assert generated.jobs() == {}
+    dataset(generated.config)["generate"]["model"] = "another-model"
+    generated.write()
+    assert kinds(generated.jobs()) == GENERATED
+
+
 def test_a_reward_s_source_and_the_methods_keys(generated):
     def beta(config):
         config["dpo"]["beta"] = 0.3
@@ -213,6 +234,12 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
         ({"generate": {"model": "dpo"}}, "generate.model: dpo cannot start from itself"),
         ({"generate": {"model": ""}}, "generate.model: found ''"),
         ({"generate": {"modle": "sft"}}, "generate.modle: unknown key. Did you mean 'model'"),
+        ({"generate": {"model": "sft", "server": {}}}, "generate.server.command: found neither it nor url"),
+        ({"generate": {"model": "sft", "server": {"command": "vllm serve {model}"}}}, "generate.server.command: found 'vllm serve {model}', expected {port}"),
+        ({"generate": {"model": "sft", "server": {"command": "a '{model} {port}"}}}, "generate.server.command: found"),
+        ({"generate": {"model": "sft", "server": {"command": "a {model} {port}", "url": "http://x"}}}, "generate.server.command: found command and url"),
+        ({"generate": {"model": "m", "server": {"url": "localhost:1"}}}, "generate.server.url: found 'localhost:1'"),
+        ({"generate": {"model": "m", "server": {"url": "http://x", "concurrency": 0}}}, "generate.server.concurrency: found 0"),
         ({"prompts": {}}, "prompts.path: is empty"),
         ({"prompts": {"path": "nowhere.jsonl"}}, "prompts.path: nowhere.jsonl: no such file"),
         ({"prompts": {"path": "p.jsonl", "rows": 0}}, "prompts.rows: found 0"),

@@ -26,6 +26,7 @@ from post_training.on_policy.engine import Answer, Request, stream_seed
 from post_training.run_dir.stop import die_with_parent
 
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 20.0
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 _RESTARTS = 3
 # Of the environment in which this job runs, and not of the server's own.
 _NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "POST_TRAINING_SNAKEMAKE")
@@ -147,11 +148,11 @@ class ServerEngine:
                 raise
 
     def _answer(self, request: Request) -> Answer:
-        problem, pause = "", 1.0
+        problem, pause = "", _PAUSE_SECONDS
         for attempt in range(self.settings["max_retries"] + 1):
             if attempt:
                 time.sleep(pause)
-                pause = min(2 * pause, 30.0)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             try:
                 return self._asked(request)
             except Gone as gone:

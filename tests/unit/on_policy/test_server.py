@@ -1,0 +1,224 @@
+"""The engine `server`: against a real one that is not ours, `transformers serve`, and against one that misbehaves."""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from on_policy_parts import SAMPLING, prompts, task
+from tiny import TEMPLATE
+
+from post_training.core.errors import UserError
+from post_training.models import folder as model_folder
+from post_training.on_policy import generate
+from post_training.on_policy.answers import read_answers
+from post_training.on_policy.engine import Request
+from post_training.on_policy.server import Process, ServerEngine, serving
+
+SETTINGS = {
+    "command": None, "url": None, "model_name": None, "api_key_variable": "TEST_SERVER_API_KEY", "concurrency": 4,
+    "startup_seconds": 120.0, "request_seconds": 60.0, "max_retries": 2,
+}  # fmt: skip
+ASKED = Request([{"role": "user", "content": "1 and 2?"}], None, "p 0")
+SERVE = f"{Path(sys.executable).parent / 'transformers'} serve {{model}} --port {{port}} --device cpu"
+needs_serve = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+    reason="`transformers serve` needs fastapi, uvicorn and openai (the extra `dev`)",
+)
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """Retries without their pauses, which the tests would wait for."""
+    monkeypatch.setattr("post_training.on_policy.server._PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def misbehaving():
+    """A server that answers as `replies` say, one after the other, and then well."""
+
+    class Handler(BaseHTTPRequestHandler):
+        replies: ClassVar[list] = []
+        requests: ClassVar[list] = []
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.requests.append((self.headers.get("Authorization"), body))
+            code, text = self.replies.pop(0) if self.replies else (200, None)
+            if code == "hang":
+                time.sleep(3)
+                return
+            good = {
+                "choices": [{"message": {"content": " 3 "}, "finish_reason": "stop"}],
+                "usage": {"completion_tokens": 2},
+            }
+            content = (json.dumps(good) if text is None else text).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    Handler.replies, Handler.requests = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Handler.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield Handler
+    server.shutdown()
+
+
+def elsewhere(handler, **settings) -> ServerEngine:
+    return ServerEngine(
+        SAMPLING | {"top_k": 5, "seed": 7}, SETTINGS | {"url": handler.url} | settings, "their-model", None
+    )
+
+
+@needs_serve
+@pytest.mark.slow
+def test_a_real_server_is_started_survives_a_kill_and_is_stopped(
+    model_manifest, exported, tmp_path, monkeypatch, capsys
+):
+    """No answer is lost or doubled, whenever the server dies."""
+    started: list[int] = []
+    start = Process.start
+
+    def noted(self):
+        start(self)
+        started.append(self._process.pid)
+
+    monkeypatch.setattr(Process, "start", noted)
+    answers, asked_before = ServerEngine.answers, []
+
+    def killed_in_the_middle(self, requests):
+        asked_before.append(len(requests))
+        if len(asked_before) == 2:
+            threading.Timer(0.3, os.kill, (started[0], signal.SIGKILL)).start()
+        return answers(self, requests)
+
+    monkeypatch.setattr(ServerEngine, "answers", killed_in_the_middle)
+    config = {"n": 2, "sampling": SAMPLING, "chat_template": None, "shard": [0, 1], "engine": "server"}
+    runtime = {"batch_size": 8, "server": SETTINGS | {"command": SERVE, "concurrency": 2, "max_retries": 5}}
+    inputs = {"prompts": prompts(tmp_path / "prompts", 24), "model": exported}
+    made = task("generate", config, runtime, inputs, tmp_path / "generate")
+    assert generate.run(made) == 0
+    found = read_answers({"answers 0": made.output})
+    assert list(found) == [(prompt, sample) for prompt in range(24) for sample in range(2)]
+    assert all(line["answer"] and line["tokens"] for line in found.values())
+    assert "starting it again (1 of 3)" in capsys.readouterr().out and len(started) == 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(pid, 0)
+
+
+@needs_serve
+@pytest.mark.slow
+def test_a_model_that_does_not_load_is_one_line(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with (
+        pytest.raises(UserError, match=r"^server: ended with code 1 before it was ready: .*server\.log\)$") as error,
+        serving(tmp_path / "model", "", SAMPLING, SETTINGS | {"command": SERVE}, tmp_path / "server.log"),
+    ):
+        raise AssertionError("it is not ready")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("no-such-program {model} {port}", r"generate\.server\.command: no-such-program cannot be started"),
+        (f"{sys.executable} -c 'import sys; sys.exit(\"address in use: {{port}}\")' {{model}}", r"ended with code 1 .* address in use"),
+        (f"{sys.executable} -c 'import time; time.sleep(60)' {{model}} {{port}}", r"not ready after 1 s .*it said nothing"),
+    ],
+)  # fmt: skip
+def test_a_server_that_does_not_start_is_one_line_and_nothing_stays(tmp_path, command, message):
+    processes = []
+    with pytest.raises(UserError, match=message):
+        process = Process(command, tmp_path, tmp_path / "log", 1.0)
+        processes.append(process)
+        try:
+            process.start()
+        finally:
+            process.stop()
+    for process in processes:
+        assert process._process is None or process._process.poll() is not None
+
+
+def test_a_request_is_openai_s_and_has_a_seed_of_its_own(misbehaving, monkeypatch):
+    monkeypatch.setenv("TEST_SERVER_API_KEY", "a-key-of-the-test")
+    engine = elsewhere(misbehaving)
+    first, second = engine.answers([ASKED, Request(ASKED.prompt, [{"type": "function"}], "p 1")])
+    assert first == second and (first.text, first.tokens, first.ended) == ("3", 2, True)
+    (key, body), (_, other) = sorted(misbehaving.requests, key=lambda one: "tools" in one[1])
+    assert key == "Bearer a-key-of-the-test"
+    assert (
+        body.items()
+        >= {"model": "their-model", "messages": ASKED.prompt, "max_tokens": 8, "temperature": 1.0, "top_k": 5}.items()
+    )
+    assert body["seed"] != other["seed"] and "tools" in other and 0 <= body["seed"] < 2**31
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (401, r"refuses the key of TEST_SERVER_API_KEY \(401\)"),
+        (404, r"has no model 'their-model'"),
+        (200, r"the answer is not in OpenAI's form: <html>"),
+    ],
+)
+def test_what_a_repetition_cannot_change_is_one_line_at_once(misbehaving, code, message):
+    misbehaving.replies += [(code, "<html>no\nsuch</html>")]
+    with pytest.raises(UserError, match=message) as error:
+        elsewhere(misbehaving).answers([ASKED])
+    assert len(misbehaving.requests) == 1 and "\n" not in str(error.value)
+
+
+def test_failures_are_repeated_and_then_one_line(misbehaving, no_pause):
+    misbehaving.replies += [(503, "busy"), (500, "oops")]
+    assert elsewhere(misbehaving).answers([ASKED])[0].text == "3"
+    misbehaving.replies += [(503, "busy")] * 3
+    with pytest.raises(
+        UserError, match=r"answers 503: busy; 2 repetitions did not help \(generate\.server\.max_retries\)"
+    ):
+        elsewhere(misbehaving).answers([ASKED])
+
+
+def test_a_server_that_hangs_is_one_line(misbehaving, no_pause):
+    misbehaving.replies += [("hang", None)] * 2
+    with pytest.raises(UserError, match=r"no answer within 0\.2 s \(generate\.server\.request_seconds\)"):
+        elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
+
+
+def test_a_server_that_is_not_there_is_one_line(no_pause):
+    engine = ServerEngine(SAMPLING, SETTINGS | {"url": "http://127.0.0.1:9"}, "m", None)
+    with pytest.raises(UserError, match=r"ConnectError: .*2 repetitions did not help"):
+        engine.answers([ASKED])
+
+
+def test_a_refused_prompt_is_an_empty_answer_and_all_of_them_one_line(misbehaving, tmp_path):
+    asked = prompts(tmp_path / "prompts", 3)
+    config = {"n": 1, "sampling": SAMPLING, "model_name": "their-model", "shard": [0, 1], "engine": "server"}
+    runtime = {"batch_size": 8, "server": SETTINGS | {"url": misbehaving.url, "concurrency": 1}}
+    misbehaving.replies += [(400, "too long")]
+    made = task("generate", config, runtime, {"prompts": asked}, tmp_path / "one")
+    assert generate.run(made) == 0
+    assert json.loads(made.output.read_text())["answers"] == {"cut": 1, "empty": 1}
+    misbehaving.replies += [(400, "too long")] * 3
+    with pytest.raises(UserError, match="all 3 answers are empty"):
+        generate.run(task("generate", config, runtime, {"prompts": asked}, tmp_path / "two"))
+
+
+def test_the_template_of_the_model_is_the_export_s(exported):
+    """What a server renders is what training saw: the export carries the pipeline's template."""
+    found = (model_folder(exported) / "chat_template.jinja").read_text()
+    assert found.strip() == TEMPLATE.strip()
