@@ -11,7 +11,7 @@ SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs lock clean
+.PHONY: help install demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs site lock clean
 
 # The environment is complete when its stamp exists; a changed lock makes it stale.
 ifeq ($(BUILD),site)
@@ -73,6 +73,9 @@ lint: $(VENV)/.$(BUILD)
 docs: $(VENV)/.$(BUILD)  ## write config/README.md and config/schema.json from the schema
 	$(BIN)/python -m post_training.config.document
 
+site: $(VENV)/.$(BUILD)  ## the documentation as a site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The second has the first's versions and the index's build of torch, whatever torch pip's settings here would prefer.
 lock:  ## resolve the newest versions that pyproject.toml allows, for CPU and CUDA; names and versions only
 	rm -rf .lock && $(PYTHON) -m venv .lock
@@ -86,4 +89,4 @@ lock:  ## resolve the newest versions that pyproject.toml allows, for CPU and CU
 	rm -rf .lock build
 
 clean:  ## remove the environment and the demo's results
-	rm -rf $(VENV) outputs .snakemake
+	rm -rf $(VENV) outputs .snakemake site

@@ -145,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     lineage.add_argument(
         "--verify", action="store_true", help="hash every file again; exit code 1 where one does not match"
     )
+    lineage.add_argument(
+        "--ro-crate", metavar="FOLDER", help="copy the result with its lineage to a new folder, as an RO-Crate"
+    )
     for parsed in (status, lineage, diff):
         parsed.add_argument("--json", action="store_true", help="print JSON")
     completion = command(

@@ -27,6 +27,8 @@ NOT_RUN = {
     "needs a machine with a PyTorch of its own; tests/install makes one": 1,
     "the suite runs these tests": 2,
     "of finished runs": 1,
+    "needs vLLM and a GPU": 1,
+    "needs llama.cpp and Ollama": 2,
     "minutes; the tests of faults run the same harness": 1,
 }
 
@@ -181,6 +183,101 @@ def test_messages_of_the_troubleshooting_page_stand_in_the_source():
     assert len(codes) > 10
     strings = [text for of_file in source_strings() for text in of_file]
     assert not [code for code in codes if not any(text == code or text.startswith(f"{code}:") for text in strings)]
+
+
+def test_every_format_of_the_gallery_is_read_by_its_entry():
+    """A row and the YAML below it: the transform and the rules take the row."""
+    from post_training.data import registry as transforms
+    from post_training.data.rows import Rules, checker
+    from post_training.data.transforms import load_transform
+
+    shown = [block for block in blocks("docs/data-formats.md") if block.language in ("json", "yaml")]
+    assert [block.language for block in shown] == ["json", "yaml"] * (len(shown) // 2) and len(shown) > 20
+    for row, entry in zip(shown[::2], shown[1::2], strict=True):
+        section = yaml.safe_load(entry.text)
+        method = next((name for name in ("dpo", "kto") if name in section), "sft")
+        data = section["data"] if method == "sft" else section[method]["data"]
+        wanted = data["datasets"][0].get("transform", "messages")
+        arguments = dict(wanted) if isinstance(wanted, dict) else {"name": wanted}
+        name = arguments.pop("name")
+        source = transforms.find_transform(name, [], "transform")
+        made = load_transform(name, source.file, arguments)(json.loads(row.text))
+        for example in made if isinstance(made, list) else [made]:
+            checker({"sft": "messages", "dpo": "preference", "kto": "unpaired"}[method])(example, Rules())
+
+
+def test_the_memory_table_is_what_preflight_predicts():
+    spec = importlib.util.spec_from_file_location("memory_table", REPOSITORY / "docs/scripts/memory_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.table(["Llama 3.2 1B"])  # building the shape of a large one takes seconds
+    assert set(found.splitlines()) <= set(text_of("docs/memory.md").splitlines()), (
+        "python docs/scripts/memory_table.py writes it"
+    )
+
+
+def test_recipes_in_the_table_of_hyper_parameters_are_as_they_are():
+    text = text_of("docs/hyper-parameters.md")
+    for path in sorted((REPOSITORY / "config" / "recipes").glob("*.yaml")):
+        pipeline = resolve_runs(yaml.safe_load(path.read_text()))[0]
+        first, last = (pipeline.views[name] for name in (pipeline.stages[0], pipeline.stages[-1]))
+        line = next(line for line in text.splitlines() if line.startswith(f"| [{path.stem}]"))
+        for training in (first["training"], last["training"]):
+            assert f"{training['learning_rate']:g}, {training['effective_batch_size']}, " in line, line
+        assert f"`{last['dpo']['loss_type']}`, {last['dpo']['beta']:g}, " in line
+
+
+def test_the_site_builds_and_a_broken_link_stops_it(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
+
+    config = load_config(str(REPOSITORY / "mkdocs.yml"), site_dir=str(tmp_path / "site"), plugins=[])
+    build(config)
+    assert "docs" not in {path.name for path in (tmp_path / "site").iterdir()}
+    pages_of_site = {
+        str(path.parent.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("index.html")
+    }
+    assert {"config", "tutorial", "howto/method", "changelog"} <= pages_of_site
+    listed = re.findall(r"^ +- ([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
+    written = {str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")}
+    assert written == {*listed} - {
+        "index.md",
+        "config.md",
+        "changelog.md",
+        "contributing.md",
+    }  # every page is in the navigation
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("[gone](nowhere.md)")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\nstrict: true\n")
+    with pytest.raises(Abort):
+        build(load_config(str(tmp_path / "mkdocs.yml"), site_dir=str(tmp_path / "other")))
+
+
+def test_pictures_are_shown_and_are_made_by_the_script():
+    shown = {Path(target).name for page in pages() for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text_of(page))}
+    there = {path.name for path in (REPOSITORY / "docs" / "pictures").iterdir()}
+    script = text_of("docs/scripts/pictures.py")
+    assert shown == there and all(Path(name).stem in script for name in there)
+
+
+def test_trackers_are_those_of_transformers():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from post_training.plan.checks import TRACKERS
+
+    assert {*TRACKERS} == {*INTEGRATION_TO_CALLBACK}
+    assert all(f"`{name}`" in text_of("docs/trackers.md") for name in TRACKERS)
+
+
+def test_ci_files_call_the_readmes_commands():
+    readme, makefile = text_of("README.md"), (REPOSITORY / "Makefile").read_text()
+    for path in (".github/workflows/test.yml", ".gitlab-ci.yml"):
+        text = (REPOSITORY / path).read_text()
+        yaml.safe_load(text)
+        commands = set(re.findall(r"make (\w+)", text))
+        assert commands == {"test", "demo", "site"} and all(f"\n{name}:" in makefile for name in commands)
+        assert "make test" in readme and "make demo" in readme and ".test/config/config.yaml" in text
 
 
 def test_shipped_templates_and_methods_are_named():

@@ -89,7 +89,7 @@ def test_common_stages_are_made_once(swept):
     assert len(list(base.glob("dpo-*/manifest.json"))) == 6
     assert "6 runs: 36 stages, 18 of them shared (126 if each run had its own); 0 are yet to be made" in said
     assert re.search("^done +compare ", said, re.M) and not re.search("^done +train ", said, re.M)
-    assert "comparison: outputs/comparisons/" in said
+    assert "comparison: outputs/tiny-comparison/report.html" in said
     assert (base / "tiny-beta0.3-seed1" / "model" / "model.safetensors").exists()
 
 
@@ -101,13 +101,22 @@ def test_the_comparison_shows_the_spread_over_seeds(swept):
     assert [group["values"] for group in summary["groups"]] == [{"dpo.beta": beta} for beta in (0.05, 0.1, 0.3)]
     for group in summary["groups"]:
         rows = [row for row in summary["runs"] if row["name"] in group["runs"]]
-        losses = [row["measures"]["training loss, last tenth"] for row in rows]
-        assert len(losses) == 2 and losses[0] != losses[1]
-        assert group["spread"]["training loss, last tenth"]["std"] == pytest.approx(statistics.stdev(losses))
+        (title,) = (title for title in summary["measures"] if title.endswith("preference accuracy"))
+        values = [row["measures"][title] for row in rows]
+        assert len(values) == 2 and group["spread"][title]["std"] == pytest.approx(statistics.stdev(values))
+    # What scales with beta is no measure of quality.
+    assert not [title for title in summary["measures"] if "loss, last" in title or "margin" in title]
     page = (compared / "report.html").read_text()
+    assert "<title>tiny-comparison</title>" in page
     assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
     for row in summary["runs"]:
         assert (compared / row["page"]).resolve().is_file()
+        own = folder / "outputs" / row["name"] / "report.html"  # a link that users find
+        assert f"<h1>{row['name']}</h1>" in own.read_text() and own.is_symlink()
+        assert row["model"] == f"outputs/{row['name']}/model"
+    # One file of plotly.js for all of them.
+    assert len(list((folder / "outputs").rglob("plotly-*.js"))) == 1
+    assert max(path.stat().st_size for path in (folder / "outputs").rglob("report.html")) < 1_500_000
 
 
 def test_the_numbers_of_a_run_are_those_of_its_stages(swept):
@@ -145,8 +154,11 @@ def test_snakemake_has_the_pages_in_its_own_report(swept):
     unpacked = folder / "unpacked"
     shutil.unpack_archive(folder / "snakemake.zip", unpacked)
     assert len([path for path in unpacked.rglob("report.html") if "Spread over seeds" in path.read_text()]) == 1
-    pages = [path.read_text() for path in unpacked.rglob("report.html")]
+    pages = [path.read_text() for path in unpacked.rglob("report.html") if "raw" in path.parts]  # not Snakemake's own
     assert sum("Preflight: predicted vs. measured" in page for page in pages) == len(graph.plans)
+    assert all(
+        '<meta name="library"' not in page and len(page) > 3_000_000 for page in pages
+    )  # each with its own plotly.js
 
 
 @contextmanager
@@ -162,10 +174,11 @@ def opened(path: Path, **options):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.resolve().as_uri())
+        page.goto(path.absolute().as_uri())
         page.wait_for_selector("html[data-drawn=yes]")
         yield page
-        assert said == [] and asked == [path.resolve().as_uri()]
+        shared = [url for url in asked if not re.fullmatch(r"file://.*/outputs/plotly-[\d.]+\.min\.js", url)]
+        assert said == [] and shared == [path.absolute().as_uri()]
         browser.close()
 
 
@@ -178,33 +191,50 @@ def opened(path: Path, **options):
 )
 def test_a_browser_shows_the_whole_page_and_asks_nobody(swept, which, options):
     folder, graph, *_ = swept
-    stage = graph.first.report if which == "run" else graph.comparison
-    with opened(folder / "outputs" / stage.directory / "report.html", **options) as page:
+    # A run's page by the link that users find, one folder less deep than the file; the comparison where it is.
+    place = graph.first.run_name if which == "run" else graph.comparison.directory
+    with opened(folder / "outputs" / place / "report.html", **options) as page:
         assert "owned" not in page.title()
         charts = page.locator("[data-chart]").count()
         assert page.locator("[data-chart] svg.main-svg").count() >= charts > 2
         # Nothing sticks out: a phone scrolls down, not sideways.
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        loss = "[data-chart='loss']" if which == "comparison" else "[data-chart='curve dpo loss']"
+        loss = "[data-chart='rewards/accuracies']" if which == "comparison" else "[data-chart='curve dpo loss']"
         titles = []
         for axis in ("step", "tokens", "seconds"):
             page.check(f"input[value={axis}]")
             page.wait_for_selector("html[data-drawn=yes]")
             titles.append(page.locator(f"{loss} .xtitle").text_content())
         assert titles == ["step", "tokens", "seconds of training"]
+        page.fill("#smoothing", "0.9")
+        page.check("#log")
+        page.wait_for_selector("html[data-drawn=yes]")
+        assert (
+            page.locator(f"{loss} .scatterlayer .trace").count() >= 2 * page.locator(f"{loss} .legend .traces").count()
+        )
+        if which == "comparison":
+            href = page.locator("table.runs a").first.get_attribute("href")
+            assert (folder / "outputs" / place / href).is_file()
+            return
+        # The last model's column is on the screen, whatever its width.
+        box = page.locator("table.models td:last-child").first.bounding_box()
+        assert box["x"] + box["width"] <= options["viewport"]["width"]
+        assert page.locator("h1").inner_text() == graph.first.run_name
         if which == "run":
             assert HOSTILE in page.locator("#samples ~ .card").first.inner_text()
             assert page.locator(".t.on").count() > 10
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_policy_stops_a_script_that_got_in(swept, tmp_path):
+def test_the_policy_stops_a_script_that_got_in(swept):
     """What escaping should have stopped, put into a page by hand."""
     folder, graph, *_ = swept
     page = (folder / "outputs" / graph.first.report.directory / "report.html").read_text()
     bad = "<script>document.title='owned'</script><img src='https://example.org/x' onerror=\"document.title='owned'\">"
-    (tmp_path / "bad.html").write_text(page.replace("<h1>", f"{bad}<h1>", 1))
-    with pytest.raises(AssertionError), opened(tmp_path / "bad.html") as shown:
+    path = folder / "outputs" / "reports" / "bad" / "report.html"  # beside the file that it loads
+    path.parent.mkdir()
+    path.write_text(page.replace("<h1>", f"{bad}<h1>", 1))
+    with pytest.raises(AssertionError), opened(path) as shown:
         title = shown.title()
     assert title != "owned"
 

@@ -30,7 +30,7 @@ def evaluation(path, fingerprint, **changes):
 def test_an_export_has_a_card_that_the_hub_reads(model):
     found = ModelCard.load(model / "README.md")
     assert found.data.library_name == "transformers" and found.data.pipeline_tag == "text-generation"
-    assert found.data.tags == ["post-training", "conversational", "sft"]
+    assert found.data.tags == ["trl", "post-training", "conversational", "sft"]
     assert found.data.base_model is None, "a model that is not on the Hub has no name there"
     text = found.text.strip()
     assert text.startswith("# sft") and "| `learning_rate` | 0.001 |" in text and "| `steps` | 6 |" in text

@@ -40,7 +40,7 @@ use rule cpu_stage as report_page with:
         measures=inputs("report", "measures"),
     output:
         "<outputs>/reports/{stage}/manifest.json",
-        report("<outputs>/reports/{stage}/report.html", category="Runs", labels={"run": "{stage}"}),
+        report("<outputs>/reports/{stage}/report.html", category="Runs", labels=PLAN.label("run")),
     log:
         "<outputs>/logs/report/{stage}.log",
 
@@ -51,7 +51,7 @@ use rule stage as compare_runs with:
         reports=inputs("compare", "reports"),
     output:
         "<outputs>/comparisons/{stage}/manifest.json",
-        report("<outputs>/comparisons/{stage}/report.html", category="Comparisons", labels={"runs": "{stage}"}),
+        report("<outputs>/comparisons/{stage}/report.html", category="Comparisons", labels=PLAN.label("runs")),
     log:
         "<outputs>/logs/compare/{stage}.log",
     localrule: True

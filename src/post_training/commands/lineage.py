@@ -3,12 +3,14 @@
 import json
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from post_training.lineage.collect import Lineage, collect
 from post_training.lineage.compare import differences
+from post_training.lineage.crate import write_crate
 from post_training.lineage.show import show, show_differences
 from post_training.lineage.verify import Verification, verify
 
@@ -16,6 +18,10 @@ from post_training.lineage.verify import Verification, verify
 def lineage(options: Namespace) -> int:
     """Print where a result comes from; with `--verify` 1 is returned when a file no longer matches."""
     found = collect(options.path)
+    if options.ro_crate:
+        write_crate(found, Path(options.ro_crate))
+        print(f"RO-Crate: {options.ro_crate}")
+        return 0
     checked = _verify(found, quiet=options.json) if options.verify else None
     if options.json:
         shown = {**found, **({"verification": asdict(checked)} if checked else {})}

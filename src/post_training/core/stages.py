@@ -62,8 +62,8 @@ STAGES: dict[str, StageKind] = {
         StageKind("evaluate", "post_training.evaluation.held_out", "gpu", 1, "evaluations"),
         StageKind("download_tasks", "post_training.evaluation.lm_tasks", "local", 1, "data/tasks"),
         StageKind("lm_eval", "post_training.evaluation.lm_eval", "gpu", 1, "lm_eval"),
-        StageKind("report", "post_training.report.page", "cpu", 2, "reports", is_result=False),
-        StageKind("compare", "post_training.report.compare", "local", 2, "comparisons", is_result=False),
+        StageKind("report", "post_training.report.page", "cpu", 3, "reports", is_result=False),
+        StageKind("compare", "post_training.report.compare", "local", 3, "comparisons", is_result=False),
         StageKind("card", "post_training.release.card", "local", 1, "cards", is_result=False),
         StageKind("push", "post_training.release.publish", "local", 1, "published", is_result=False),
     )

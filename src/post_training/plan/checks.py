@@ -16,6 +16,11 @@ from post_training.slurm import placement
 
 # Below the output base; a link of one of these names would hide it.
 _FOLDERS = {"logs", "tasks", "debug", *(kind.folder.partition("/")[0] for kind in STAGES.values())}
+TRACKERS = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune", "swanlab",
+    "tensorboard", "trackio", "wandb",
+)  # fmt: skip
+"""What Transformers reports to; each has a callback there."""
 POLICIES = ("encode_as_text", "reject", "allow")
 
 
@@ -42,7 +47,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     require(view["checkpointing"]["save_steps"] >= 1, "checkpointing.save_steps", "expected 1 or more")
     require(view["logging"]["logging_steps"] >= 1, "logging.logging_steps", "expected 1 or more")
     for target in view["logging"]["report_to"]:
-        one_of(target, ("tensorboard", "wandb", "none"), "logging.report_to")
+        one_of(target, (*TRACKERS, "none"), "logging.report_to")
     _check_types(view)
     one_of(view["data"]["special_tokens_in_content"], POLICIES, "data.special_tokens_in_content")
     fraction = view["data"]["max_reject_fraction"]

@@ -16,6 +16,7 @@ from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.plan.data import DataStages
 from post_training.plan.generated_keys import sampling_of
 from post_training.plan.graph import Graph, Plan
+from post_training.plan.held_out import has_held_out
 from post_training.plan.rewards import Reward, rewards_of
 from post_training.plan.stage import Stage
 
@@ -44,7 +45,7 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
             )
         inputs[name] = data.transform(entry, view, key, PROMPTS_SHAPE if entry["score"] else "any")
     for name, mixed in plan.mixed.items():
-        if mixed.config["eval_fraction"] or any(part.startswith("eval:") for part in mixed.inputs):
+        if has_held_out(mixed):
             inputs[f"held-out {name}"] = mixed
     prompts = view["evaluation"]["prompts"]
     if prompts is not None:
@@ -57,8 +58,9 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     graph |= {f"export_{name}": stage for name, stage in plan.exported.items()}
     graph |= {f"evaluate_{name}": stage for name, stage in plan.evaluated.items()}
     graph |= {f"lm_eval_{name}": stage for name, stage in plan.lm_evaluated.items()}
-    label = list(plan.trained.values())[-1].label
-    plan.report = plan.add(Stage("report", label, config={}, inputs=graph))
+    # Named by the run, which its page names, too: a run of another name has a page of its own.
+    runtime = {"run_name": plan.run_name, "shared": bool(plan.pipeline.run.name)}
+    plan.report = plan.add(Stage("report", plan.run_name, config={}, inputs=graph, runtime=runtime))
 
 
 def _rewards(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:
@@ -172,5 +174,5 @@ def add_comparison(graph: Graph, name: str) -> None:
     keys = list(dict.fromkeys(key for _, plan in plans for key in plan.pipeline.run.values))
     runs = [[run_name, {key: plan.pipeline.value(key) for key in keys}] for run_name, plan in plans]
     reports = {run_name: plan.report for run_name, plan in plans if plan.report is not None}
-    stage = Stage("compare", name, config={"runs": runs}, inputs=reports)
+    stage = Stage("compare", name, config={"runs": runs}, inputs=reports, runtime={"shared": True})
     graph.comparison = graph.add(stage, graph.first)

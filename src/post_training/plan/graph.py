@@ -43,6 +43,10 @@ class Plan:
         """Folder of all results."""
         return self.graph.base
 
+    def title(self, name: str) -> str:
+        """What the model of a stage is called: the run's name, with the stage's for all but the last."""
+        return self.run_name if name == self.pipeline.stages[-1] else f"{self.run_name}-{name}"
+
     def add(self, stage: Stage) -> Stage:
         """Register a stage; an equal one takes its place."""
         one = self.graph.add(stage, self)
@@ -83,6 +87,8 @@ class Graph:
     """The page of all runs, where there are several."""
     named: dict[str, Plan] = field(default_factory=dict)
     """Name of a link -> the run that it is of."""
+    distinct: dict[str, Plan] = field(default_factory=dict)
+    """Fingerprint of a run's page, which everything that the run makes decides -> the first such run."""
     _first: dict[str, Plan] = field(default_factory=dict)
     """Directory of a stage -> the first run that it belongs to."""
 
@@ -104,6 +110,11 @@ class Graph:
         if self.comparison is not None:
             found[self.comparison.label] = self.comparison.directory
         return found
+
+    def pages(self) -> dict[str, str]:
+        """Name of a link below the base to each run's page -> the page below it: `<run_name>/report.html`."""
+        runs = [(list(plan.trained.values())[-1].directory, plan.report) for plan in self.plans.values()]
+        return {f"{directory}/report.html": f"{page.directory}/report.html" for directory, page in runs if page}
 
     def every(self, what: str) -> list[Stage]:
         """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `lm_evaluated`, `cards`, `published`."""

@@ -14,6 +14,8 @@ from post_training.plan.data import DataStages
 from post_training.plan.evaluation import add_comparison, add_evaluations
 from post_training.plan.files import Files
 from post_training.plan.graph import Graph, Plan
+from post_training.plan.held_out import KEYS as HELD_OUT_KEYS
+from post_training.plan.held_out import check_held_out
 from post_training.plan.models import ModelStages, model_label
 from post_training.plan.on_policy import OnPolicy
 from post_training.plan.preflight import add_preflights, add_probes
@@ -60,6 +62,8 @@ def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     for name in pipeline.stages:
         planner.add_stage(name)
     plan.run_name = "-".join(filter(None, [_common_name(pipeline), pipeline.run.name]))
+    for name, exported in plan.exported.items():
+        exported.runtime.setdefault("title", plan.title(name))  # of a model that runs share, the first one's
     assert planner.base_model is not None
     add_evaluations(plan, planner.data, planner.base_model)
     add_publication(plan)
@@ -89,7 +93,7 @@ def _common_name(pipeline: Pipeline) -> str:
 def _check_other(plan: Plan, graph: Graph) -> None:
     """Refuse a run that would do nothing of its own, and a link that two runs would want."""
     assert plan.report is not None
-    same, run = graph.plan_of(plan.report), plan.pipeline.run
+    same, run = graph.distinct.setdefault(plan.report.fingerprint, plan), plan.pipeline.run
     if same is not plan:
         other = same.pipeline.run
         written = {**other.written, **run.written}
@@ -132,6 +136,7 @@ class _Planner:
         assert self.base_model is not None
         generated = partial(self.on_policy.rows, base_model=self.base_model)
         mixed = self.plan.mixed[name] = self.data.mix(view, self.base_model, generated)
+        check_held_out(name, view, mixed)
         inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
         train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
         runtime = {"max_shard_size": view["export"]["max_shard_size"]}
@@ -176,12 +181,22 @@ class _Planner:
         if getattr(module, "micro_batch_decides", lambda _: False)(view):
             speed.remove("per_device_train_batch_size")
         training = {key: value for key, value in view["training"].items() if key not in speed}
+        stops_early, checkpoint = training["early_stopping"], view["export"]["checkpoint"]
+        if stops_early is None:
+            del training["early_stopping"]
+        by_held_out: dict[str, Any] = {}
+        if stops_early is not None or checkpoint == "best":
+            by_held_out = {
+                "checkpoint": checkpoint,
+                "evaluation": {key: view["evaluation"][key] for key in HELD_OUT_KEYS},
+            }
         lora = {"lora": view["model"]["lora"]} if view["model"]["lora"] is not None else {}
         config = {
             "method": method,
             method: own,
             "training": training,
             "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")} | lora,
+            **by_held_out,
         }
         # By method: what a stage is called decides nothing.
         label = f"{method}-{model_label(view['model'])}"

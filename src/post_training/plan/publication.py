@@ -39,7 +39,9 @@ def add_publication(plan: Plan) -> None:
             if name in found and len(found[name].inputs) > 1:  # of answers to prompts alone a card tells nothing
                 inputs |= {f"base {kind}": found["base"], f"own {kind}": found[name]}
         if len(inputs) > 1:
-            plan.cards[name] = plan.add(Stage("card", plan.trained[name].label, config={}, inputs=inputs))
+            plan.cards[name] = plan.add(
+                Stage("card", plan.trained[name].label, {}, inputs, {"title": plan.title(name)})
+            )
     section: dict[str, Any] = plan.pipeline.last["publish"]
     if section["push_to_hub"]:
         last = plan.pipeline.stages[-1]

@@ -43,6 +43,7 @@ def predict(subject: Subject) -> Files:
     limit = keeping["save_total_limit"]
     # The newest one is written before the oldest one goes.
     kept = written if limit is None else min(written, limit + 1)
+    kept += subject.view["export"]["checkpoint"] == "best"
     model = memory.BYTES[subject.view["model"]["dtype"]] * subject.shape.parameters
     inference = 4 * subject.trainable if subject.view["model"]["lora"] is not None else model
     every = keeping["inference_checkpoint_steps"]

@@ -35,7 +35,7 @@ def run(task: Task) -> None:
         found = tasks if name.endswith(" lm_eval") else results
         model = BASE if name.startswith(f"{BASE} ") else THIS
         found.setdefault(model, {}).update(task.input_manifest(name).get("results") or {})
-    text = card(collect(task.inputs["export"]), results, tasks)
+    text = card(collect(task.inputs["export"]), results, tasks, task.runtime.get("title"))
     folder = task.inputs["export"].parent
     for path in (task.directory / CARD, folder / CARD):
         write_atomically(path, text)
@@ -43,19 +43,20 @@ def run(task: Task) -> None:
     task.finish(files=[{"path": CARD}])
 
 
-def card(lineage: Lineage, results: Results, tasks: Results) -> str:
+def card(lineage: Lineage, results: Results, tasks: Results, title: str | None = None) -> str:
     """The text of the card.
 
     Args:
         lineage: of the export, as `lineage.collect` or its `provenance.json` gives it.
         results: may be empty.
         tasks: the same of lm-evaluation-harness, as `lm_eval.summary` gives it.
+        title: of the card. None = from the run directory's name.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     stages, root = lineage["stages"], lineage["stages"][lineage["root"]]
     trained = trainings(lineage)[::-1]
-    name = Path(lineage["root"]).parent.name.rpartition("-")[0] or "model"
+    name = title or Path(lineage["root"]).parent.name.rpartition("-")[0] or "model"
     base = stages[trained[0]["inputs"]["model"]]
     methods = [str(training["config"]["method"]) for training in trained]
     datasets = {s["repository"] for s in stages.values() if s["stage"] == "download" and s.get("repository")}
@@ -66,7 +67,7 @@ def card(lineage: Lineage, results: Results, tasks: Results) -> str:
         license=base.get("license"),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["post-training", "conversational", *dict.fromkeys(methods)],
+        tags=["trl", "post-training", "conversational", *dict.fromkeys(methods)],
         model_name=name if evaluations or benchmarks else None,
         eval_results=_eval_results(evaluations, benchmarks) or None,
     )

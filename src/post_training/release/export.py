@@ -55,7 +55,7 @@ def run(task: Task) -> None:
     files = manifest.describe(unfinished, manifest.own_files(unfinished))
     provenance = write_provenance(task, unfinished, files)
     files += manifest.describe(unfinished, [unfinished / PROVENANCE])
-    write_atomically(unfinished / CARD, card(provenance, {}, {}))
+    write_atomically(unfinished / CARD, card(provenance, {}, {}, task.runtime.get("title")))
     (card_file,) = manifest.describe(unfinished, [unfinished / CARD])
 
     # Snakemake has made the target's directory already, and a forced run finds an earlier export there.

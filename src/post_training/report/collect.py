@@ -1,13 +1,14 @@
 """Manifests and the files beside them -> the numbers of a run's page, which are also its `summary.json`."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from post_training import lineage
 from post_training.core.task import Task
 from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
-from post_training.report import data
+from post_training.report import data, measures
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import elapsed
 from post_training.report.summary import first_samples
@@ -17,9 +18,9 @@ from post_training.run_dir import attempts, metrics, predictions
 _SAMPLES = 5
 # On the page -> key of a training's manifest.
 _FACTS = {
-    "steps": "steps", "tokens": "tokens", "trained tokens": "trained_tokens", "parameters": "parameters",
+    "steps": "steps", "tokens": "tokens", "tokens with loss": "trained_tokens", "parameters": "parameters",
     "trainable parameters": "trainable_parameters", "devices": "world_size", "device": "device_name",
-    "loss, first": "loss_first", "loss, last": "loss_last", "finished": "finished",
+    "training loss, first": "loss_first", "training loss, last": "loss_last",
 }  # fmt: skip
 
 
@@ -28,7 +29,9 @@ def collect(task: Task) -> dict[str, Any]:
 
     Returns
 
-    - `name`: the report's own; `models`: `base` and each trained stage in the order of training;
+    - `name`: the run's; `report`: the page's own directory; `model`: where the run's model is; `finished`: when its training was;
+    - `models`: `base` and each trained stage in the order of training;
+    - `measures`: every held-out measure with each model's value, and `headline`: what the last model gained (`report/measures.py`);
     - `stages`: for each training `name`, `facts`, `curves`, `final`, `marks`, `elapsed`, `data`, `packing`, `preflight`, `config`;
     - `evaluations`: dataset -> model -> results; `lm_eval`: task -> model -> metric -> `value`, `stderr`;
     - `samples`: dataset -> prompts, each with every model's answer;
@@ -41,18 +44,30 @@ def collect(task: Task) -> dict[str, Any]:
     traced = _lineage(task, names[-1])
     costs = [_cost(key, stage) for key, stage in traced["stages"].items()]
     energies = [cost["energy_joules"] for cost in costs if cost["energy_joules"] is not None]
+    run_name, base = task.runtime["run_name"], task.directory.parents[1]
+    results = {"evaluations": _results(task, "evaluate", models), "lm_eval": _results(task, "lm_eval", models)}
+    measured = measures.rows(finite(results))
     return finite(
         {
-            "name": task.directory.name,
+            "name": run_name,
+            "report": task.directory.name,
+            "model": str(base / run_name / "model"),
+            "finished": task.input_manifest(f"train_{names[-1]}").get("finished"),
             "models": models,
+            "measures": measured,
+            "headline": measures.headline(measured, models),
             "stages": [_stage(task, name) for name in names],
-            "evaluations": _results(task, "evaluate", models),
-            "lm_eval": _results(task, "lm_eval", models),
+            **results,
             "samples": _samples(task, models),
             "lineage": {
                 "root": traced["root"],
                 "stages": {
-                    key: {"stage": s["stage"], "inputs": s["inputs"], "facts": facts(s), "sources": sources(s)}
+                    key: {
+                        "stage": s["stage"],
+                        "inputs": s["inputs"],
+                        "facts": facts(s),
+                        "sources": _portable(sources(s)),
+                    }
                     for key, s in traced["stages"].items()
                 },
             },
@@ -74,6 +89,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _portable(lines: list[str]) -> list[str]:
+    """Paths below the working directory without it: a page is shown to others."""
+    return [line.removeprefix(f"{Path.cwd()}/") for line in lines]
 
 
 def _depth(task: Task, name: str) -> int:

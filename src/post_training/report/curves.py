@@ -8,11 +8,13 @@ from typing import Any
 
 # In this order on the page: metric in metrics.jsonl -> title.
 TITLES = {
-    "loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin",
-    "rewards/chosen": "reward of the chosen", "rewards/rejected": "reward of the rejected",
+    "loss": "loss", "rewards/accuracies": "rewards/accuracies", "rewards/margins": "rewards/margins",
+    "rewards/chosen": "rewards/chosen", "rewards/rejected": "rewards/rejected",
     "mean_token_accuracy": "token accuracy", "entropy": "entropy (nats)", "grad_norm": "gradient norm",
     "learning_rate": "learning rate", "tokens_per_second": "tokens per second", "mfu": "model FLOPs utilisation (MFU)",
-    "hfu": "hardware FLOPs utilisation (HFU)", "peak_memory_bytes": "peak memory (bytes)",
+    "hfu": "hardware FLOPs utilisation (HFU)", "peak_memory_bytes": "peak memory (GiB)",
+    "eval_loss": "held-out loss", "eval_rewards/accuracies": "held-out preference accuracy",
+    "eval_rewards/margins": "held-out rewards/margins",
 }  # fmt: skip
 AXES = ("step", "tokens", "seconds")
 """The axes of a curve; `seconds` are those of training, without those lost to restarts."""

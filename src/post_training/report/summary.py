@@ -61,7 +61,7 @@ def _print_runs(graph: Graph, console: Console) -> None:
     if len(names) > _RUNS:
         console.print(f"and {len(names) - _RUNS:,} more runs: `snakemake report` shows them all")
     console.print(f"{graph.base}/<run>/model: the models of {len(graph.plans):,} runs", markup=False, soft_wrap=True)
-    if graph.comparison is not None and (page := graph.base / graph.comparison.directory / "report.html").is_file():
+    if graph.comparison is not None and (page := graph.base / graph.comparison.label / "report.html").is_file():
         console.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
@@ -77,7 +77,7 @@ def _print_run(plan: Plan, console: Console) -> None:
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
     if plan.report is not None:
         page = plan.base / plan.report.directory / "report.html"
-        made = str(page) if page.is_file() else "`snakemake report` makes it"
+        made = str(plan.base / plan.run_name / "report.html") if page.is_file() else "`snakemake report` makes it"
         console.print(f"page with curves, data, answers and costs: {made}", markup=False, soft_wrap=True)
     model = plan.base / plan.run_name / "model"
     if (model / "manifest.json").is_file():

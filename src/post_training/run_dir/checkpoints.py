@@ -125,12 +125,21 @@ def newest_complete(directory: Path) -> Choice:
     for place, path in enumerate(found):
         why = why_incomplete(path)
         if why is None:
-            marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            facts = {key: value for key, value in marker.items() if key not in ("files", "step")}
             leftovers = [older for older in found[place + 1 :] if _never_marked(older)]
-            return Choice(Checkpoint(path, _step(path), facts), skipped, leftovers)
+            return Choice(_read(path), skipped, leftovers)
         skipped[path] = why
     return Choice(None, skipped)
+
+
+def complete_at(directory: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of one step, if it is complete."""
+    path = directory / f"checkpoint-{step}"
+    return _read(path) if path.is_dir() and why_incomplete(path) is None else None
+
+
+def _read(path: Path) -> Checkpoint:
+    marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    return Checkpoint(path, _step(path), {key: value for key, value in marker.items() if key not in ("files", "step")})
 
 
 def discard_incomplete(choice: Choice) -> None:
@@ -156,13 +165,13 @@ def _never_marked(checkpoint: Path) -> bool:
         return False
 
 
-def rotate(directory: Path, limit: int | None) -> None:
-    """Keep the newest `limit` complete checkpoints. Called after one was marked, so one always remains.
+def rotate(directory: Path, limit: int | None, best_step: int | None = None) -> None:
+    """Keep the newest `limit` complete checkpoints, and that of `best_step`. Called after one was marked, so one always remains.
 
     TRL's own rotation counts unfinished ones and orders by time of change: it is switched off.
     """
     complete = [path for path in checkpoints(directory) if why_incomplete(path) is None]
-    for path in complete[limit:] if limit else []:
+    for path in (path for path in complete[limit:] if limit and _step(path) != best_step):
         (path / MARKER).unlink(missing_ok=True)  # a half-deleted one must not count
         shutil.rmtree(path, ignore_errors=True)
 

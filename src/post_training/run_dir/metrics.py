@@ -1,4 +1,4 @@
-"""`logs/metrics.jsonl` of a run: one JSON line per logged optimizer step, over all attempts."""
+"""`logs/metrics.jsonl` of a run: one JSON line per logged optimizer step, and per evaluation, over all attempts."""
 
 from pathlib import Path
 from typing import TypedDict, cast
@@ -12,6 +12,8 @@ class MetricsLine(TypedDict, total=False):
     step: int
     epoch: float
     loss: float
+    eval_loss: float
+    """Of held-out rows, on a line of its own; for pairs with `eval_rewards/accuracies`, `eval_rewards/margins`, ..."""
     grad_norm: float
     learning_rate: float
     tokens_per_second: float

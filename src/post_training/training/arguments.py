@@ -41,6 +41,8 @@ _OURS = {
     "dataloader_drop_last": "training.effective_batch_size",
     "include_num_input_tokens_seen": "logging.include_num_input_tokens_seen",
 }  # fmt: skip
+# Tracker -> the package to install, where it has another name.
+_PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml"}
 _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 
@@ -119,9 +121,15 @@ def load_dtype(view: dict[str, Any]) -> str:
 
 
 def _report_to(targets: list[str]) -> list[str]:
-    for target in targets:
-        if target in ("tensorboard", "wandb") and importlib.util.find_spec(target) is None:
-            raise ConfigError("logging.report_to", f"{target} is not installed; pip install {target}, or take it out")
+    from transformers.integrations import integration_utils
+
+    # Flyte is not in the list of what can be there, and checks itself.
+    available = {*integration_utils.get_available_reporting_integrations(), "flyte", "none"}  # type: ignore[no-untyped-call]
+    for target in (target for target in targets if target not in available):
+        raise ConfigError(
+            "logging.report_to",
+            f"{target} is not installed; pip install {_PACKAGES.get(target, target)}, or take it out",
+        )
     return [target for target in targets if target != "none"] or ["none"]
 
 

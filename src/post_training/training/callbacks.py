@@ -20,16 +20,18 @@ class MetricsCallback(TrainerCallback):
         self.path, self.tokens, self.peak, self.steps_per_epoch = path, tokens, peak, steps_per_epoch
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Append the line of this step; the summary at the end has no loss and is left out."""
+        """Append the line of this step, or of an evaluation; the summary at the end has no loss and is left out."""
         logs = kwargs["logs"]
-        if "loss" not in logs:
+        if "loss" not in logs and "eval_loss" not in logs:
             return
-        peak = self.peak.since_last()  # of all ranks
+        peak = self.peak.since_last() if "loss" in logs else {}  # of all ranks
         if not state.is_world_process_zero:
             return
         # TRL's own token count starts at 0 again in every attempt; ours does not.
         others = {key: value for key, value in logs.items() if key not in ("num_tokens", "epoch")}
         epoch = round(state.global_step / self.steps_per_epoch, 4)
+        if "eval_loss" in logs and self.tokens.in_logs:
+            others["tokens"] = self.tokens.tokens  # as of the last log or checkpoint
         line = {"step": state.global_step, "epoch": epoch, **others, "seconds": round(self.tokens.seconds, 3)}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line | peak) + "\n")

@@ -34,6 +34,10 @@ class TokenCounter:
         self._started = time.monotonic()
         self._last_log = (self.tokens, self.seconds)
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds that were not spent on training, such as an evaluation's."""
+        self._started += seconds
+
     @property
     def seconds(self) -> float:
         """Training time of all attempts that the current weights come from."""

@@ -29,6 +29,7 @@ from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomp
 from post_training.run_dir.stop import REQUEST, write_stopped
 from post_training.training import callbacks, ranks
 from post_training.training.arguments import load_dtype, trainer_arguments
+from post_training.training.held_out import HeldOut
 from post_training.training.measure import Energy, PeakMemory, TokenCounter
 from post_training.training.saving import Checkpoints, InferenceCheckpointCallback
 from post_training.training.step_monitor import SpikeRule, StepMonitor
@@ -76,6 +77,10 @@ def train_rank(task: Task) -> signal.Signals | None:
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
+    held_out = None
+    if view["evaluation"]["during_training_steps"] is not None:
+        held_out = HeldOut(trainer, view, task.inputs["data"], task.directory, earlier)
+        trainer.add_callback(held_out)
     sizes, energy = lora.parameter_counts(trainer.model), Energy(args.device)
     if first:
         print(f"{task.config['method']}: {lora.describe(view['model']['lora'], sizes, args)}", flush=True)
@@ -89,9 +94,13 @@ def train_rank(task: Task) -> signal.Signals | None:
             **peak.facts(earlier),
             **energy.facts(earlier),
             "losses": list(spikes.losses),
+            **(held_out.facts() if held_out else {}),
         }
 
-    trainer.checkpoints = Checkpoints(args, task.directory, view["checkpointing"]["save_total_limit"], facts)
+    def best_step() -> int | None:
+        return held_out.record.best_step if held_out and held_out.keeps_best else None
+
+    trainer.checkpoints = Checkpoints(args, task.directory, view["checkpointing"]["save_total_limit"], facts, best_step)
     trainer.add_callback(RestoreCallback(trainer, earlier.get("unlogged")))
     _add_reports(trainer, task, view, peak, start.step if start else 0)
     return _train(trainer, task.directory, start)

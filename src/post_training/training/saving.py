@@ -48,7 +48,14 @@ def _try_to_write(folder: Path) -> str | None:
 class Checkpoints:
     """Saves checkpoints, marks each one as complete, then removes the oldest ones."""
 
-    def __init__(self, args: Any, directory: Path, limit: int | None, facts: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        args: Any,
+        directory: Path,
+        limit: int | None,
+        facts: Callable[[], dict[str, Any]],
+        best_step: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Make it on every rank.
 
         Args:
@@ -56,8 +63,9 @@ class Checkpoints:
             directory: of the run.
             limit: complete checkpoints to keep.
             facts: content of the marker; called on every rank.
+            best_step: step whose checkpoint is kept besides.
         """
-        self.args, self.directory, self.limit, self.facts = args, directory, limit, facts
+        self.args, self.directory, self.limit, self.facts, self.best_step = args, directory, limit, facts, best_step
 
     def save(self, step: int, write: Callable[[], None], unlogged: dict[str, Any]) -> None:
         """Have `write` save the checkpoint of `step`; its marker, written when all ranks' files are on disk, has `unlogged`."""
@@ -73,7 +81,7 @@ class Checkpoints:
             if self.args.process_index == 0:
                 set_permissions(checkpoint)
                 mark_complete(checkpoint, step, **facts, unlogged=unlogged)
-                rotate(folder, self.limit)
+                rotate(folder, self.limit, self.best_step())
         barrier()
         if self.args.process_index == 0:
             note_save(self.directory, step, began)

@@ -1,4 +1,4 @@
-"""`<run_name>`, `<run_name>-sft`, `<run_name>-beta0.1`, ... -> directories: the names that users type."""
+"""`<run_name>`, `<run_name>-sft`, `<run_name>-beta0.1`, ... -> directories: the names that users type; `<run_name>/report.html`."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,9 @@ def point_links(plan: Plan | Graph) -> None:
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
             point_link(plan.base / name, directory)
+    for name, page in plan.pages().items() if isinstance(plan, Graph) else ():
+        if (plan.base / page).is_file() and (plan.base / name).parent.is_dir():
+            point_link(plan.base / name, os.path.relpath(page, Path(name).parent))
 
 
 def point_link(link: Path, target: str) -> None:

@@ -101,6 +101,10 @@ class Lookup:
         found = (plan.preflights.get(self._place) for plan in self.graph.plans.values())
         return list(dict.fromkeys(self.manifests(*found)))
 
+    def label(self, column: str) -> Callable[[Any], dict[str, str]]:
+        """Labels of a page in Snakemake's report: its name without the fingerprint."""
+        return lambda wildcards: {column: wildcards.stage.rpartition("-")[0]}
+
     def task(self, wildcards: Any, output: Any) -> str:
         """The file that tells a job what to do. The argument `output` makes Snakemake leave it untracked."""
         found = self._find(output)

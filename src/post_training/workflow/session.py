@@ -31,6 +31,7 @@ from post_training.launch.processes import SNAKEMAKE
 from post_training.plan import Graph, make_graph
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob
+from post_training.workflow.export import self_contained
 from post_training.workflow.last_call import note_call
 from post_training.workflow.links import point_links
 from post_training.workflow.lookup import Lookup
@@ -105,6 +106,13 @@ class Session:
             return result
 
         workflow.execute = execute_with_us
+        create_report = workflow.create_report
+
+        def create_report_with_us(*arguments: Any, **keywords: Any) -> Any:
+            with self_contained(self.graph):
+                return create_report(*arguments, **keywords)
+
+        workflow.create_report = create_report_with_us
 
     def _trust_fingerprints(self) -> None:
         """Only a missing file makes a job run, also without our profile; where other rules run too, their user decides."""

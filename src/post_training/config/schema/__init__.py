@@ -60,6 +60,9 @@ class DebugConfig:
 class ExportConfig:
     """The final inference checkpoint."""
 
+    checkpoint: str = "last"
+    """Which checkpoint becomes the model: `last`, or `best`, that of the lowest held-out loss, which training then keeps. Needs
+    `evaluation.during_training_steps`."""
     max_shard_size: str = "5GB"
     """Largest safetensors file of an export; an export that exists stays as it is."""
 

@@ -42,6 +42,10 @@ class EvaluationConfig:
     """Longest answer that is generated."""
     batch_size: int = 64
     """Rows at a time. Never makes a stage stale."""
+    during_training_steps: int | None = None
+    """Optimizer steps between evaluations of the held-out loss while training, and for DPO of preference accuracy and margin; on
+    the mix's held-out rows (`data.eval_fraction`, `eval_split`), at most `max_samples`. Null = off. Makes a stage stale only with
+    `training.early_stopping` or `export.checkpoint: best`, which decide by it."""
     prompts: str | None = None
     """JSON Lines file of prompts without an expected answer, `{"prompt": text}` or `{"messages": [...]}`; the answers are
     in `samples.jsonl`."""

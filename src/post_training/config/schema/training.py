@@ -5,6 +5,16 @@ from typing import Any
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """End a stage when its held-out loss has stopped falling. Needs `evaluation.during_training_steps`."""
+
+    patience: int = 3
+    """Evaluations in a row without a better held-out loss before training stops."""
+    min_delta: float = 0.0
+    """By how much the loss must be lower than the best one to count as better, in nats."""
+
+
+@dataclass
 class TrainingConfig:
     """Length, batch and optimiser. Exactly one of the four lengths is given."""
 
@@ -41,7 +51,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     seed: int = 42
-    """Seed of dropout. `data.seed` decides the order of the data."""
+    """Seed for dropout. Row order is controlled by `data.seed`."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Stop before the given length; `{}` for the defaults. The learning rate follows the given length all the same. Null = off."""
     trainer_args: dict[str, Any] = field(default_factory=dict)
     """Any further argument of TRL's SFTConfig or DPOConfig, verbatim (`{adam_beta2: 0.95}`)."""
 
@@ -97,7 +109,7 @@ class LoggingConfig:
     """Metrics and their logging. Never makes a stage stale."""
 
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """`tensorboard`, `wandb`, or `none`."""
+    """What Transformers reports to: `tensorboard`, `wandb`, `trackio`, `mlflow`, `comet_ml`, `clearml`, `swanlab`, ..., or `none`."""
     wandb_project: str | None = None
     """W&B project; the API key comes from the environment only."""
     logging_steps: int = 10
