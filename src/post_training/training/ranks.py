@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -41,3 +42,23 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     everyone = values.new_empty(dist.get_world_size() * len(values))
     dist.all_gather_single(everyone, values)
     return everyone.reshape(-1, len(values))
+
+
+def settle_buckets(model: Any) -> None:
+    """Have DDP arrange its buckets of gradients before the first step, and in every start in the same way.
+
+    After its first backward pass DDP puts the gradients into buckets anew, by the order in which they came. In which order
+    ranks are added up depends on a gradient's place in its bucket, so with three ranks or more a resumed run's first step
+    would be rounded differently from the same step of a run without interruption. That first pass is taken here, over
+    zeros, one of each parameter: random states, the optimizer and the gradients stay as they are.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    module, trained = model.module, [parameter for parameter in model.parameters() if parameter.requires_grad]
+    forward = module.forward
+    module.forward = lambda: torch.stack([parameter.flatten()[:1].sum() for parameter in trained]).sum() * 0.0
+    try:
+        model().backward()
+    finally:
+        module.forward = forward
+    model.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from post_training import methods
 from post_training.training.measure import TokenCounter
+from post_training.training.ranks import settle_buckets
 from post_training.training.saving import Checkpoints
 from post_training.training.step_monitor import StepMonitor
 from post_training.training.step_samples import KEY, NumberedRows, Remembering
@@ -88,7 +89,7 @@ class Monitored(Trainer):
 
 
 class RestoreCallback(TrainerCallback):
-    """What Transformers loses or keeps wrongly over a resume, set right before the first step."""
+    """What Transformers and DDP lose or keep wrongly over a resume, set right before the first step."""
 
     def __init__(self, trainer: Monitored, unlogged: dict[str, Any] | None) -> None:
         """`unlogged`: of the marker that the run resumes from."""
@@ -97,5 +98,6 @@ class RestoreCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed state carries the intervals of the attempt that saved it; the current configuration counts."""
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+        settle_buckets(self.trainer.model_wrapped)
         if self.unlogged is not None:
             self.trainer.restore_unlogged(self.unlogged)
