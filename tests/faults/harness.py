@@ -46,7 +46,7 @@ SETUPS = {
     "4 ranks, ZeRO-3": {"accelerate__num_processes": 4, "deepspeed__config_path": "zero3"},
 }
 # A start of four ranks takes as long as four of one.
-KILLS_PER_RUN = dict.fromkeys(SETUPS, 4) | {"1 process": 8}
+KILLS_PER_RUN = dict.fromkeys(SETUPS, 2) | {"1 process": 14}
 TARGETS = ("rank 0", "the last rank", "all ranks", "the launcher", "snakemake")
 MOMENTS = ("start", "step", "save", "save")
 # Stands above the launcher as Snakemake does, and is taken for it.

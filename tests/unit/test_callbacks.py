@@ -7,6 +7,7 @@ from trl import SFTConfig
 from post_training.models.files import replace_folder
 from post_training.training import callbacks
 from post_training.training.measure import PeakMemory, TokenCounter
+from post_training.training.step_samples import count
 
 
 def state(step: int, **more) -> SimpleNamespace:
@@ -23,9 +24,11 @@ def test_tokens_are_counted_without_padding():
         "completion_mask": torch.tensor([[0, 0, 1, 1]] * 2),
     }
     for inputs in (packed, padded, pairs):
-        tokens.count(inputs)
+        tokens.count(count(inputs))
+    tokens.step([15, 7])
     logs = {"loss": 1.0}
     tokens.add_to(logs)
+    assert (logs["padding_share"], logs["rank_imbalance"]) == (round(2 / 24, 4), round(15 / 11, 4))
     assert logs["tokens"] == 1000 + 8 + 6 + 8
     assert logs["trained_tokens"] == 100 + 5 + 5 + 4
     assert logs["tokens_per_second"] > 0
@@ -36,7 +39,7 @@ def test_tokens_are_counted_without_padding():
 
 def test_a_switched_off_count_is_not_logged_but_known():
     tokens, logs = TokenCounter(in_logs=False), {"loss": 1.0}
-    tokens.count({"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)})
+    tokens.count(count({"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)}))
     tokens.add_to(logs)
     assert logs == {"loss": 1.0}
     assert tokens.totals()["tokens"] == 4

@@ -46,7 +46,7 @@ def test_so_does_the_gradients_norm_but_not_with_float16():
 
 
 def test_the_rank_that_has_it_reports_it_and_the_others_follow():
-    record = StepRecord(7, [0, 0], [1, 1], [0, 0], [1.0, math.nan], [1.0, 1.0])
+    record = StepRecord(7, [0, 0], [1, 1], [0, 0], [5, 5], [1.0, math.nan], [1.0, 1.0])
     with pytest.raises(UserError, match="on rank 1"):
         check_finite(record, [4], SimpleNamespace(process_index=1, fp16=False), lambda row: [])
     with pytest.raises(PeerError):

@@ -3,11 +3,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from post_training.core.errors import UserError
+from post_training.data.deal import Dealing
 from post_training.training.step_samples import (
     KEY,
-    NumberedRows,
+    MicroBatches,
     Remembering,
     SamplesLog,
     Seen,
@@ -17,21 +19,38 @@ from post_training.training.step_samples import (
 )
 
 
+class Rows(list):
+    def tokens(self, indices):
+        return np.array([len(self[index]["input_ids"]) for index in indices])
+
+
 def rows(count=8):
     drawn = random.Random(0)
-    return [{"input_ids": np.array([drawn.randrange(99) for _ in range(5)], dtype=np.int32)} for _ in range(count)]
+    lengths = [drawn.randrange(1, 9) for _ in range(count)]
+    return Rows({"input_ids": np.array([drawn.randrange(99) for _ in range(n)], dtype=np.int32)} for n in lengths)
 
 
-def seen_by(ranks, per_micro_batch, order=None):
-    """The digest of each rank, over micro-batches, of 8 rows."""
-    numbered, collate = NumberedRows(rows()), Remembering(lambda examples: {"n": len(examples)})
-    order = order or range(8)
-    micro = [order[start : start + per_micro_batch] for start in range(0, 8, per_micro_batch)]
-    totals = [Seen()] * ranks
-    for number, numbers in enumerate(micro):
-        batch = collate([numbered[index] for index in numbers])
-        assert batch["n"] == len(numbers)
-        totals[number % ranks] += batch[KEY]
+def seen_by(ranks, per_micro_batch):
+    """What each rank has seen of a step of 8 rows, and how many tokens."""
+
+    def pad(examples):
+        width = max(len(row["input_ids"]) for row in examples)
+        masks = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in examples]
+        mask = torch.tensor(masks)
+        return {"input_ids": torch.zeros_like(mask), "attention_mask": mask, "labels": torch.where(mask > 0, 5, -100)}
+
+    collate = Remembering(pad)
+    dealing = Dealing(ranks, 8 // ranks // per_micro_batch, per_micro_batch)
+    totals = []
+    for rank in range(ranks):
+        micro = MicroBatches(rows(), dealing, rank)
+        assert len(micro) == dealing.accumulation
+        totals.append(sum((collate([micro[number]])[KEY] for number in range(len(micro))), Seen()))
+    assert (
+        sum(seen.tokens for seen in totals)
+        == sum(seen.trained_tokens for seen in totals)
+        == rows().tokens(range(8)).sum()
+    )
     return totals
 
 

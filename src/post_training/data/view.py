@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from post_training.core import manifest
 from post_training.core.errors import DataError
+from post_training.data.deal import Counts, row_tokens
 from post_training.data.loss_mask import Ids, input_ids_and_labels
 
 Row = dict[str, Ids]
@@ -134,6 +135,14 @@ class Rows(Sequence[Row]):
         sizes = {name: self._documents[f"{name}_length"] for name in self.columns if name != "label"}
         prompt = sizes.pop("prompt_ids", 0)
         return np.asarray(prompt + np.max(list(sizes.values()), axis=0))
+
+    def tokens(self, indices: Sequence[int]) -> Counts:
+        """Tokens that the model computes for each of these rows, int64."""
+        members = [self.members(index) for index in indices]
+        records = self._documents[np.concatenate(members)]
+        sizes = row_tokens({name: records[f"{name}_length"] for name in self.columns})
+        starts = np.cumsum([0, *(len(numbers) for numbers in members[:-1])])
+        return np.asarray(np.add.reduceat(sizes, starts))
 
     def members(self, index: int) -> Ids:
         """Numbers of a row's documents."""

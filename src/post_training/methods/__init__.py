@@ -21,11 +21,17 @@ always `view["stage"]`.
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 
 def names() -> list[str]:
     """The methods on offer."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def micro_batch_decides(view: dict[str, Any]) -> bool:
+    """Whether the rows that a device holds at a time change what a stage's method computes, and not only its speed."""
+    return bool(getattr(load(view["method"]), "micro_batch_decides", lambda _: False)(view))
 
 
 def load(name: str) -> ModuleType:

@@ -229,3 +229,11 @@ def _difference(found: Any, expected: Any) -> float:
 def _line(error: BaseException) -> str:
     words = f"it does not know {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
     return words[:200] or type(error).__name__
+
+
+def padding_free(folder: Path, view: dict[str, Any]) -> bool:
+    """Whether a stage computes documents without padding: its model keeps them apart, and its attention takes boundaries, not a mask."""
+    wanted, trust = str(view["model"]["attn_implementation"]), bool(view["model"]["trust_remote_code"])
+    takes_documents = resolve_attention(wanted, folder, trust).startswith(("varlen", "flash", "kernels-community/"))
+    compiled = view["accelerate"]["dynamo_backend"].lower() != "no"  # each length would be compiled again
+    return takes_documents and not compiled and probe_folder(folder, wanted, trust).safe

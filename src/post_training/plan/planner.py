@@ -178,7 +178,7 @@ class _Planner:
         not_own = ("init_from", "ref_model_name_or_path", *getattr(module, "SPEED_KEYS", ()))
         own = {key: value for key, value in view[method].items() if key not in not_own}
         speed = set(_SPEED_KEYS)
-        if getattr(module, "micro_batch_decides", lambda _: False)(view):
+        if methods.micro_batch_decides(view):
             speed.remove("per_device_train_batch_size")
         training = {key: value for key, value in view["training"].items() if key not in speed}
         stops_early, checkpoint = training["early_stopping"], view["export"]["checkpoint"]

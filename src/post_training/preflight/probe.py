@@ -211,6 +211,10 @@ class LongestRows(Sequence[Any]):
         """Number of the row in the mix."""
         return self.numbers[index % len(self.numbers)]
 
+    def tokens(self, indices: Sequence[int]) -> Any:
+        """As of the mix's rows."""
+        return self.rows.tokens([self.number(index) for index in indices])
+
     def document(self, index: int) -> int:
         """As of the mix's rows."""
         return int(self.rows.document(self.number(index)))

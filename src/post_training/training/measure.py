@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from post_training.data.deal import imbalance
 from post_training.training.ranks import gather
+from post_training.training.step_samples import Seen
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class TokenCounter:
-    """Counts tokens where the batches are, without waiting for the device; adds up over ranks when asked.
+    """Adds up what the collator has counted of each micro-batch, and over ranks when asked.
 
     `tokens` are all that are not padding; `trained_tokens` those with a label (SFT) or in an answer (DPO: of both).
     """
@@ -26,7 +28,8 @@ class TokenCounter:
         self.tokens, self.trained_tokens = int(earlier.get("tokens") or 0), int(earlier.get("trained_tokens") or 0)
         self.tokens_per_second = 0.0
         self._seconds_before = float(earlier.get("seconds") or 0.0)
-        self._on_host, self._on_device = 0, torch.zeros(2, dtype=torch.int64)
+        self._own = Seen()
+        self._padding, self._imbalances = 0, list[float]()
         self.start()
 
     def start(self) -> None:
@@ -43,31 +46,34 @@ class TokenCounter:
         """Training time of all attempts that the current weights come from."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def count(self, inputs: dict[str, Any]) -> None:
+    def count(self, seen: Seen) -> None:
         """Add a micro-batch of this rank."""
-        labels, mask = inputs.get("labels"), inputs.get("attention_mask")
-        trained = inputs["completion_mask"].sum() if labels is None else (labels != -100).sum()
-        if mask is None:  # a packed batch has no padding
-            self._on_host += inputs["input_ids"].numel()
-        padded = torch.zeros_like(trained) if mask is None else mask.sum()
-        self._on_device = self._on_device.to(trained.device) + torch.stack([padded, trained])
+        self._own += Seen(tokens=seen.tokens, trained_tokens=seen.trained_tokens, padding=seen.padding)
+
+    def step(self, tokens: list[int]) -> None:
+        """Note how many tokens each rank had in a step."""
+        self._imbalances.append(imbalance(tokens))
 
     def totals(self) -> dict[str, Any]:
         """Counts over all ranks, for a checkpoint's marker. Every rank must call it."""
-        padded, trained = self._on_device.tolist()
-        tokens, trained = gather(torch.tensor([padded + self._on_host, trained])).sum(0).tolist()
-        self.tokens, self.trained_tokens = self.tokens + tokens, self.trained_tokens + trained
-        self._on_host, self._on_device = 0, torch.zeros(2, dtype=torch.int64)
+        own, self._own = self._own, Seen()
+        counts = gather(torch.tensor([own.tokens, own.trained_tokens, own.padding])).sum(0).tolist()
+        self.tokens, self.trained_tokens = self.tokens + counts[0], self.trained_tokens + counts[1]
+        self._padding += counts[2]
         return {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "seconds": round(self.seconds, 3)}
 
     def add_to(self, logs: dict[str, float]) -> None:
         """Add the counts and the rate since the last log. Every rank must call it."""
         self.totals()
         (tokens, seconds), self._last_log = self._last_log, (self.tokens, self.seconds)
-        self.tokens_per_second = (self.tokens - tokens) / max(self._last_log[1] - seconds, 1e-9)
+        real, padding, imbalances = self.tokens - tokens, self._padding, self._imbalances
+        self.tokens_per_second = real / max(self._last_log[1] - seconds, 1e-9)
+        self._padding, self._imbalances = 0, []
         if self.in_logs:
             logs |= {"tokens": self.tokens, "trained_tokens": self.trained_tokens}
             logs["tokens_per_second"] = round(self.tokens_per_second, 1)
+            logs["padding_share"] = round(padding / max(real + padding, 1), 4)
+            logs["rank_imbalance"] = round(sum(imbalances) / max(len(imbalances), 1), 4)
 
 
 class PeakMemory:

@@ -22,8 +22,7 @@ from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.loading import silence_progress_bars
-from post_training.models.packing_probe import probe_folder, resolve_attention
-from post_training.models.padding_free import without_padding
+from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
 from post_training.run_dir.stop import REQUEST, write_stopped
@@ -72,8 +71,8 @@ def train_rank(task: Task) -> signal.Signals | None:
     first, logging, earlier = args.process_index == 0, view["logging"], start.facts if start else {}
     samples = SamplesLog(task.directory / "logs" / "samples.jsonl") if first else None
     spikes = SpikeRule(task.config["method"], logging["loss_spike_sigmas"], earlier.get("losses") or [])
-    monitor = StepMonitor(args.device, REQUEST, rows.sources, samples, spikes)
     tokens = TokenCounter(logging["include_num_input_tokens_seen"], earlier)
+    monitor = StepMonitor(args.device, REQUEST, rows.sources, samples, spikes, tokens)
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
     if args.deepspeed and not trainer.is_deepspeed_enabled:
         raise UserError("DeepSpeed is configured but not in use: unset ACCELERATE_USE_CPU (accelerate launch --cpu)")
@@ -167,21 +166,8 @@ def make_trainer(
     if "reference_model" in task.inputs:
         kwargs["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
     kwargs |= lora.adapter_arguments(view, model, folder)
-    trainer = trainer_class(view, rows, model=model, args=args, processing_class=load_tokenizer(folder, view), **kwargs)
-    remove_padding(trainer, folder, view)
-    return trainer
-
-
-def remove_padding(trainer: Any, folder: Path, view: dict[str, Any]) -> None:
-    """Train without padding where the model keeps documents apart and its attention takes boundaries instead of a mask."""
-    wanted, trust = view["model"]["attn_implementation"], view["model"]["trust_remote_code"]
-    takes_documents = resolve_attention(wanted, folder, trust).startswith(("varlen", "flash", "kernels-community/"))
-    compiled = view["accelerate"]["dynamo_backend"].lower() != "no"  # each length would be compiled again
-    if compiled or not takes_documents or not probe_folder(folder, wanted, trust).safe:
-        return
-    for model in (trainer.model, getattr(trainer, "ref_model", None)):
-        if model is not None:
-            without_padding(trainer.accelerator.unwrap_model(model))
+    kwargs |= {"padding_free": padding_free(folder, view), "processing_class": load_tokenizer(folder, view)}
+    return trainer_class(view, rows, model=model, args=args, **kwargs)
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from post_training.core.errors import UserError
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.stop import StopRequest, decisive
+from post_training.training.measure import TokenCounter
 from post_training.training.ranks import gather
 from post_training.training.step_samples import SamplesLog, Seen
 
@@ -31,6 +32,8 @@ class StepRecord:
     """How many rows of the mix were in a rank's micro-batches."""
     digest: list[int]
     """Sum of the rows' hashes modulo 2**64, as int64; see step_samples.py."""
+    tokens: list[int]
+    """How many tokens, without padding, a rank's micro-batches had."""
     loss: list[float]
     """Sum over a rank's micro-batches of what TRL logs as the loss."""
     grad_norm: list[float]
@@ -50,6 +53,7 @@ class StepMonitor(TrainerCallback):
         origins: Callable[[int], list[str]],
         samples: SamplesLog | None = None,
         spikes: "SpikeRule | None" = None,
+        tokens: TokenCounter | None = None,
     ) -> None:
         """Make it on every rank.
 
@@ -59,9 +63,10 @@ class StepMonitor(TrainerCallback):
             origins: documents of a row of the mix, for errors.
             samples: where rank 0 notes the rows; None on other ranks.
             spikes: warns on rank 0.
+            tokens: notes how even the ranks' work was.
         """
         self.device, self.request, self.origins = device, request, origins
-        self.samples, self.spikes = samples, spikes
+        self.samples, self.spikes, self.tokens = samples, spikes, tokens
         self.stopped: signal.Signals | None = None
         """The signal that ended training before its last step."""
         self._seen, self._loss, self.grad_norm = Seen(), torch.zeros((), device=device), 0.0
@@ -72,12 +77,13 @@ class StepMonitor(TrainerCallback):
 
     def gather(self, step: int) -> StepRecord:
         """This step's record, which waits for the device. Every rank must call it."""
-        counts = torch.tensor([self.request.wanted or 0, len(self._seen.rows), self._seen.digest]).to(self.device)
+        seen = self._seen
+        counts = torch.tensor([self.request.wanted or 0, len(seen.rows), seen.digest, seen.tokens]).to(self.device)
         reals = [
             torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in (self._loss, self.grad_norm)
         ]
         everyone = gather(torch.cat([counts, torch.stack(reals).view(torch.int64)])).cpu()
-        columns = everyone[:, :3].T.tolist() + everyone[:, 3:].T.contiguous().view(torch.float64).tolist()
+        columns = everyone[:, :4].T.tolist() + everyone[:, 4:].T.contiguous().view(torch.float64).tolist()
         return StepRecord(step, *columns)
 
     def stop_requested(self) -> bool:
@@ -90,6 +96,8 @@ class StepMonitor(TrainerCallback):
         record, rows = self.gather(state.global_step), self._seen.rows
         self._seen, self._loss, self.grad_norm = Seen(), torch.zeros((), device=self.device), 0.0
         check_finite(record, rows, args, self.origins)
+        if self.tokens is not None:
+            self.tokens.step(record.tokens)
         if self.samples is not None:
             self.samples.add(record.step, sum(record.rows), record.digest)
         if self.spikes is not None:

@@ -17,6 +17,8 @@ import numpy as np
 from post_training.core import json_lines
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
+from post_training.data.deal import Dealing
+from post_training.data.loss_mask import IGNORED
 
 KEY = "seen"
 """Name under which a batch carries its Seen."""
@@ -31,22 +33,36 @@ class Seen:
     """Numbers in the mix's training order."""
     digest: int = 0
     """Sum of their hashes, as int64 with wrap-around."""
+    tokens: int = 0
+    """All that are not padding."""
+    trained_tokens: int = 0
+    """Those with a label (SFT), or in an answer (of a pair: in both)."""
+    padding: int = 0
+    """Places that the model computes for nothing."""
 
     def __add__(self, other: "Seen") -> "Seen":
-        return Seen(self.rows + other.rows, _int64(self.digest + other.digest))
+        tokens, trained = self.tokens + other.tokens, self.trained_tokens + other.trained_tokens
+        digest = _int64(self.digest + other.digest)
+        return Seen(self.rows + other.rows, digest, tokens, trained, self.padding + other.padding)
 
 
-class NumberedRows(Sequence[Any]):
-    """Rows that know their number; for a collator made by `remembering`."""
+class MicroBatches(Sequence[Any]):
+    """The micro-batches of one rank, one after the other over all steps, each a list of rows that know their number."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: Any, dealing: Dealing, rank: int) -> None:
+        self.rows, self.dealing, self.rank = rows, dealing, rank
+        self._step, self._dealt = -1, [[0]]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) // self.dealing.rows * self.dealing.accumulation
 
     def __getitem__(self, index: Any) -> Any:
-        return {**self.rows[index], _ROW: int(index)}
+        step, number = divmod(index, self.dealing.accumulation)
+        first = step * self.dealing.rows
+        if step != self._step:
+            tokens = self.rows.tokens(range(first, first + self.dealing.rows))
+            self._step, self._dealt = step, self.dealing.deal(tokens, self.rank)
+        return [{**self.rows[first + place], _ROW: first + place} for place in self._dealt[number]]
 
 
 class Remembering:
@@ -55,13 +71,24 @@ class Remembering:
     def __init__(self, collator: Any) -> None:
         self.collator = collator
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The trainer's batch, with a Seen that stays on the CPU."""
-        seen = Seen()
-        for example in examples:
-            number = example.pop(_ROW)
-            seen += Seen([number], row_digest(number, example))
-        return {**self.collator(examples), KEY: seen}
+    def __call__(self, examples: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """The trainer's batch of the one micro-batch in `examples`, with a Seen that stays on the CPU."""
+        (rows,), seen = examples, Seen()
+        for row in rows:
+            number = row.pop(_ROW)
+            seen += Seen([number], row_digest(number, row))
+        batch = self.collator(rows)
+        return {**batch, KEY: seen + count(batch)}
+
+
+def count(batch: dict[str, Any]) -> Seen:
+    """Tokens and padding of a batch that is still on the CPU."""
+    answers, layout = batch.get("completion_mask"), batch.get("layout") or {}
+    trained = (batch["labels"] != IGNORED).sum() if answers is None else answers.sum()
+    inputs = layout.get("inputs", batch)
+    places, mask = inputs["input_ids"].numel(), inputs.get("attention_mask")
+    tokens = places if mask is None else int(mask.sum())
+    return Seen(tokens=tokens, trained_tokens=int(trained), padding=places - tokens)
 
 
 def row_digest(number: int, row: dict[str, Any]) -> int:

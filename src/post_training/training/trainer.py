@@ -4,14 +4,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
 from post_training import methods
+from post_training.data.deal import BY_LENGTH, BY_TOKENS, IN_ORDER, Dealing
 from post_training.training.measure import TokenCounter
 from post_training.training.ranks import settle_buckets
 from post_training.training.saving import Checkpoints
 from post_training.training.step_monitor import StepMonitor
-from post_training.training.step_samples import KEY, NumberedRows, Remembering
+from post_training.training.step_samples import KEY, MicroBatches, Remembering
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -28,27 +30,46 @@ def trainer_class(method: str) -> Any:
 class Monitored(Trainer):
     """Mixin over a TRL trainer: counts tokens, passes each step to the step monitor, and saves complete checkpoints.
 
-    It overrides four methods of Transformers' Trainer. TRL's trainers override three of them and call `super()`;
+    It overrides five methods of Transformers' Trainer. TRL's trainers override three of them and call `super()`;
     tests/unit/test_trainer.py fails when either library changes how it calls them.
     """
 
     checkpoints: Checkpoints | None = None
     """Set before `train()` where checkpoints are saved."""
 
-    def __init__(self, *args: Any, tokens: TokenCounter, monitor: StepMonitor, **kwargs: Any) -> None:
+    def __init__(
+        self, view: dict[str, Any], rows: Any, *, tokens: TokenCounter, monitor: StepMonitor, **kwargs: Any
+    ) -> None:
         """The method's own arguments (`methods/__init__.py`), the token counter, whose clock starts here, and the monitor."""
-        super().__init__(*args, **kwargs)
+        super().__init__(view, rows, **kwargs)  # type: ignore[arg-type]
         self.tokens, self.monitor = tokens, monitor
-        self.train_dataset: Any = NumberedRows(self.train_dataset)
+        args, kind = self.args, BY_TOKENS if self.without_padding else BY_LENGTH  # type: ignore[attr-defined]
+        if methods.micro_batch_decides(view):
+            kind = IN_ORDER
+        dealing = Dealing(args.world_size, args.gradient_accumulation_steps, args.per_device_train_batch_size, kind)
+        self.train_dataset: Any = MicroBatches(self.train_dataset, dealing, args.process_index)
         self.data_collator: Any = Remembering(self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(monitor)
         tokens.start()
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The micro-batches of this rank, ready to be read: Accelerate would cut the rows into its own."""
+        args = self.args
+        return DataLoader(
+            self.train_dataset,
+            batch_size=1,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """A micro-batch: TRL returns its share of what is logged as the loss, scaled for gradient accumulation."""
         seen = inputs.pop(KEY)
-        self.tokens.count(inputs)
+        self.tokens.count(seen)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.monitor.add(seen, loss.detach())
         return loss

@@ -51,7 +51,8 @@ def packs(config: dict[str, Any]) -> bool:
 
 def micro_batch_decides(view: dict[str, Any]) -> bool:
     """Whether the rows that a device holds at a time change what is computed, and not only its speed."""
-    return any(name in SORTED for name in weights(view["dpo"]))
+    names, weighted = weights(view["dpo"]), view["training"]["trainer_args"].get("use_weighting")
+    return any(name in SORTED for name in names) or bool(weighted and "sft" in names)
 
 
 def stored_reference(view: dict[str, Any]) -> dict[str, Any] | None:

@@ -140,6 +140,10 @@ class RowsWithReference:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def tokens(self, indices: Any) -> Any:
+        """As of the rows."""
+        return self.rows.tokens(indices)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         chosen, rejected = self.logps[self.rows.document(index)].tolist()
         return {**self.rows[index], "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -36,7 +36,7 @@ class DPO(OnRows, dpo_trainer.DPOTrainer):
         """
         with _without_hash_of_weights():
             super().__init__(view, rows, **kwargs)
-        self.expected_loss = start_loss(view)
+        self.expected_loss, self.weights = start_loss(view), list(self.loss_weights)
         self.reference = "dpo.reference=online" if reference is None else str(reference.path)
         """Where the reference's log-probabilities come from, for the error."""
         if reference is not None:
@@ -56,13 +56,52 @@ class DPO(OnRows, dpo_trainer.DPOTrainer):
         """TRL calls it in its constructor with `precompute_ref_log_probs`, which also has it read the stored values."""
         return dataset
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; at step 0 it must be that of a policy that is the reference."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> Any:
+        """Transformers calls it once a step with its micro-batches: the tokens of chosen answers over all ranks, for `sft`."""
+        if "sft" not in self.loss_types:
+            return None
+        count = sum(_chosen_tokens(batch) for batch in batch_samples)
+        return self.accelerator.gather(count.to(device)).sum()  # type: ignore[union-attr]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss, a mean over the micro-batch, with its weight in the step; at step 0 that of a policy that is the reference.
+
+        Ranks and micro-batches are averaged afterwards, so with the share of the step's pairs that it holds (of the tokens of
+        chosen answers, for `sft`), in terms of an even share, the step's loss is the mean over its pairs, however they are dealt.
+        """
+        args = self.args
+        share = len(inputs["completion_mask"]) / 2 / args.per_device_train_batch_size
+        shares = dict.fromkeys(self.loss_types, share)
+        if num_items_in_batch is not None:
+            even = num_items_in_batch / (args.world_size * args.gradient_accumulation_steps)
+            shares["sft"] = _chosen_tokens(inputs) / even
+        self.loss_weights = [shares[name] * weight for name, weight in zip(self.loss_types, self.weights, strict=True)]
+        with self._metrics_of_the_step():
+            loss = super().compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
         at_start = self.state.global_step == 0 and self.model.training
-        if at_start and self.starts_at_reference and self.args.disable_dropout:
-            self._check_start((loss[0] if isinstance(loss, tuple) else loss).item())
+        if at_start and self.starts_at_reference and args.disable_dropout:
+            self._check_start((loss[0] if isinstance(loss, tuple) else loss).item() / share)
         return loss
+
+    @contextmanager
+    def _metrics_of_the_step(self) -> Iterator[None]:
+        """While the context is open, what TRL gathers of each pair is a sum over pairs in terms of an even share, as the loss is.
+
+        Micro-batches of different size could not be gathered otherwise.
+        """
+        accelerator, even = self.accelerator, self.args.world_size * self.args.per_device_train_batch_size
+        gather = accelerator.gather
+
+        def gather_pairs(values: Any) -> Any:
+            return gather(values) if values.dim() == 0 else gather(values.sum()).sum()[None] / even
+
+        accelerator.gather = gather_pairs
+        try:
+            yield
+        finally:
+            del accelerator.gather
 
     def _check_start(self, loss: float) -> None:
         """Stop a run whose reference belongs to other weights, pairs or code. Raises UserError.
@@ -87,6 +126,11 @@ class DPO(OnRows, dpo_trainer.DPOTrainer):
                 f"{nats} nats a pair (loss {loss:.6f}{expected}): the reference was computed with other weights, pairs or "
                 "code; delete that manifest to compute it again"
             )
+
+
+def _chosen_tokens(batch: dict[str, Any]) -> Any:
+    """How many tokens of chosen answers a batch of pairs predicts."""
+    return batch["completion_mask"].chunk(2)[0][:, 1:].sum()
 
 
 @contextmanager
