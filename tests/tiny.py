@@ -13,7 +13,7 @@ import pyarrow as pa
 from post_training import methods
 from post_training.config import resolve
 from post_training.config.load import Pipeline
-from post_training.core.fingerprint import digest
+from post_training.core.fingerprint import digest, file_sha256
 from post_training.core.task import Task
 from post_training.plan import Plan, Stage
 
@@ -84,9 +84,9 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
     table = pa.Table.from_pylist([{**document, "row": n, "part": 0} for n, document in enumerate(documents)], schema)
     with pa.OSFile(str(tokens / "tokens.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(table)
-    size = (tokens / "tokens.arrow").stat().st_size
+    size, sha256 = (tokens / "tokens.arrow").stat().st_size, file_sha256(tokens / "tokens.arrow")
     (tokens / "manifest.json").write_text(
-        json.dumps({"files": [{"path": "tokens.arrow", "bytes": size, "sha256": digest(rows)}]})
+        json.dumps({"files": [{"path": "tokens.arrow", "bytes": size, "sha256": sha256}]})
     )
     name = shape.__name__.rpartition(".")[2]
     tokenized = shards.Tokenized.open("d", tokens / "manifest.json", name, 0)
@@ -107,7 +107,7 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
         "longest_document": int(tokenized.lengths.max()),
         "longest_row": max(int(tokenized.lengths[a:b].sum()) for a, b in itertools.pairwise(starts)),
         "trained_tokens": 0,
-        "shards": [{"path": "tokens/tokens.arrow", "bytes": size, "sha256": digest(rows)}],
+        "shards": [{"path": "tokens/tokens.arrow", "bytes": size, "sha256": sha256}],
     }
     path = folder / "manifest.json"
     path.write_text(json.dumps(facts))

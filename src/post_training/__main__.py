@@ -11,6 +11,7 @@ from pathlib import Path
 
 import shtab
 
+from post_training.core import inputs
 from post_training.core.errors import UserError, did_you_mean
 from post_training.core.secrets import masked_output
 from post_training.core.stages import STAGES
@@ -76,6 +77,8 @@ def run_stage(options: argparse.Namespace) -> int:
         REQUEST.listen()
     task.keep_error(None)
     try:
+        if kind.place != "ranks":  # whose launcher does so once it owns the run
+            inputs.check(task)
         return importlib.import_module(kind.module).run(task) or 0
     except UserError as error:
         task.keep_error(str(error))

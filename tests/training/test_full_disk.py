@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from tiny import launcher_command, losses_of, train_task
@@ -53,3 +54,37 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     weights = "checkpoints/checkpoint-6/model.safetensors"
     assert (task.directory / weights).read_bytes() == (roomy.directory / weights).read_bytes()
     assert os.listdir(small_disk) == ["run"]
+
+
+def test_with_nothing_left_a_start_is_one_line_that_names_the_file(small_disk, model_manifest, sft_rows, template):
+    task = train_task(small_disk / "run", model_manifest, sft_rows, template)
+    command = launcher_command(task)
+    with (small_disk / "ballast").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    attempt = [
+        sys.executable,
+        "-m",
+        "post_training.slurm.attempt",
+        "--output",
+        str(task.output),
+        "--max-failures",
+        "1",
+        "--",
+    ]
+    for words, name in ((command, "run/owner.1.json"), ([*attempt, "true"], "run/slurm/attempt.json")):
+        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"SLURM_JOB_ID": "7"})
+        assert done.returncode == 1
+        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("post-training: attempt")]
+        assert line.startswith(f"{small_disk}/{name}: no space left on device; free some room")
+
+
+def test_with_a_private_umask_nothing_is_readable_by_others(tmp_path):
+    script = "import os; os.umask(0o077)\nfrom pathlib import Path\nfrom post_training.core.fingerprint import write_atomically\n"
+    script += f"write_atomically(Path({str(tmp_path)!r}) / 'a' / 'manifest.json', '')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "a" / "manifest.json")]
+    assert modes == [0o700, 0o600]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -37,14 +38,30 @@ def test_the_frozen_configuration_makes_the_same_run(trained):
     assert resolve(told).views["sft"]["training"]["max_steps"] == 6
 
 
-def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path, trained, model_manifest, sft_rows, template, capsys):
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (Path.unlink, "resuming from checkpoint-4; incomplete and passed over: checkpoint-6 (optimizer.pt is missing)"),
+        (flip_a_bit, "resuming from checkpoint-4"),
+    ],
+)
+def test_a_run_goes_on_from_its_newest_whole_checkpoint(
+    tmp_path, trained, model_manifest, sft_rows, template, capsys, damage, why
+):
     run = tmp_path / "run"
     shutil.copytree(trained.parent, run, ignore=shutil.ignore_patterns("model"))
     (run / "manifest.json").unlink()
-    (run / "checkpoints" / "checkpoint-6" / "optimizer.pt").unlink()  # TRL would go on with a fresh optimizer
+    damage(run / "checkpoints" / "checkpoint-6" / "optimizer.pt")  # TRL would resume all the same
     train_here(train_task(run, model_manifest, sft_rows, template))
-    why = "resuming from checkpoint-4; incomplete and passed over: checkpoint-6 (optimizer.pt is missing)"
-    assert f"sft: {why}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"sft: {why}" in said
+    assert ("checkpoint-6: optimizer.pt is not as it was saved: XXH3" in said) == (damage is flip_a_bit)
     assert [line["step"] for line in metrics_of(run)] == [1, 2, 3, 4, 5, 6]
     assert losses_of(run) == losses_of(trained.parent)
     weights = "checkpoints/checkpoint-6/model.safetensors"

@@ -18,7 +18,7 @@ from post_training.report import summary
 def rows_file(path, rows):
     path.mkdir()
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "manifest.json").write_text("{}")
+    (path / "manifest.json").write_text('{"stage": "transform"}')
     return path / "manifest.json"
 
 

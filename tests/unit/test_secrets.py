@@ -34,6 +34,23 @@ def test_the_password_of_an_address_is_masked_and_the_address_stays():
     assert shown == "proxy http://***@proxy.site:8080/x and https://huggingface.co/a:b"
 
 
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "https://b.s3.amazonaws.com/rows.jsonl?X-Amz-Expires=60&X-Amz-Signature={}",
+        "https://a.blob.core.windows.net/c/rows.jsonl?sv=2024-11-04&sig={}",
+        "https://storage.googleapis.com/b/rows.jsonl?X-Goog-Signature={}",
+        "https://example.org/rows.jsonl?access_token={}&page=2",
+    ],
+)
+def test_what_signs_an_address_is_masked(signed):
+    url = signed.format("0f1e2d3c4b5a69788796a5b4")
+    assert secrets.find(url) == "a signed URL"
+    shown = secrets.mask(url)
+    assert "0f1e2d3c" not in shown and shown.startswith(url.partition("?")[0])
+    assert secrets.find_in({"data": {"path": url}}) == ("data.path", "a signed URL")
+
+
 def test_values_of_the_environment_are_masked_without_any_form(monkeypatch):
     key = "0123456789abcdef0123456789abcdef01234567"  # of W&B: looks like a commit
     assert secrets.mask(f"commit {key}") == f"commit {key}"
@@ -50,6 +67,7 @@ def test_values_of_the_environment_are_masked_without_any_form(monkeypatch):
         "a time 12:30@noon",
         "https://huggingface.co/datasets/org/name@main",
         "sk-learn",
+        "https://example.org/search?q=signature&page=12345678",
         "git@github.com:org/repo.git",
     ],
 )

@@ -98,7 +98,15 @@ class Project:
                     path.with_name("report.html").touch()
 
     def jobs(self, *targets: str, snakefile: str = "Snakefile", **command_line) -> dict[str, list[str]]:
-        """Rule -> wildcards of the jobs that Snakemake would run."""
+        """Rule -> wildcards of the jobs that Snakemake would run; rules without wildcards are left out."""
+        return {
+            rule: names
+            for rule, names in self.planned(*targets, snakefile=snakefile, **command_line).items()
+            if any(names)
+        }
+
+    def planned(self, *targets: str, snakefile: str = "Snakefile", **command_line) -> dict[str, list[str]]:
+        """The same with rules that have no wildcard, each as an empty name."""
         planned = PlannedJobs()
         logging.getLogger().addHandler(planned)
         try:
@@ -123,8 +131,8 @@ class PlannedJobs(logging.Handler):
         self.found: dict[str, list[str]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "event", None) == LogEvent.JOB_INFO and record.wildcards:
-            self.found.setdefault(record.rule_name, []).append(next(iter(record.wildcards.values())))
+        if getattr(record, "event", None) == LogEvent.JOB_INFO:
+            self.found.setdefault(record.rule_name, []).append(next(iter(record.wildcards.values()), ""))
 
 
 @pytest.fixture

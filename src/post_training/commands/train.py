@@ -13,7 +13,7 @@ from typing import Any
 from post_training.config import batch, resolve
 from post_training.config.deepspeed import deepspeed_config
 from post_training.config.trees import read_config
-from post_training.core import manifest
+from post_training.core import inputs, manifest
 from post_training.core.errors import ConfigError, UserError
 from post_training.core.task import Task
 from post_training.launch.environment import library_environment
@@ -74,6 +74,7 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
         return 0
     if first:
         clear_stop_marker(task.directory)
+        inputs.check(task)
         reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
     from post_training.training.run import train_rank
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from post_training.core.fingerprint import naming
+
 
 def read(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
     """Each object of a file, or of its last `tail_bytes`; none where there is no file. A line that was cut off is left out.
@@ -27,7 +29,7 @@ def read(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
 
 def append(path: Path, value: dict[str, Any]) -> None:
     """Add an object on a line of its own, also after a line that a kill cut off."""
-    with open(path, "a+b") as file:
+    with naming(path), open(path, "a+b") as file:
         torn = False
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from post_training.core import code
+from post_training.core import code, typed
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import digest, file_sha256, write_atomically
 from post_training.core.secrets import mask
@@ -40,6 +40,14 @@ _VERSIONS = (
 _LONG_BYTES = 8 << 30
 File = dict[str, Any]
 """`path`, and `bytes` and `sha256` once it is hashed; shards of tokens have counts beside them."""
+
+
+class _Listed(TypedDict):
+    """What every entry of `files` has."""
+
+    path: str
+    bytes: int
+    sha256: str
 
 
 class Input(TypedDict):
@@ -141,9 +149,13 @@ def read(path: Path) -> Manifest:
     """A manifest as written. Raises UserError for a missing or damaged one."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+        wrong = typed.problem(found, Manifest) or typed.problem(found.get("files"), list[_Listed], "files")
+        wrong = wrong or (None if found else "it says nothing")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a manifest ({error}); delete it to run the stage again") from None
-    return cast(Manifest, dict(found))
+        wrong = str(error)
+    if wrong:
+        raise UserError(f"{path}: cannot be read as a manifest ({wrong}); delete it to run the stage again")
+    return cast(Manifest, found)
 
 
 def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: float, **facts: Any) -> None:

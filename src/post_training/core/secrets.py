@@ -1,7 +1,7 @@
 """Secrets come from the environment only: output and files are masked, and a configuration that holds a secret is refused.
 
 A secret is the value of a variable such as HF_TOKEN or WANDB_API_KEY, a token in the form that a well-known service gives
-out, or the password in a URL. A W&B key of 40 hexadecimal digits looks like a commit, so only the name of its variable or
+out, the password in a URL, or what signs one. A W&B key of 40 hexadecimal digits looks like a commit, so only the name of its variable or
 key gives it away.
 """
 
@@ -25,6 +25,8 @@ _FORMS = {
     "an AWS key": r"\bA(?:KIA|SIA)[A-Z0-9]{16}\b",
     "a bearer token": r"(?i:\bBearer [A-Za-z0-9._~+/-]{16,}=*)",
     "a URL with a password": r"(?<=://)[^\s/:@\"'<>\\]*:[^\s/:@\"'<>\\]+(?=@[\w.\[-])",
+    "a signed URL": r"(?i:(?<=[?&])(?:x-(?:amz|goog)-(?:signature|security-token)|signature|sig|(?:access_)?token|api_?key)"
+    r"=[^\s&\"'<>\\]{8,})",
 }
 _ANY_FORM = re.compile("|".join(f"({form})" for form in _FORMS.values()))
 _SECRET_VALUE = re.compile(r"[\w.~+/=:-]{8,}")  # not `<|im_end|>`, whatever its key is called

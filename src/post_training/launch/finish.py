@@ -8,7 +8,7 @@ from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.task import Task
 from post_training.run_dir import metrics, predictions
-from post_training.run_dir.checkpoints import Checkpoint, complete_at, newest_complete
+from post_training.run_dir.checkpoints import Checkpoint, complete_at, newest_complete, undamaged, why_damaged
 
 # Facts of the last checkpoint's marker that the manifest repeats.
 _MEASURED = (
@@ -35,11 +35,15 @@ def final_checkpoint(task: Task, last: Checkpoint, choice: str) -> Checkpoint:
         raise UserError(
             f"{task.directory}/checkpoints: the checkpoint of the best step, {step}, is missing or incomplete; set export.checkpoint=last"
         )
+    if found.step != last.step and (why := why_damaged(found.path)):
+        raise UserError(f"{found.path}: {why}; set export.checkpoint=last")
     return found
 
 
 def finish_if_complete(task: Task, steps: int) -> bool:
     """Write the manifest if the checkpoint of the last step is complete; returns whether it is."""
+    if last_checkpoint(task, steps) is not None:
+        undamaged(task.directory / "checkpoints")  # a run must not end with other weights than it had
     last = last_checkpoint(task, steps)
     if last is None:
         return False

@@ -24,7 +24,7 @@ from typing import Any
 from post_training.config import batch, resolve
 from post_training.config.batch import Topology
 from post_training.config.deepspeed import strategy
-from post_training.core import manifest
+from post_training.core import inputs, manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.core.task import Task
@@ -33,7 +33,7 @@ from post_training.launch.finish import finish_if_complete
 from post_training.launch.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.launch.reshard import how_to_resume, make_universal
 from post_training.run_dir import attempts, failures, predictions, timeline, wandb_offline
-from post_training.run_dir.checkpoints import discard_incomplete, newest_complete
+from post_training.run_dir.checkpoints import checkpoints, discard_incomplete, newest_complete, set_aside, undamaged
 from post_training.run_dir.lock import LOCKED, VARIABLE, Lock, LockedError, is_own_file, take
 from post_training.run_dir.stop import (
     INTERRUPTED,
@@ -94,6 +94,7 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
     # A kill between the last of the work and the manifest must not cost the work again.
     if finish():
         return 0
+    unchecked = inputs.check(task)
     reports = task.directory / "logs" / "failures"
     failures.clear(reports)
     clear_stop_marker(task.directory)
@@ -104,7 +105,7 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
     if REQUEST.wanted:
         write_stopped(task.directory, REQUEST.wanted, None)
     else:
-        ended = _start_and_wait(task, view, topology, lock)
+        ended = _start_and_wait(task, view, topology, lock, inputs.Beside(unchecked))
         wandb_offline.print_sync_command(task.directory)
     stopped = read_stopped(task.directory)
     if stopped is not None:
@@ -120,7 +121,8 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
     return 0
 
 
-def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: Lock) -> Ended:
+def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: Lock, beside: inputs.Beside) -> Ended:
+    known = set(checkpoints(task.directory / "checkpoints"))
     libraries = library_environment(view, task.directory, topology.device) | {VARIABLE: str(lock.path.absolute())}
     on_slurm = bool(task.runtime.get("slurm"))
     start = srun_start if on_slurm else local_start
@@ -129,12 +131,14 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
     def abandoned() -> str | None:
         if lock.lost:
             return f"{task.directory}: another process has taken over from this one, which stood still for minutes"
+        if beside.problem:
+            return "an input is damaged; the ranks end"
         if not REQUEST.received and (gone := snakemake_is_gone()):
             say(f"{gone}; saves and stops")
             REQUEST.received.append(signal.SIGTERM)
         return None
 
-    return run_together(
+    ended = run_together(
         commands,
         environments,
         REQUEST,
@@ -142,11 +146,21 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
         asked=lock.mark_stopping,
         abandoned=abandoned,
     )
+    if ended.first is None and not REQUEST.wanted:
+        beside.wait()
+    if beside.problem:
+        for path in set(checkpoints(task.directory / "checkpoints")) - known:
+            set_aside(path, "an input of its training was damaged")
+        raise UserError(beside.problem)
+    return ended
 
 
 def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:
     """Make the checkpoint that the ranks will resume from fit their number. Raises ConfigError when it cannot."""
-    newest = newest_complete(task.directory / "checkpoints").chosen
+    directory = task.directory / "checkpoints"
+    newest = newest_complete(directory).chosen
+    if newest and how_to_resume(newest, strategy(view), world_size).universal:
+        newest = undamaged(directory).chosen  # before it is rewritten: the ranks would check only what it was
     if newest and how_to_resume(newest, strategy(view), world_size).universal:
         make_universal(newest.path, REQUEST, task.directory / "logs" / "universal.log")
 

@@ -27,10 +27,13 @@ from post_training.core import json_lines
 from post_training.core.fingerprint import write_atomically
 from post_training.run_dir.checkpoints import newest_complete
 
+# Why an attempt ended; anything else is a failure.
+DONE, WALL_TIME, STOPPED, CANCELLED = "done", "wall time", "stopped", "cancelled"
+PREEMPTED, OWNED = "preempted", "owned by another job"
 # Slurm's state of a job that could not record its end itself -> why it ended, and whether that is a failure.
 _UNRECORDED = {
-    "CANCELLED": ("cancelled", False),
-    "PREEMPTED": ("preempted", False),
+    "CANCELLED": (CANCELLED, False),
+    "PREEMPTED": (PREEMPTED, False),
     "TIMEOUT": ("failed: the time limit came before it had saved", True),
     "NODE_FAIL": ("lost: its node failed", True),
     "BOOT_FAIL": ("lost: its node did not start", True),
@@ -38,8 +41,6 @@ _UNRECORDED = {
     "DEADLINE": ("failed: deadline", True),
 }
 _ENDED_WITHOUT_RECORD = ("lost: ended without a record (killed, or its node failed)", True)
-# Why an attempt ended; anything else is a failure.
-DONE, WALL_TIME, STOPPED, CANCELLED, OWNED = "done", "wall time", "stopped", "cancelled", "owned by another job"
 # Files of stages beside training that a job continues.
 _LINES = ("answers.jsonl", "scores.jsonl")
 # First words of each attempt's output, in files that all attempts of a job append to.

@@ -1,7 +1,8 @@
 """Complete checkpoints of a run, and the one to resume from.
 
-A checkpoint counts once it has `COMPLETE.json`, written last, with the name and size of every
-other file. TRL writes in place and silently resumes when the optimizer's file is missing.
+A checkpoint counts once it has `COMPLETE.json`, written last, with the name, size and checksum (XXH3, 128 bits) of every
+other file. TRL writes in place and silently resumes when the optimizer's file is missing. Sizes are compared whenever
+a checkpoint is looked for; checksums by the ranks before they load it, each its own part. Markers of earlier versions have none.
 
 Only parts of a save that was cut off, which never had a marker, are ever deleted. One that has a marker, and is
 incomplete or cannot be read now, is set aside under another name.
@@ -12,16 +13,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import write_atomically
+from post_training.core.fingerprint import file_xxh3, write_atomically
+from post_training.core.manifest import checksum
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_OF_RANK = re.compile(r"(?:pp_rank_|rng_state_)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,23 @@ def flush(checkpoint: Path) -> None:
             os.close(descriptor)
 
 
-def mark_complete(checkpoint: Path, step: int, **facts: Any) -> None:
+def checksums(checkpoint: Path, rank: int = 0, world_size: int = 1) -> dict[str, str]:
+    """XXH3 (hex) of the files that a rank has written, by their names in the checkpoint; rank 0 has those of no rank."""
+    return {name: file_xxh3(checkpoint / name) for name in _names(checkpoint) if _rank_of(name, world_size) == rank}
+
+
+def mark_complete(checkpoint: Path, step: int, sums: Mapping[str, str] | None = None, **facts: Any) -> None:
     """Write the marker of a checkpoint whose files are on disk, last and atomically.
+
+    `sums` has the `checksums` of all ranks; without it they are computed here.
 
     Raises UserError when the file of a rank is missing, as on a file system that the nodes do not share.
     """
     files = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != MARKER:
-            # Opened, because a network file system may show an old size before that.
-            with path.open("rb") as file:
-                files[str(path.relative_to(checkpoint))] = os.fstat(file.fileno()).st_size
+    for name in _names(checkpoint):
+        # Opened, because a network file system may show an old size before that.
+        with (checkpoint / name).open("rb") as file:
+            files[name] = os.fstat(file.fileno()).st_size
     world = facts.get("world_size", 1)
     lost = [rank for rank in range(world) if world > 1 and f"rng_state_{rank}.pth" not in files]
     if lost:
@@ -79,14 +88,18 @@ def mark_complete(checkpoint: Path, step: int, **facts: Any) -> None:
             f"{checkpoint}: has no rng_state_{lost[0]}.pth although rank {lost[0]} has saved; "
             "paths.output_base must be on a file system that all nodes share"
         )
-    write_atomically(checkpoint / MARKER, json.dumps({"step": step, **facts, "files": files}, indent=1))
+    sums = checksums(checkpoint) if sums is None else sums
+    marker = {"step": step, **facts, "files": files, "xxh3": {name: sums[name] for name in files}}
+    write_atomically(checkpoint / MARKER, json.dumps(marker | {"checksum": checksum(marker)}, indent=1))
 
 
 def why_incomplete(checkpoint: Path) -> str | None:
     """None for a complete checkpoint, else the reason in a few words."""
     name = MARKER
     try:
-        marker = json.loads(_retried(lambda: (checkpoint / MARKER).read_text(encoding="utf-8")))
+        marker = _marker(checkpoint)
+        if not marker["files"] or marker.get("checksum", checksum(marker)) != checksum(marker):
+            return f"{MARKER} is damaged"
         for name, size in dict(marker["files"]).items():
             found = _retried((checkpoint / name).stat).st_size
             if found != size:
@@ -98,6 +111,54 @@ def why_incomplete(checkpoint: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return f"{MARKER} is damaged"
     return None
+
+
+def why_damaged(checkpoint: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """The first of a rank's files whose content is not what was saved, in a few words; None when all are as they were.
+
+    Reads every byte, which the rank will read anyway. Sizes are `why_incomplete`'s.
+    """
+    for name, expected in _marker(checkpoint).get("xxh3", {}).items():
+        if _rank_of(name, world_size) == rank:
+            try:
+                found = _retried(lambda name=name: file_xxh3(checkpoint / name))  # type: ignore[misc]
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
+            if found != expected:
+                return f"{name} is not as it was saved: XXH3 {found[:12]}, not {expected[:12]}"
+    return None
+
+
+def set_aside(checkpoint: Path, why: str) -> None:
+    """Give a checkpoint that cannot be resumed another name. It is kept."""
+    aside = checkpoint.with_name(f"set-aside-{checkpoint.name}-{time.time_ns()}")
+    checkpoint.rename(aside)
+    print(f"{checkpoint.name}: {why}; was complete once and is kept as {aside}", flush=True)
+
+
+def undamaged(directory: Path) -> Choice:
+    """`newest_complete`, whose files are also as they were saved; damaged ones are set aside. For a single process."""
+    while True:
+        choice = newest_complete(directory)
+        why = why_damaged(choice.chosen.path) if choice.chosen else None
+        if choice.chosen is None or why is None:
+            return choice
+        set_aside(choice.chosen.path, why)
+
+
+def _marker(checkpoint: Path) -> Any:
+    return json.loads(_retried(lambda: (checkpoint / MARKER).read_text(encoding="utf-8")))
+
+
+def _names(checkpoint: Path) -> list[str]:
+    found = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER]
+    return sorted(str(path.relative_to(checkpoint)) for path in found)
+
+
+def _rank_of(name: str, world_size: int) -> int:
+    """The rank that wrote a file, in whose node's memory it still is: of ZeRO's shards and random states by their names."""
+    match = _OF_RANK.search(name)
+    return int(match[1]) % world_size if match else 0
 
 
 def _retried(read: Callable[[], Any]) -> Any:
@@ -138,8 +199,8 @@ def complete_at(directory: Path, step: int) -> Checkpoint | None:
 
 
 def _read(path: Path) -> Checkpoint:
-    marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
-    return Checkpoint(path, _step(path), {key: value for key, value in marker.items() if key not in ("files", "step")})
+    about = ("files", "step", "xxh3", "checksum")
+    return Checkpoint(path, _step(path), {key: value for key, value in _marker(path).items() if key not in about})
 
 
 def discard_incomplete(choice: Choice) -> None:
@@ -152,9 +213,7 @@ def discard_incomplete(choice: Choice) -> None:
         if _never_marked(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            aside = path.with_name(f"set-aside-{path.name}-{time.time_ns()}")
-            path.rename(aside)
-            print(f"{path.name}: was complete once and is kept as {aside}", flush=True)
+            set_aside(path, choice.skipped.get(path, "has no marker"))
 
 
 def _never_marked(checkpoint: Path) -> bool:

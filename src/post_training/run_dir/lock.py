@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import write_atomically
+from post_training.core.fingerprint import naming, write_atomically
 from post_training.run_dir.owner import Owner, same_machine, this_process, why_alive
 
 LOCKED = 75
@@ -204,7 +204,8 @@ def _newest(directory: Path) -> tuple[int, Owner | None]:
 def _create(path: Path, text: str) -> bool:
     """Create a file with its content, unless it exists. Returns whether this process did."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    draft.write_text(text, encoding="utf-8")
+    with naming(path):
+        draft.write_text(text, encoding="utf-8")
     try:
         os.link(draft, path)
     except FileExistsError:

@@ -6,6 +6,7 @@ the job is requeued under its id, whether or not the process that submitted it s
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,22 +15,38 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from post_training.core.errors import UserError
 from post_training.run_dir import attempts
 from post_training.run_dir.attempts import Attempt
+from post_training.run_dir.failures import no_room
 from post_training.run_dir.lock import LOCKED
 from post_training.run_dir.stop import INTERRUPTED, REQUEUE, STOPPED, die_with_parent
 from post_training.slurm import cluster
 from post_training.slurm.cluster import State
+from post_training.slurm.patience import AwayError, Patience
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _KILLED_WITHIN_SECONDS = 120
 
 
 def main() -> int:
-    """Returns the job's exit code: 0 only when the stage's manifest is there."""
+    """Returns the job's exit code: 0 only when the stage's manifest is there. A full disk is one line."""
+    try:
+        return _attempt()
+    except UserError as error:
+        return _refuse(str(error), 1)
+    except OSError as error:
+        reason = no_room(error)
+        if reason is None:
+            raise
+        return _refuse(f"{reason}; free some room, and start snakemake again", 1)
+
+
+def _attempt() -> int:
     parser = argparse.ArgumentParser(prog="python -m post_training.slurm.attempt")
     parser.add_argument("--output", type=Path, required=True, help="the stage's manifest")
     parser.add_argument("--max-failures", type=int, required=True)
+    parser.add_argument("--wait-seconds", type=int, default=0, help="how long Slurm may be away")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     directory = options.output.parent
@@ -38,7 +55,7 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         print(f"{attempts.START}{me.restart} of job {me.job_id} on {me.nodes}, {me.start}", file=stream, flush=True)
     if former := attempts.current(folder):
-        state = _state_of(former, me)
+        state = Patience(options.wait_seconds).ask(lambda: _state_of(former, me))
         if state and not state.ended:
             return _refuse(f"{directory}: Slurm job {former.job_id} works on this; job {me.job_id} ends", LOCKED)
         attempts.end_for(folder, former, state.name if state else None)
@@ -57,9 +74,10 @@ def main() -> int:
         return 0
     if why == attempts.WALL_TIME:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Slurm's, at once; with a handler it would wait and then kill
-        mine = (cluster.states([me.job_id]) or {}).get(me.job_id)
-        if mine and mine.name == "RUNNING" and cluster.requeue(me.job_id):
-            time.sleep(_KILLED_WITHIN_SECONDS)
+        with contextlib.suppress(AwayError):  # then a new job resumes
+            mine = cluster.states([me.job_id]).get(me.job_id)
+            if mine and mine.name == "RUNNING" and cluster.requeue(me.job_id):
+                time.sleep(_KILLED_WITHIN_SECONDS)
     return code or 1
 
 
@@ -94,8 +112,7 @@ def _state_of(former: Attempt, me: Attempt) -> State | None:
     """Slurm's state of an earlier job; None when it is this one, requeued, or forgotten."""
     if former.job_id == me.job_id:
         return None
-    states = cluster.states([former.job_id])
-    return State("UNKNOWN") if states is None else states.get(former.job_id)
+    return cluster.states([former.job_id]).get(former.job_id)
 
 
 def _run(command: list[str]) -> tuple[int, list[int]]:

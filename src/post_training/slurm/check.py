@@ -11,14 +11,16 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from post_training.config import batch
-from post_training.core.errors import ConfigError, UserError, require
+from post_training.core.errors import ConfigError, require
 from post_training.core.stages import STAGES
 from post_training.slurm import cluster, placement
 from post_training.slurm.job import StageJob
+from post_training.slurm.patience import AwayError, Patience
 
 # A word of Slurm's error message -> the key that it is about.
 _KEYS = {
@@ -50,6 +52,7 @@ def check_jobs(jobs: list[StageJob]) -> list[str]:
 
     Raises:
         ConfigError: for the first job that the cluster would not take.
+        UserError: when Slurm gave no answer for `slurm.wait_seconds`.
     """
     distinct: dict[tuple[str, ...], StageJob] = {}
     for job in jobs:
@@ -57,7 +60,7 @@ def check_jobs(jobs: list[StageJob]) -> list[str]:
     warnings: list[str] = []
     for words, job in distinct.items():
         _check_torch(job)
-        warnings += _check_one(job, list(words))
+        warnings += Patience(job.wait_seconds).ask(partial(_check_one, job, list(words)))
     return warnings
 
 
@@ -65,7 +68,7 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
     section = "slurm" if STAGES[job.kind].on_gpu else "slurm.cpu"
     found = job.resources
     partition = found.get("slurm_partition")
-    kinds = fitting = nodes(partition)
+    kinds = fitting = nodes(partition, job.view["slurm"]["gpu_type"] if found.get("gres") else None)
     minutes, wanted_gpus = int(found["runtime"]), int((re.findall(r"\d+$", found.get("gres") or "") or ["0"])[0])
     shown = f"partition {partition}" if partition else "the default partition"
     cores, memory = found["cpus_per_task"] * found["tasks_per_node"], int(found.get("mem_mb") or 0)
@@ -91,8 +94,8 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
     refusal = cluster.one_line(done.stderr)
     if kinds and "node configuration is not available" in refusal:
         return [f"{job.name}: not enough nodes of {shown} are up now; the job will wait for them"]
-    if "Unable to contact" in refusal:
-        raise UserError(f"Slurm does not answer here: {refusal}")
+    if cluster.is_away(done):
+        raise AwayError(f"sbatch: {refusal}")
     key = next((key for word, key in _KEYS.items() if word in refusal.lower()), "partition")
     value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
     raise ConfigError(
@@ -100,8 +103,8 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
     )
 
 
-def nodes(partition: str | None) -> list[Nodes]:
-    """Kinds of nodes of a partition, drained and down ones as well; empty when it cannot be asked or does not exist."""
+def nodes(partition: str | None, gpu_type: str | None = None) -> list[Nodes]:
+    """Kinds of nodes of a partition, with their GPUs of a type or all, drained and down ones as well; empty when it cannot be asked or does not exist."""
     where = [f"--partition={partition}"] if partition else []
     done = cluster.run("sinfo", "--noheader", *where, "--format=%P|%D|%c|%m|%G|%l")
     kinds = []
@@ -109,7 +112,8 @@ def nodes(partition: str | None) -> list[Nodes]:
         name, count, cores, megabytes, gres, limit = line.split("|")
         if partition is None and not name.endswith("*"):
             continue
-        gpus = sum(int(number) for number in re.findall(r"gpu(?::[\w.-]+)?:(\d+)", gres))
+        typed = rf":{re.escape(gpu_type)}" if gpu_type else r"(?::[\w.-]+)?"
+        gpus = sum(int(number) for number in re.findall(rf"\bgpu{typed}:(\d+)", gres))
         kinds.append(Nodes(int(count), int(cores.rstrip("+")), int(megabytes.rstrip("+")), gpus, _minutes(limit)))
     return kinds
 

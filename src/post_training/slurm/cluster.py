@@ -1,14 +1,15 @@
-"""Slurm commands (squeue, sacct, sbatch, scontrol, scancel), with retries while slurmctld is unreachable."""
+"""Slurm commands: squeue, sacct, sbatch, scontrol, scancel. Where no answer comes, they raise AwayError."""
 
 import os
 import re
+import secrets
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from post_training.core.errors import UserError
 from post_training.run_dir.owner import client_environment
+from post_training.slurm.patience import AwayError, Patience
 
 ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
@@ -17,6 +18,11 @@ NOTE = "post_training_slurm"
 """Attribute of a log record for the console: output, job id and state of a job."""
 _SECONDS = 60
 """How long a busy controller may take for one answer."""
+_SETTLE_SECONDS = 5.0
+"""A controller that stood still serves what had reached it before; that may take so long after its first answer."""
+_AWAY = ("unable to contact", "timed out", "zero bytes", "connection refused", "connection reset", "not connected",
+         "standby mode", "munge", "temporarily unable")  # fmt: skip
+_MISSING, _NO_ANSWER = 127, 124
 
 
 @dataclass(frozen=True)
@@ -38,30 +44,47 @@ class State:
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    """One command of Slurm; a missing program or no answer in a minute is exit code 127."""
+    """One command of Slurm; exit code 127 for a missing program, 124 for no answer in a minute."""
     try:
         return subprocess.run(
             words, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, env=client_environment()
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(words, 127, "", str(error))
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(words, _NO_ANSWER, "", str(error))
+    except OSError as error:
+        return subprocess.CompletedProcess(words, _MISSING, "", str(error))
 
 
-def states(jobs: list[str]) -> dict[str, State] | None:
-    """States of jobs. One that Slurm has forgotten is missing; None when Slurm cannot be asked now."""
+def is_away(done: "subprocess.CompletedProcess[str]") -> bool:
+    """Whether a command has failed because Slurm did not answer, rather than by what it said."""
+    return done.returncode == _NO_ANSWER or (
+        done.returncode not in (0, _MISSING) and any(text in done.stderr.lower() for text in _AWAY)
+    )
+
+
+def _squeue(*words: str) -> str:
+    """What squeue prints. Raises AwayError without an answer, UserError where there is no squeue."""
+    done = run("squeue", "--noheader", *words)
+    if done.returncode == 0 or "Invalid job id" in done.stderr:
+        return done.stdout
+    raise (UserError if done.returncode == _MISSING else AwayError)(f"squeue: {one_line(done.stderr)}")
+
+
+def states(jobs: list[str]) -> dict[str, State]:
+    """States of jobs; one that Slurm has forgotten is missing. Raises AwayError."""
     if not jobs:
         return {}
-    done = run("squeue", "--noheader", "--states=all", "--format=%A|%T|%R", f"--jobs={','.join(jobs)}")
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return None
+    text = _squeue("--states=all", "--format=%A|%T|%R", f"--jobs={','.join(jobs)}")
     found = {}
-    for line in done.stdout.splitlines():
+    for line in text.splitlines():
         job, name, where = line.split("|", 2)
         found[job] = State(name, "" if where == "(None)" else where)
     for job in jobs:
         if job not in found:
             # The newest state of its attempts, where there is accounting: `CANCELLED by 0` is CANCELLED.
             done = run("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
+            if is_away(done):
+                raise AwayError(f"sacct: {one_line(done.stderr)}")
             if done.returncode == 0 and (words := done.stdout.partition("\n")[0].split()):
                 found[job] = State(words[0])
     return found
@@ -72,12 +95,9 @@ Jobs = dict[str, list[tuple[str, State]]]
 
 
 def queue() -> Jobs:
-    """Every live job by its script. Raises UserError when Slurm does not answer now."""
-    done = run("squeue", "--noheader", "--format=%A|%T|%o")
-    if done.returncode:
-        raise UserError(f"squeue: {one_line(done.stderr)}; Slurm must answer before a job can be submitted")
+    """Every live job by its script. Raises AwayError."""
     found: Jobs = {}
-    for line in sorted(done.stdout.splitlines(), key=lambda line: int(line.partition("|")[0])):
+    for line in sorted(_squeue("--format=%A|%T|%o").splitlines(), key=lambda line: int(line.partition("|")[0])):
         job, name, command = line.split("|", 2)
         if name not in ENDED:
             found.setdefault(os.path.realpath(command), []).append((job, State(name)))
@@ -85,46 +105,60 @@ def queue() -> Jobs:
 
 
 def live_jobs(script: Path) -> list[tuple[str, State]]:
-    """Pending and running jobs of any user that run a script, oldest first; tried again while Slurm does not answer.
+    """Pending and running jobs of any user that run a script, oldest first. Raises AwayError.
 
     The script's path identifies the stage: it survives the loss of every file that a killed process
     had no time to write.
-
-    Raises:
-        UserError: when Slurm cannot be asked; two jobs of one stage must not be submitted by mistake.
     """
-    for _ in range(3):
-        try:
-            return queue().get(os.path.realpath(script), [])
-        except UserError:
-            time.sleep(5)
     return queue().get(os.path.realpath(script), [])
 
 
-def submit(words: list[str], script: Path) -> str:
-    """Submit a script; returns the job's id.
+def submit(words: list[str], script: Path, patience: Patience) -> str:
+    """Submit a script exactly once, however often Slurm must be asked; returns the job's id.
+
+    An answer can be lost, or a request be served after its sender has given up. The job is therefore found again by a
+    comment that no other has, in the queue and among those that have ended, before it is submitted once more.
 
     Raises:
         UserError: with sbatch's message.
     """
-    done = run("sbatch", "--parsable", *words, str(script))
-    for _ in range(3):
-        if done.returncode == 0 or not _may_pass(done.stderr):
-            break
-        # The answer was lost, or the controller is restarting; the job may be there all the same.
-        time.sleep(10)
-        if there := live_jobs(script):
-            return there[-1][0]
+    token = f"post-training-{secrets.token_hex(8)}"
+    given = next((word.partition("=")[2] for word in reversed(words) if word.startswith("--comment=")), "")
+    words = [*words, f"--comment={given} {token}" if given else f"--comment={token}"]
+    asked = False
+
+    def once() -> str:
+        nonlocal asked
+        if asked and (there := _with_comment(token) or _after_a_pause(token, patience)):
+            return there
+        asked = True
         done = run("sbatch", "--parsable", *words, str(script))
-    if done.returncode:
-        raise UserError(f"sbatch: {one_line(done.stderr)} ({' '.join(words)})")
-    if match := re.search(r"\d+", done.stdout):
-        return match[0]
-    raise UserError(f"sbatch: no job id in {done.stdout.strip()!r}")
+        if is_away(done):
+            raise AwayError(f"sbatch: {one_line(done.stderr)}")
+        if done.returncode:
+            raise UserError(f"sbatch: {one_line(done.stderr)} ({' '.join(words)})")
+        if match := re.search(r"\d+", done.stdout):
+            return match[0]
+        raise UserError(f"sbatch: no job id in {done.stdout.strip()!r}")
+
+    return patience.ask(once)
 
 
-def _may_pass(stderr: str) -> bool:
-    return any(text in stderr for text in ("Socket timed out", "Unable to contact slurm controller", "timed out after"))
+def _after_a_pause(token: str, patience: Patience) -> str | None:
+    patience.pause(_SETTLE_SECONDS)
+    return _with_comment(token)
+
+
+def _with_comment(token: str) -> str | None:
+    """The job that carries a comment, live or ended. Raises AwayError."""
+    for line in _squeue("--states=all", "--format=%A|%k").splitlines():
+        job, _, comment = line.partition("|")
+        if token in comment:
+            return job
+    # The controller forgets a job minutes after its end; the submit line is kept also where comments are not.
+    columns = "--format=JobIDRaw,Comment,SubmitLine"
+    done = run("sacct", "--noheader", "--allocations", "--parsable2", "--starttime=now-1days", columns)
+    return next((line.partition("|")[0] for line in done.stdout.splitlines() if token in line), None)
 
 
 def requeue(job: str) -> bool:

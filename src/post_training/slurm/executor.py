@@ -28,14 +28,15 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from post_training.core import manifest
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import write_atomically
 from post_training.run_dir import attempts
 from post_training.run_dir.lock import Lock, take
-from post_training.slurm import check, cluster, follow
+from post_training.slurm import check, cluster
 from post_training.slurm.cluster import NOTE, State
-from post_training.slurm.job import StageJob, script
+from post_training.slurm.follow import Follower
+from post_training.slurm.job import StageJob
+from post_training.slurm.patience import Patience
 
-# How long another call may take to submit a stage, while Slurm does not answer.
+# How long another call may take to submit a stage, besides what it waits for Slurm.
 _SUBMIT_SECONDS = 600
 FindJob = Callable[[Any], StageJob | None]
 # Settings of the plugin that still mean something here.
@@ -60,6 +61,7 @@ class StageExecutor(PluginExecutor):
         # Before the base class starts the thread that checks jobs, which an AttributeError would end silently.
         self._stopping = threading.Event()
         self._mine: dict[Any, tuple[StageJob, str]] = {}
+        self._followers: dict[Path, Follower] = {}
         self._said: dict[str, str] = {}
         self._seconds = workflow.remote_execution_settings.seconds_between_status_checks
         super().__init__(workflow, logger)
@@ -89,64 +91,71 @@ class StageExecutor(PluginExecutor):
             super().run_job(job)
             return
         try:
-            self._report_job_submission_threadsafe(self._start(job, stage, first=True))
+            follower = Follower(stage, self.workflow.execution_settings.latency_wait, self._stopping)
+            self._report_job_submission_threadsafe(self._start(job, self._followers.setdefault(stage.output, follower)))
         except Exception as error:  # every one must end the job: Snakemake would wait for it for ever
             self._report_job_error_threadsafe(SubmittedJobInfo(job), _message(error))
 
-    def _start(self, job: Any, stage: StageJob, *, first: bool) -> SubmittedJobInfo:
+    def _start(self, job: Any, follower: Follower) -> SubmittedJobInfo:
         """Submit, or attach to the live job of this stage; never both, however many calls try at once."""
-        with _submitting(stage):
-            if self._stopping.is_set():
-                raise UserError(f"{stage.name}: not submitted, because snakemake was interrupted")
-            if live := follow.owner(stage):
+        stage = follower.job
+        with self._submitting(stage):
+            if live := follower.live():
                 self.logger.info(
                     f"{stage.name}: waiting for its Slurm job {live}, submitted before (scancel {live} ends it)"
                 )
-                return SubmittedJobInfo(job, external_jobid=live, aux={"stage": stage})
+                return SubmittedJobInfo(job, external_jobid=live, aux={"follower": follower})
             if stage.output.exists():
-                return SubmittedJobInfo(job, external_jobid="0", aux={"stage": stage})
-            if first and (count := attempts.failures(stage.folder)) > stage.max_failures:
-                self.logger.info(
-                    f"{stage.name}: had ended after {count} failures; this call tries again, counting from 0"
-                )
-                attempts.reset_failure_count(stage.folder)
-            write_atomically(stage.script, script(stage))
-            job_id = cluster.submit(stage.options, stage.script)
+                return SubmittedJobInfo(job, external_jobid="0", aux={"follower": follower})
+            if self._stopping.is_set():
+                raise UserError(f"{stage.name}: not submitted, because snakemake was interrupted")
+            job_id = follower.submit()
             self._mine[job] = (stage, job_id)
         self._note(
             job, job_id, "submitted", f"{stage.name}: Slurm job {job_id} (output: {stage.folder}/slurm-{job_id}.out)"
         )
-        return SubmittedJobInfo(job, external_jobid=job_id, aux={"stage": stage})
+        return SubmittedJobInfo(job, external_jobid=job_id, aux={"follower": follower})
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
         """One squeue for all stages; ended ones are done, submitted again, or reported."""
         self.next_seconds_between_status_checks = self._seconds
         if not active_jobs:
             return
-        stages = [info for info in active_jobs if info.aux and "stage" in info.aux]
+        stages = [info for info in active_jobs if info.aux and "follower" in info.aux]
         others = [info for info in active_jobs if info not in stages]
         async for info in super().check_active_jobs(others):
             yield info
         async with self.status_rate_limiter:
-            states = await asyncio.to_thread(cluster.states, [str(info.external_jobid) for info in stages])
+            states = await asyncio.to_thread(self._states, stages)
         for info in stages:
-            state = (states or {}).get(str(info.external_jobid))
-            if states is None or (state and not state.ended):
+            state = states.get(str(info.external_jobid))
+            if isinstance(state, str):
+                self.report_job_error(info, msg=state + "\n")
+            elif state and not state.ended:
                 self._say(info, state)
                 yield info
-                continue
-            after = await asyncio.to_thread(self._ended, info, state)
-            if after:
+            elif after := await asyncio.to_thread(self._ended, info, state):
                 yield after
         self.next_seconds_between_status_checks = self._seconds
 
+    def _states(self, infos: list[SubmittedJobInfo]) -> dict[str, State] | dict[str, str]:
+        """The state of each job in Slurm, or why there will be no answer. A job that Slurm has forgotten is missing."""
+        jobs = [str(info.external_jobid) for info in infos]
+        if not jobs:
+            return {}
+        patience = Patience(max(info.aux["follower"].job.wait_seconds for info in infos), self._stopping)
+        try:
+            return patience.ask(lambda: cluster.states(jobs))
+        except UserError as error:
+            return dict.fromkeys(jobs, str(error))
+
     def _ended(self, info: SubmittedJobInfo, state: State | None) -> SubmittedJobInfo | None:
         """The job that follows on an ended one, or None when its end has been reported to Snakemake."""
-        stage: StageJob = info.aux["stage"]
-        job_id = str(info.external_jobid)
+        follower: Follower = info.aux["follower"]
+        stage, job_id = follower.job, str(info.external_jobid)
         try:
-            with _submitting(stage):
-                verdict = follow.settle(stage, job_id, state, self.workflow.execution_settings.latency_wait)
+            with self._submitting(stage):
+                verdict = follower.settle(job_id, state)
             if verdict.action == "done":
                 self._mine.pop(info.job, None)
                 _write_benchmark(info.job, stage)
@@ -154,7 +163,7 @@ class StageExecutor(PluginExecutor):
                 return None
             if verdict.action == "again":
                 self.logger.info(verdict.message)
-                return self._start(info.job, stage, first=False)
+                return self._start(info.job, follower)
             message = verdict.message
         except Exception as error:
             message = _message(error)
@@ -162,17 +171,25 @@ class StageExecutor(PluginExecutor):
         self.report_job_error(info, msg=message + "\n")
         return None
 
-    def _say(self, info: SubmittedJobInfo, state: State | None) -> None:
+    def _say(self, info: SubmittedJobInfo, state: State) -> None:
         """A line when a job's state changes."""
-        job_id = str(info.external_jobid)
-        text = str(state) if state else "Slurm does not answer; retrying"
+        job_id, text = str(info.external_jobid), str(state)
         if self._said.get(job_id) != text:
             self._said[job_id] = text
-            self._note(info.job, job_id, text, f"{info.aux['stage'].name}: job {job_id} {text}")
+            self._note(info.job, job_id, text, f"{info.aux['follower'].job.name}: job {job_id} {text}")
 
     def _note(self, job: Any, job_id: str, state: str, line: str) -> None:
         """A line, which a terminal shows as a state of the job that changes."""
         self.logger.info(line, extra={NOTE: (str(job.output[0]), job_id, state)})
+
+    def _submitting(self, stage: StageJob) -> Lock:
+        """Only one call at a time looks for a stage's live job and submits one if there is none."""
+
+        def interrupted() -> str | None:
+            return "snakemake was interrupted" if self._stopping.is_set() else None
+
+        patience = _SUBMIT_SECONDS + stage.wait_seconds
+        return take(stage.folder / ".submit", patience_seconds=patience, give_up=interrupted, alone=True)
 
     def cancel(self) -> None:
         """Ctrl-C: cancel what this call has submitted. Jobs of other calls that it waits for continue."""
@@ -186,7 +203,7 @@ class StageExecutor(PluginExecutor):
             if problem := cluster.cancel(mine):
                 self.logger.warning(f"scancel: {problem}")
         with self.lock:
-            others = [info for info in self.active_jobs if not (info.aux and "stage" in info.aux)]
+            others = [info for info in self.active_jobs if not (info.aux and "follower" in info.aux)]
             self.active_jobs: list[SubmittedJobInfo] = others
         super().cancel()
 
@@ -201,11 +218,6 @@ def _write_benchmark(job: Any, stage: StageJob) -> None:
         Path(job.benchmark).parent.mkdir(parents=True, exist_ok=True)
         record = BenchmarkRecord(running_time=manifest.read(stage.output).get("seconds", 0))
         write_benchmark_records([record], str(job.benchmark), extended_fmt=False)
-
-
-def _submitting(stage: StageJob) -> Lock:
-    """Only one call at a time looks for a stage's live job and submits one if there is none."""
-    return take(stage.folder / ".submit", patience_seconds=_SUBMIT_SECONDS, alone=True)
 
 
 def _refuse_unused(settings: ExecutorSettings) -> None:

@@ -55,6 +55,11 @@ class StageJob:
         return int(self.view["slurm"]["max_failures"])
 
     @property
+    def wait_seconds(self) -> int:
+        """How long Slurm may be away."""
+        return int(self.view["slurm"]["wait_seconds"])
+
+    @property
     def options(self) -> list[str]:
         """Every option of `sbatch`."""
         folder = str(self.folder).replace("%", "%%")  # else Slurm reads a pattern
@@ -84,7 +89,7 @@ def script(job: StageJob) -> str:
     inside = STAGES[job.kind].place == "gpu"
     command = container_command(job.view, job.command) if inside else job.command
     attempt = [sys.executable, "-m", "post_training.slurm.attempt", "--output", str(job.output)]
-    attempt += ["--max-failures", str(job.max_failures), "--"]
+    attempt += ["--max-failures", str(job.max_failures), "--wait-seconds", str(job.wait_seconds), "--"]
     lines = ["#!/bin/bash", *(f"#SBATCH {_quoted(option)}" for option in job.options), ""]
     lines += [
         f"# {job.name}: written at each submission. By hand, from the same environment: sbatch {shlex.quote(str(job.script))}"

@@ -26,6 +26,7 @@ _PATTERNS = {
     "reservation": (r"[\w.,+@-]+", _NAMES),
     "job_name": (r"[A-Za-z0-9][\w.-]{0,40}", "up to 41 letters, digits, '.', '_' and '-'"),
     "exclude": (r"[\w.,\[\]-]+", "a list of nodes, such as node[3,7-9]"),
+    "gpu_type": (r"[\w.-]*[A-Za-z][\w.-]*", "a type of GPU as the cluster's gres says, such as a100"),
     "constraint": (r"[\w.,&|*()\[\]:+!=-]+", "features joined by & or |"),
     "mem": (r"\d+([KMGT]B?)?|0", "a size such as 200G, or 0 for all of a node"),
     "cpu_bind": (r"[\w:,.+*=-]+", "a value of srun's --cpu-bind, such as cores"),
@@ -40,8 +41,11 @@ _NOT_EXTRA = (
     "--ntasks-per-node", "--ntasks-per-gpu", "--gres", "-G", "--gpus", "--gpus-per-node", "--gpus-per-task", "-c",
     "--cpus-per-task", "--cpus-per-gpu", "-t", "--time", "-s", "--signal", "--requeue", "--no-requeue", "-a", "--array", "--wrap",
     "--parsable", "--test-only", "-W", "--wait", "-A", "--account", "-p", "--partition", "-q", "--qos", "-C", "--constraint",
-    "-x", "--exclude", "--reservation", "--mem", "--export", "-d", "--dependency", "-H", "--hold",
+    "-x", "--exclude", "--reservation", "--mem", "--export", "-d", "--dependency", "-H", "--hold", "-M", "--clusters",
+    "-h", "--help", "--usage", "-V", "--version", "-Q", "--quiet",
 )  # fmt: skip
+# Short options without a value: the next letter of the word is an option, too.
+_FLAGS = "hHkIOQsuvVWX"
 
 
 def check(view: dict[str, Any]) -> None:
@@ -51,7 +55,14 @@ def check(view: dict[str, Any]) -> None:
         ConfigError: names the key.
     """
     slurm = view["slurm"]
-    minima = {"num_nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "cpus_per_task": 1, "max_failures": 0}
+    minima = {
+        "num_nodes": 1,
+        "gpus_per_node": 0,
+        "cpus_per_gpu": 1,
+        "cpus_per_task": 1,
+        "max_failures": 0,
+        "wait_seconds": 0,
+    }
     numbers = {f"slurm.{name}": (slurm[name], minimum) for name, minimum in minima.items() if slurm[name] is not None}
     for key, (found, minimum) in (numbers | {"slurm.cpu.cpus_per_task": (slurm["cpu"]["cpus_per_task"], 1)}).items():
         require(found >= minimum, key, f"found {found}, expected {minimum} or more")
@@ -86,18 +97,35 @@ def check(view: dict[str, Any]) -> None:
 
 
 def _check_extra(extra: str, key: str) -> None:
+    """Read the options as sbatch does: a long one may be cut short, short ones stand in one word."""
     try:
         words = shlex.split(extra)
     except ValueError as error:
         raise ConfigError(key, f"found {extra!r}: {error}") from None
     for word in words:
-        name = word.partition("=")[0]
-        short = name[:2] if re.fullmatch(r"-\w.*", name) else name
-        decided = f"{name} is set by the workflow, from a key of its own or because it depends on it"
-        require(short not in _NOT_EXTRA, key, decided)
         require("\n" not in word and "\r" not in word, key, f"found {extra!r}, expected one line")
-    options = not words or words[0].startswith("-")
-    require(options, key, f"found {extra!r}, expected options such as --exclusive")
+        # Anything else would be the script, with job.sh for its argument.
+        option = re.match(r"-\w|--\w", word) is not None
+        require(option, key, f"found {word!r}, expected options such as --exclusive, with values as in --licenses=name")
+        for name in _names_of(word):
+            ours = next((one for one in _NOT_EXTRA if one == name or (name[:2] == "--" and one.startswith(name))), None)
+            short_for = f" (short for {ours})" if ours != name else ""
+            decided = f"{name}{short_for} is set by the workflow, from a key of its own or because it depends on it"
+            require(ours is None, key, decided)
+            whole = name == "--comment" or not "--comment".startswith(name)
+            require(whole, key, f"found {name}, expected --comment=TEXT in full: the workflow adds to it")
+
+
+def _names_of(word: str) -> list[str]:
+    """The options in a word: `-Op` has two."""
+    if word.startswith("--"):
+        return [word.partition("=")[0]]
+    names = []
+    for letter in word[1:]:
+        names.append(f"-{letter}")
+        if letter not in _FLAGS:  # the rest is its value
+            break
+    return names
 
 
 def _check_env(env: Mapping[str, Any]) -> None:
@@ -149,7 +177,7 @@ def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
         shape = {
             "nodes": 1 if alone else topology.num_nodes,
             "tasks_per_node": 1 if alone else topology.devices_per_node,
-            "gres": f"gpu:{gpus}" if gpus else None,
+            "gres": ":".join(filter(None, ("gpu", slurm["gpu_type"], str(gpus)))) if gpus else None,
             "cpus_per_task": cores(view),
         }
         values = slurm

@@ -16,6 +16,11 @@ def barrier() -> None:
         dist.barrier()
 
 
+def place() -> tuple[int, int]:
+    """Number of this rank, and of all ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def leave() -> None:
     """Wait for all ranks, and end the process group."""
     if dist.is_initialized():
@@ -42,6 +47,15 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     everyone = values.new_empty(dist.get_world_size() * len(values))
     dist.all_gather_single(everyone, values)
     return everyone.reshape(-1, len(values))
+
+
+def gather_objects(value: T) -> list[T]:
+    """`value` of every rank, in the order of ranks, on all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def settle_buckets(model: Any) -> None:

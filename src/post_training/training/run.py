@@ -2,6 +2,7 @@
 
 import signal
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from post_training.models import lora
 from post_training.models.loading import silence_progress_bars
 from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
-from post_training.run_dir.checkpoints import Checkpoint, Choice, discard_incomplete, newest_complete
+from post_training.run_dir.checkpoints import (
+    Checkpoint,
+    Choice,
+    discard_incomplete,
+    newest_complete,
+    set_aside,
+    why_damaged,
+)
 from post_training.run_dir.stop import REQUEST, write_stopped
 from post_training.training import callbacks, ranks
 from post_training.training.arguments import load_dtype, trainer_arguments
@@ -191,14 +199,26 @@ def _join_deepspeed() -> None:
 
 
 def agree_on_checkpoint(directory: Path) -> Choice:
-    """The newest complete checkpoint, found by rank 0 for all ranks; incomplete ones are removed."""
+    """The newest complete checkpoint, found by rank 0 for all ranks, whose files are as they were saved.
+
+    Incomplete ones are removed. Each rank reads the part of a checkpoint that it wrote; a damaged one is set aside, and
+    the one before is taken.
+    """
 
     def choose() -> Choice:
         choice = newest_complete(directory)
         discard_incomplete(choice)
         return choice
 
-    return ranks.from_rank_0(choose)
+    while True:
+        choice = ranks.from_rank_0(choose)
+        if choice.chosen is None:
+            return choice
+        path = choice.chosen.path
+        why = next(filter(None, ranks.gather_objects(why_damaged(path, *ranks.place()))), None)
+        if why is None:
+            return choice
+        ranks.from_rank_0(partial(set_aside, path, why))
 
 
 def load_model(folder: Path, view: dict[str, Any]) -> Any:

@@ -15,9 +15,9 @@ from post_training.core.errors import UserError
 from post_training.models import lora
 from post_training.models.files import cast_weights, make_portable, replace_folder, set_permissions
 from post_training.run_dir import timeline
-from post_training.run_dir.checkpoints import flush, mark_complete, rotate
+from post_training.run_dir.checkpoints import checksums, flush, mark_complete, rotate
 from post_training.run_dir.failures import no_room
-from post_training.training.ranks import barrier
+from post_training.training.ranks import barrier, gather_objects
 
 
 @contextmanager
@@ -77,10 +77,11 @@ class Checkpoints:
             barrier()
             if self.args.local_process_index == 0:
                 flush(checkpoint)
-            barrier()
+            parts = gather_objects(checksums(checkpoint, self.args.process_index, self.args.world_size))
             if self.args.process_index == 0:
                 set_permissions(checkpoint)
-                mark_complete(checkpoint, step, **facts, unlogged=unlogged)
+                sums = {name: value for part in parts for name, value in part.items()}
+                mark_complete(checkpoint, step, sums, **facts, unlogged=unlogged)
                 rotate(folder, self.limit, self.best_step())
         barrier()
         if self.args.process_index == 0:

@@ -15,6 +15,7 @@ from snakemake.io import ancient
 from post_training.config import batch
 from post_training.console.jobs import Job as ConsoleJob
 from post_training.core.errors import UserError
+from post_training.core.manifest import NAME
 from post_training.core.stages import STAGES, Place
 from post_training.core.task import Task, task_file
 from post_training.plan import Graph, Stage
@@ -163,6 +164,10 @@ class Lookup:
         checked = task.runtime.get("preflight")
         log = Path(job.log[0]) if job.log else task_file
         return ConsoleJob(stage.kind, label, Path(job.output[0]), task_file, log, Path(checked) if checked else None)
+
+    def is_stage(self, path: Any) -> bool:
+        """Whether a file is in the directory of a stage of this plan, as a manifest is, and a report's page."""
+        return self._find([str(Path(path).with_name(NAME))]) is not None
 
     def slurm_job(self, job: Any) -> StageJob | None:
         """A job of Snakemake's as one for Slurm; None when it is no stage of this plan."""

@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from snakemake.logging import logger
-from snakemake.settings.enums import RerunTrigger
 
 from post_training.config import resolve_runs
 from post_training.config.trees import beside
@@ -79,10 +78,13 @@ class Session:
         Not `onstart:` and `onsuccess:`: Snakemake calls neither for the rules of a module, nor when nothing is to be done,
         where links must still lead to the runs that the configuration means.
         """
-        workflow, execute = self.workflow, self.workflow.execute
+        workflow, execute, prepare = self.workflow, self.workflow.execute, self.workflow._prepare_dag
+
+        def prepare_with_us(*arguments: Any, **keywords: Any) -> None:
+            prepare(*arguments, **keywords)
+            self._leave_staleness_to_names(workflow.persistence)
 
         def execute_with_us(executor_plugin: Any, *arguments: Any, **keywords: Any) -> Any:
-            self._trust_fingerprints()
             self._override_debug_runs()
             console.TARGETS[:] = [
                 rule.name for rule in workflow.rules if not rule.has_wildcards() and rule.name != "default"
@@ -105,7 +107,7 @@ class Session:
             self.finish()
             return result
 
-        workflow.execute = execute_with_us
+        workflow.execute, workflow._prepare_dag = execute_with_us, prepare_with_us
         create_report = workflow.create_report
 
         def create_report_with_us(*arguments: Any, **keywords: Any) -> Any:
@@ -114,10 +116,15 @@ class Session:
 
         workflow.create_report = create_report_with_us
 
-    def _trust_fingerprints(self) -> None:
-        """Only a missing file makes a job run, also without our profile; where other rules run too, their user decides."""
-        if not self.workflow.modules:
-            self.workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
+    def _leave_staleness_to_names(self, persistence: Any) -> None:
+        """A stage's directory is named by all that decides its content: Snakemake must not compare its rule with a record.
+
+        The record has the preflight that a stage waited for, which a complete stage does not ask for, and the rule's text.
+        The profile switches that off, but a workflow that uses this one as a module, or a command line, may have another one.
+        Without a version, a record counts as one that cannot be compared.
+        """
+        version = persistence.record_format_version
+        persistence.record_format_version = lambda path: None if self.lookup.is_stage(path) else version(path)
 
     def start(self) -> None:
         """Before Snakemake looks for its lock and for files."""

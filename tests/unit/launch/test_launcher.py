@@ -104,6 +104,7 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
     last = tmp_path / "run" / "checkpoints" / "checkpoint-6"
     last.mkdir(parents=True)
+    (last / "model.safetensors").write_bytes(b"weights")
     mark_complete(last, 6, world_size=1, tokens=600, trained_tokens=60, seconds=1.5)
     logs = tmp_path / "run" / "logs"
     logs.mkdir()

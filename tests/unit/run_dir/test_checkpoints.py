@@ -40,6 +40,9 @@ def test_nothing_there(tmp_path):
         (lambda path: (path / checkpoints.MARKER).unlink(), "no COMPLETE.json"),
         (lambda path: (path / checkpoints.MARKER).write_text('{"fil'), "COMPLETE.json is damaged"),
         (lambda path: (path / checkpoints.MARKER).write_text("{}"), "COMPLETE.json is damaged"),
+        (lambda path: (path / checkpoints.MARKER).write_text("[]"), "COMPLETE.json is damaged"),
+        (lambda path: (path / checkpoints.MARKER).write_text('{"step": 20, "files": {}}'), "COMPLETE.json is damaged"),
+        (lambda path: changed(path, '"tokens": 200', '"tokens": 201'), "COMPLETE.json is damaged"),
         (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 60), "model.safetensors has 60 of 100 bytes"),
         (lambda path: (path / "global_step" / "shard.pt").unlink(), "global_step/shard.pt is missing"),
@@ -58,6 +61,35 @@ def test_a_damaged_one_is_passed_over_and_out_of_the_way(tmp_path, damage, why):
     # What was complete once is kept under another name; what never was is gone.
     aside = [path for path in tmp_path.iterdir() if path.name.startswith("set-aside-checkpoint-20-")]
     assert len(aside) == (0 if why == "no COMPLETE.json" else 1)
+
+
+def changed(path: Path, before: str, after: str) -> None:
+    marker = path / checkpoints.MARKER
+    marker.write_text(marker.read_text().replace(before, after))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "global_step/shard.pt", "rng_state_1.pth"])
+def test_a_flipped_bit_is_seen_by_the_rank_that_wrote_the_file_and_the_one_before_is_taken(tmp_path, name, capsys):
+    checkpoint(tmp_path, 10)
+    damaged = checkpoint(tmp_path, 20)
+    content = bytearray((damaged / name).read_bytes())
+    content[-1] ^= 1
+    (damaged / name).write_bytes(content)
+    assert checkpoints.newest_complete(tmp_path).chosen.step == 20  # which compares sizes alone
+    found = [checkpoints.why_damaged(damaged, rank, 2) for rank in range(2)]
+    assert [why is None for why in found] == ([True, False] if "_1" in name else [False, True])
+    assert checkpoints.undamaged(tmp_path).chosen.step == 10
+    said = capsys.readouterr().out
+    assert said.startswith(f"checkpoint-20: {name} is not as it was saved: XXH3 ") and "is kept as" in said
+    (aside,) = tmp_path.glob("set-aside-checkpoint-20-*")
+    assert (aside / name).read_bytes() == content
+
+
+def test_a_marker_of_an_earlier_version_has_no_checksums(tmp_path):
+    old = checkpoint(tmp_path, 10)
+    marker = json.loads((old / checkpoints.MARKER).read_text())
+    (old / checkpoints.MARKER).write_text(json.dumps({key: marker[key] for key in ("step", "files", "world_size")}))
+    assert checkpoints.undamaged(tmp_path).chosen.facts == {"world_size": 2}
 
 
 def test_what_cannot_be_read_for_a_moment_is_read_in_the_end(tmp_path, monkeypatch):
@@ -121,7 +153,7 @@ def test_the_marker_lists_every_other_file(tmp_path):
     assert marker["files"] == {
         "model.safetensors": 100, "global_step/shard.pt": 10, "rng_state_0.pth": 1, "rng_state_1.pth": 1,
     }  # fmt: skip
-    assert marker["step"] == 5
+    assert marker["step"] == 5 and marker["xxh3"].keys() == marker["files"].keys()
 
 
 def test_rotation_keeps_the_newest_complete_ones_and_touches_no_others(tmp_path):

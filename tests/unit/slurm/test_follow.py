@@ -1,14 +1,13 @@
 """Decisions after a Slurm job has ended."""
 
-import json
-
 import pytest
 from tiny import view_of
 
-from post_training.run_dir import attempts
+from post_training.run_dir import attempts, checkpoints
 from post_training.run_dir.attempts import Attempt
-from post_training.slurm import attempt, follow, placement
+from post_training.slurm import attempt, placement
 from post_training.slurm.cluster import State
+from post_training.slurm.follow import Follower
 from post_training.slurm.job import StageJob
 
 
@@ -28,8 +27,15 @@ def opened(job, job_id="7", restart=0, steps=0):
     return found
 
 
-def settle(job, state, job_id="7"):
-    return follow.settle(job, job_id, State(state) if state else None, 0)
+def saved(job, step):
+    checkpoint = job.directory / "checkpoints" / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rng_state.pth").write_bytes(b"x")
+    checkpoints.mark_complete(checkpoint, step)
+
+
+def settle(job, state, job_id="7", follower=None):
+    return (follower or Follower(job, 0)).settle(job_id, State(state) if state else None)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +61,12 @@ def test_an_end_that_the_job_could_not_record(make_job, state, why, failure):
 
 def test_failures_come_to_an_end_and_progress_takes_none_away(make_job):
     job = make_job()
+    follower = Follower(job, 0)
     for number, action in ((1, "again"), (2, "end")):
         attempts.end(job.folder, opened(job, str(number)), "failed: exit code 7", failure=True)
         (job.folder / f"slurm-{number}.err").write_text("ranks report\nValueError: number broke\n")
-        checkpoint = job.directory / "checkpoints" / f"checkpoint-{number}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "COMPLETE.json").write_text(json.dumps({"step": number, "files": {}}))
-        verdict = settle(job, "FAILED", str(number))
+        saved(job, number)
+        verdict = settle(job, "FAILED", str(number), follower)
         assert verdict.action == action
         assert attempts.failures(job.folder) == number
     assert "2 failures, slurm.max_failures is 1; not submitted again" in verdict.message
@@ -107,11 +112,15 @@ def test_a_job_that_never_began_is_a_failure(make_job):
     assert attempts.lines(job.folder)[-1]["why"] == "failed before it began: FAILED"
 
 
-def test_wall_time_goes_on_uncounted(make_job):
+@pytest.mark.parametrize("further", [True, False])
+def test_wall_time_is_uncounted_if_it_got_further_than_any_before(make_job, further):
     job = make_job()
+    follower = Follower(job, 0)
+    if further:
+        saved(job, 4)
     attempts.end(job.folder, opened(job), attempts.WALL_TIME, failure=False)
-    assert settle(job, "FAILED").action == "again"
-    assert attempts.failures(job.folder) == 0
+    assert settle(job, "FAILED", follower=follower).action == "again"
+    assert attempts.failures(job.folder) == follower.failures == (not further)
 
 
 def test_stopped_again_and_again_without_a_step_is_a_failure(make_job):

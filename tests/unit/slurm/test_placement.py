@@ -7,8 +7,9 @@ import pytest
 from tiny import pipeline_of, view_of
 
 from post_training.core.errors import ConfigError, UserError
-from post_training.slurm import check, placement
+from post_training.slurm import check, cluster, placement
 from post_training.slurm.job import StageJob, script
+from post_training.slurm.patience import Patience
 
 PROFILES = Path(__file__).parents[3] / "profiles"
 
@@ -127,8 +128,19 @@ def test_a_stage_may_have_a_place_of_its_own(template):
         ("exclude", "node1 node2", "found 'node1 node2'"),
         ("constraint", "a`b", "found 'a`b'"),
         ("extra", "--gres=gpu:8", "--gres is set by the workflow"),
-        ("extra", "-N4", "-N4 is set by the workflow"),
+        ("extra", "-N4", "-N is set by the workflow"),
+        ("extra", "-OvN4", "-N is set by the workflow"),
+        ("extra", "--tim=99", "--tim (short for --time) is set by the workflow"),
+        ("extra", "--arr=1-3", "--arr (short for --array) is set by the workflow"),
+        ("extra", "--outp=x", "--outp (short for --output) is set by the workflow"),
+        ("extra", "--nod=9", "--nod (short for --nodes) is set by the workflow"),
+        ("extra", "--hol", "--hol (short for --hold) is set by the workflow"),
+        ("extra", "--gre=gpu:8", "--gre (short for --gres) is set by the workflow"),
+        ("extra", "--com=mine", "found --com, expected --comment=TEXT in full"),
+        ("extra", "--", "expected options such as --exclusive"),
         ("extra", "exclusive", "expected options such as --exclusive"),
+        ("extra", "--exclusive other.sh", "found 'other.sh', expected options such as --exclusive"),
+        ("gpu_type", "8", "expected a type of GPU as the cluster's gres says"),
         ("extra", "--x='", "No closing quotation"),
         ("signal_time_seconds", 30, "found 30, expected 60 to 65535"),
         ("signal_time_seconds", 90000, "less than slurm.wall_time (86400 s)"),
@@ -234,6 +246,7 @@ cd {tmp_path} || exit 1
 exec /env/bin/python -m post_training.slurm.attempt \\
     --output '/with space/100%/sft-x-1234/manifest.json' \\
     --max-failures 3 \\
+    --wait-seconds 3600 \\
     -- /env/bin/python -m post_training stage '/with space/tasks/it'"'"'s.json'
 """
     )
@@ -251,10 +264,33 @@ def test_export_runs_inside_the_container_and_training_does_not(template):
 
 
 def test_a_slurm_that_does_not_answer_is_no_fault_of_a_key(template, monkeypatch):
-    view = view_of(template, slurm={"partition": "gpu"})
+    view = view_of(template, slurm={"partition": "gpu", "wait_seconds": 0})
     down = subprocess.CompletedProcess([], 1, "", "allocation failure: Unable to contact slurm controller\n")
     monkeypatch.setattr(check.cluster, "run", lambda *_: down)
     monkeypatch.setattr(check, "_check_torch", lambda _: None)
-    with pytest.raises(UserError, match=r"Slurm does not answer here: .*Unable to contact") as caught:
+    with pytest.raises(UserError, match=r"Slurm has not answered for 0 s .*Unable to contact") as caught:
         check.check_views([("sft", view)])
     assert not isinstance(caught.value, ConfigError)
+
+
+def test_gpus_of_a_type(template, monkeypatch):
+    view = view_of(template, slurm={"partition": "gpu", "gpus_per_node": 4, "gpu_type": "a100"})
+    assert placement.resources(view, "train")["gres"] == "gpu:a100:4"
+    assert placement.resources(view, "export")["gres"] == "gpu:a100:1"
+    assert placement.describe(placement.resources(view, "train"), view, "train").startswith("1 node x 4 GPUs")
+    listed = subprocess.CompletedProcess([], 0, "gpu*|2|64|500000|gpu:a100:4(S:0-1),gpu:1g.5gb:7|1-00:00:00\n", "")
+    monkeypatch.setattr(check.cluster, "run", lambda *_: listed)
+    assert [check.nodes("gpu", kind)[0].gpus for kind in (None, "a100", "1g.5gb", "h100")] == [11, 4, 7, 0]
+
+
+def test_a_users_comment_stays_beside_the_one_that_finds_the_job_again(monkeypatch, tmp_path):
+    seen = []
+
+    def run(*words):
+        seen.append(words)
+        return subprocess.CompletedProcess(words, 0, "12;mini\n", "")
+
+    monkeypatch.setattr(cluster, "run", run)
+    assert cluster.submit(["--exclusive", "--comment=team a"], tmp_path / "job.sh", Patience(0)) == "12"
+    (words,) = seen
+    assert words[-2].startswith("--comment=team a post-training-")

@@ -78,6 +78,8 @@ class SlurmConfig:
     """Nodes of a training allocation."""
     gpus_per_node: int = 1
     """GPUs a node, one rank each. 0 = no GPUs: `accelerate.num_processes` CPU ranks a node, or one."""
+    gpu_type: str | None = None
+    """Type of the GPUs that are asked for, as in the cluster's gres: `a100` for `gpu:a100:4`. Null = of any type."""
     gpu_model: str | None = None
     """GPU model, for preflight: `a100-64`, `h100-80`, `gh200`, `mi250x`, ... Null = as the partition's gres says."""
     cpus_per_gpu: int = 8
@@ -95,6 +97,8 @@ class SlurmConfig:
     """Whether a job may be requeued under its id. Null = the cluster's default; where it may not, a new job resumes the run."""
     max_failures: int = 3
     """Failures of a run after which it is resubmitted; the next one ends it. Reaching the wall time is not a failure."""
+    wait_seconds: int = 3600
+    """How long Slurm may give no answer, as while its controller restarts, before a call or a job gives up."""
     constraint: str | None = None
     """Node features, such as `h100`."""
     reservation: str | None = None

@@ -1,0 +1,71 @@
+"""Slurm itself is away, or the file system is unlike this machine's: nothing is submitted twice, and nothing is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pipelines import slurm, until
+
+pytestmark = pytest.mark.slow
+
+
+def controller() -> int:
+    """Process id of slurmctld."""
+    return int((Path(os.environ["CL_DIR"]) / "run" / "slurmctld.pid").read_text())
+
+
+def stand_still(seconds: float) -> None:
+    """Nothing is answered, and what was asked meanwhile is done afterwards, when whoever asked has given up."""
+    pid = controller()
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+def restart(seconds: float) -> None:
+    """Every connection is refused, and the controller begins anew with what it had saved."""
+    pid = controller()
+    os.kill(pid, signal.SIGKILL)
+    until(
+        lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], "its end"
+    )
+    time.sleep(seconds)
+    subprocess.run(["slurmctld"], check=True)
+    until(lambda: "UP" in slurm("scontrol", "ping"), "the controller")
+
+
+@pytest.mark.parametrize(
+    ("outage", "seconds"),
+    [
+        (stand_still, 30),
+        pytest.param(restart, 90, marks=pytest.mark.skipif("not os.environ.get('LONG')", reason="LONG=1")),
+    ],
+)
+def test_an_outage_at_sbatch_is_waited_for_and_gives_one_job(make, undisturbed, outage, seconds, tmp_path):
+    project = make(slurm__gpus_per_node=1)
+    called = tmp_path / "called"
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    # Waits until the controller is away, at the first submission of all; `--test-only` comes before.
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *--parsable*) if mkdir {called} 2>/dev/null; then sleep 1; fi;; esac\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    main = project.start(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    until(called.exists, "the submission")
+    away = threading.Thread(target=outage, args=(seconds,))
+    away.start()
+    said = main.ends(0)
+    away.join()
+    assert "Slurm does not answer (sbatch: " in said
+    assert len(project.jobs()) == len(list((project.run_of() / "slurm").glob("slurm-*.out"))) == 1
+    everything = slurm("squeue", "--states=all", "--noheader", "--format=%A|%o")
+    assert len([line for line in everything.splitlines() if str(project.path) in line]) == 1
+    assert project.whys() == ["done"] and project.failure_count() == 0
+    assert project.weights() == undisturbed[1].weights()
