@@ -62,11 +62,25 @@ def built_extension() -> None:
 
 @pytest.fixture
 def make(tmp_path: Path, prepared: Path) -> Iterator[Callable[..., Project]]:
-    """`make(name, key__of__config=value)`: a project whose data stages are done; its jobs end with the test."""
-    made: list[Project] = []
+    """`make(name, key__of__config=value)`: a project whose data stages are done; its jobs end with the test.
 
-    def function(name: str = "project", **changes: Any) -> Project:
-        shutil.copytree(prepared, tmp_path / name, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
+    With `like_nfs` on a file system where a file that is deleted while it is open stays in its folder under another name,
+    which therefore cannot be removed; on an ordinary one where bindfs is missing.
+    """
+    made: list[Project] = []
+    mounted: list[Path] = []
+
+    def function(name: str = "project", *, like_nfs: bool = False, **changes: Any) -> Project:
+        if like_nfs and shutil.which("bindfs"):
+            for folder in (tmp_path / name, tmp_path / f"{name}-below"):
+                folder.mkdir()
+            if slurm("sh", "-c", f"bindfs {tmp_path / name}-below {tmp_path / name} && echo mounted"):
+                mounted.append(tmp_path / name)
+        if like_nfs and not mounted:
+            print("no bindfs here: an ordinary file system")
+        shutil.copytree(
+            prepared, tmp_path / name, ignore=shutil.ignore_patterns(".snakemake", "*.log"), dirs_exist_ok=True
+        )
         made.append(Project(tmp_path / name, configuration(**changes)))
         return made[-1]
 
@@ -75,6 +89,8 @@ def make(tmp_path: Path, prepared: Path) -> Iterator[Callable[..., Project]]:
         for line in slurm("squeue", "-h", "-o", "%A|%o").splitlines():
             if str(project.path) in line:
                 slurm("scancel", line.split("|")[0])
+    for path in mounted:
+        slurm("umount", "-l", str(path))
 
 
 @pytest.fixture(scope="session")

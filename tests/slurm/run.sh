@@ -14,6 +14,8 @@ if missing; then
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client \
       slurm-wlm-basic-plugins munge slurmdbd mariadb-server iproute2; } >/dev/null 2>&1 || skip "apt-get could not install Slurm"
 fi
+# A file system of NFS's kind for the tests that ask for one; without it they use an ordinary one.
+command -v bindfs >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bindfs fuse3 >/dev/null 2>&1 || true
 [ ! -e /etc/slurm/slurm.conf ] || [ -L /etc/slurm/slurm.conf ] || skip "/etc/slurm/slurm.conf belongs to another cluster"
 # One at a time: /etc/slurm leads to one cluster. Held by this process alone, not by the daemons.
 if [ -z "${POST_TRAINING_NO_NETWORK:-}" ]; then

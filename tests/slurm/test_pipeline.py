@@ -102,14 +102,21 @@ def test_twenty_runs_of_a_sweep_submit_what_they_share_once(make):
 
 @pytest.mark.without_accounting
 def test_a_small_run_and_a_cancelled_one(make):
-    """What does not depend on accounting: the end of a job that went well, and of one that was cancelled."""
-    project = make(slurm__gpus_per_node=1)
+    """What does not depend on accounting: the end of a job that went well, and of one that was cancelled.
+
+    A debug run, which each call clears, on a file system like NFS: neither may delete what its own job writes.
+    """
+    debug = {"debug": {"enabled": True, "override_existing": True}, "paths__debug_base": "outputs"}
+    project = make(slurm__gpus_per_node=1, like_nfs=True, **debug)
     main = project.start()
     job = project.job_at_step(3)
     slurm("scancel", job)
     assert f"Slurm job {job} was cancelled with scancel" in main.ends(1)
     project.start("all").ends(0)
     assert len(project.jobs()) == 2
+    for folder, jobs in (("slurm", 2), ("slurm/export", 1)):
+        assert len(list((project.run_of() / folder).glob("slurm-*.out"))) == jobs, folder
+    assert project.failure_count() == 0
     assert json.loads((project.run_of() / "model" / "manifest.json").read_text())["stage"] == "export"
 
 
