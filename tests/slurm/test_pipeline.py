@@ -108,7 +108,10 @@ def test_a_small_run_and_a_cancelled_one(make):
     """
     debug = {"debug": {"enabled": True, "override_existing": True}, "paths__debug_base": "outputs"}
     project = make(slurm__gpus_per_node=1, like_nfs=True, **debug)
-    main = project.start()
+    # Filters of the user's shell hide no job.
+    main = project.start(
+        SQUEUE_PARTITION="short", SQUEUE_STATES="SUSPENDED", SQUEUE_USERS="nobody", SACCT_PARTITION="short"
+    )
     job = project.job_at_step(3)
     slurm("scancel", job)
     assert f"Slurm job {job} was cancelled with scancel" in main.ends(1)

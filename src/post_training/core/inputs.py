@@ -65,14 +65,16 @@ def check(task: Task) -> list[Expected]:
     """
     if task.stage not in (*_READ_WHOLE, *_MAP):
         return []
-    whole, mapped = [], []
+    whole: list[Expected] = []
+    mapped: list[Expected] = []
+    later: list[Expected] = []
     for name, path in task.inputs.items():
         all_of_it = task.stage in _READ_WHOLE or (task.stage == "tokenize" and name == "rows")
         (whole if all_of_it else mapped).extend(_expected(task, name, path))
     for file in (*whole, *mapped):
         file.check_size()
     mapped.sort(key=lambda file: file.bytes)
-    room, later = AT_ONCE_BYTES, []
+    room = AT_ONCE_BYTES
     for file in mapped:
         room -= file.bytes
         (whole if room >= 0 else later).append(file)

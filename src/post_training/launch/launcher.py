@@ -13,7 +13,6 @@ Exit codes of `run`, which callers may rely on:
 After a stop `<run directory>/stopped.json` names the signal and the step.
 """
 
-import shutil
 import signal
 import sys
 import time
@@ -32,6 +31,7 @@ from post_training.launch.environment import library_environment, local_start, s
 from post_training.launch.finish import finish_if_complete
 from post_training.launch.processes import Ended, run_together, say, snakemake_is_gone
 from post_training.launch.reshard import how_to_resume, make_universal
+from post_training.models.files import remove_folder
 from post_training.run_dir import attempts, failures, predictions, timeline, wandb_offline
 from post_training.run_dir.checkpoints import checkpoints, discard_incomplete, newest_complete, set_aside, undamaged
 from post_training.run_dir.lock import LOCKED, VARIABLE, Lock, LockedError, is_own_file, take
@@ -197,9 +197,9 @@ def discard_debug_run(task: Task, view: dict[str, Any]) -> None:
     last = directory / "override.txt"
     if not last.is_file() or last.read_text() != call:
         print(f"{directory}: wiped (debug.override_existing)", flush=True)
-        for path in directory.iterdir():
+        for path in list(directory.iterdir()):
             if not is_own_file(path) and path != attempts.folder_of(directory):  # records this very attempt
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         write_atomically(last, call)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,22 @@ def stop_tokens(tokenizer: Any, template_text: str) -> list[int]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Move a finished folder to its path; one that exists there already (a repeated step or export) is removed only then.
-
-    It is moved away first: where a file system keeps open files in their folder (NFS), it could not be removed in place.
-    """
-    old = target.with_name(f".{target.name}.old.{os.getpid()}")
-    if target.exists():
-        target.rename(old)
+    """Move a finished folder to its path; one that exists there already (a repeated step or export) is removed only then."""
+    old = _moved_away(target) if target.exists() else None
     new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, or, where a file system keeps open files in their folder (NFS), what can be removed of it.
+
+    It is moved away first: in place, a part of it would be left under its name.
+    """
+    shutil.rmtree(_moved_away(folder), ignore_errors=True)
+
+
+def _moved_away(folder: Path) -> Path:
+    if ".old." in folder.name:  # the rest of an earlier one
+        return folder
+    return folder.rename(folder.with_name(f".{folder.name}.old.{time.time_ns()}"))

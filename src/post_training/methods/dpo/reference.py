@@ -9,7 +9,6 @@ missing, on any number of ranks.
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from post_training.core.errors import UserError
 from post_training.core.fingerprint import file_sha256
 from post_training.core.task import Task
 from post_training.data.view import open_rows
+from post_training.models.files import remove_folder
 
 Logps = npt.NDArray[np.float32]
 """Natural log-probabilities of the chosen and the rejected answer, [pairs, 2]."""
@@ -86,7 +86,7 @@ def finish_if_complete(task: Task) -> bool:
         probes={str(number): pair_sha256(pairs[number]) for number in probes},
         files=[{"path": FILE, "bytes": path.stat().st_size, "sha256": file_sha256(path)}],
     )
-    shutil.rmtree(task.directory / "shards")
+    remove_folder(task.directory / "shards")
     print(f"reference: {len(logps):,} pairs done; {path}", flush=True)
     return True
 
