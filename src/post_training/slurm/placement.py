@@ -97,7 +97,7 @@ def check(view: dict[str, Any]) -> None:
 
 
 def _check_extra(extra: str, key: str) -> None:
-    """Read the options as sbatch does: a long one may be cut short, short ones stand in one word."""
+    """Read the options as sbatch does: a long one may be cut short, and several short ones be one word."""
     try:
         words = shlex.split(extra)
     except ValueError as error:
