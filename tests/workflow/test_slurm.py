@@ -50,7 +50,7 @@ def test_job_sh_calls_what_the_rule_calls(project):
         r.rule_name for r in records
     }
     for record in records:
-        words = shlex.split(record.shellcmd.split("2>&1")[0])
+        words = shlex.split(record.shellcmd.partition(" >>")[0])
         directory = "/".join(record.output[0].split("/")[1:-1])
         assert words == ["python", *stage_command(f"outputs/tasks/{directory}.json")[1:]]
 
