@@ -36,7 +36,7 @@ def why(failed: Failed) -> list[str]:
 
 def stopped(failed: Failed) -> str | None:
     """`sft-llama: stopped at step 63, saved`; None for a job that has not been stopped."""
-    if failed.job is None:
+    if failed.job is None or failed.message:  # an executor's message says more: which job was cancelled, by whom
         return None
     found = read_stopped(failed.job.output.parent)
     if found is None:
