@@ -1,7 +1,6 @@
 """Models and tokenizers for inference: the export's checks and evaluations. Imports torch when called."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +38,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def generate(
-    model: Any,
-    prompts: list[list[int]],
-    stop: list[int],
-    pad: int,
-    max_new_tokens: int,
-    processors: Sequence[Any] = (),
-    **sampling: Any,
+    model: Any, prompts: list[list[int]], stop: list[int], pad: int, max_new_tokens: int, **sampling: Any
 ) -> list[list[int]]:
-    """Answers as token ids, cut after the stop token; greedy unless `sampling` or `processors` of the logits say otherwise.
+    """Answers as token ids, cut after the stop token; greedy unless `sampling` says otherwise.
 
     Prompts are padded on the left, so that every answer begins at the same column.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig
 
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -62,8 +55,7 @@ def generate(
     settings |= {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
     config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
-        logits = LogitsProcessorList(processors)
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=logits)
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     answers = output[:, width:].tolist()
     ends = [next((end for end, token in enumerate(ids, 1) if token in stop), len(ids)) for ids in answers]
     return [ids[:end] for ids, end in zip(answers, ends, strict=True)]

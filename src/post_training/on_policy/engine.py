@@ -2,9 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +11,9 @@ import numpy.typing as npt
 from post_training.core.errors import DataError, UserError
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.models.files import stop_tokens
-from post_training.models.loading import generate, load_for_inference, load_tokenizer
-
-if TYPE_CHECKING:
-    import torch
+from post_training.models.loading import load_for_inference, load_tokenizer
+from post_training.on_policy.answers import prompt_digest
+from post_training.on_policy.decoding import decode
 
 Ids = list[int]
 
@@ -55,6 +53,7 @@ class Engine:
     def __init__(self, model: Any, tokenizer: Any, template: str, sampling: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.max_new_tokens = int(sampling["max_new_tokens"])
+        self._ids: dict[str, Ids] = {}
         self.stop = stop_tokens(tokenizer, template)
         self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
 
@@ -75,7 +74,13 @@ class Engine:
         return cls(load_for_inference(folder, trust_remote_code=trust_remote_code), tokenizer, text, sampling)
 
     def prompt_ids(self, prompt: list[dict[str, Any]], tools: Any = None) -> Ids:
-        """The prompt as the model reads it. Raises DataError where the template refuses it."""
+        """The prompt as the model reads it, once however many answers it gets. Raises DataError where the template refuses it."""
+        key = prompt_digest(prompt, tools)
+        if key not in self._ids:
+            self._ids[key] = self._encoded(prompt, tools)
+        return self._ids[key]
+
+    def _encoded(self, prompt: list[dict[str, Any]], tools: Any) -> Ids:
         settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True, "tools": tools}
         try:
             text = self.tokenizer.apply_chat_template(prompt, **settings)
@@ -104,23 +109,22 @@ class Engine:
 
     def _answers(self, requests: list[Request]) -> list[Answer]:
         prompts, pad = [self.prompt_ids(one.prompt, one.tools) for one in requests], self.tokenizer.pad_token_id
-        processors = self._processors(requests, max(map(len, prompts)))
-        found = generate(self.model, prompts, self.stop, pad, self.max_new_tokens, processors=processors)
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
-        return [Answer(text, len(ids), ids[-1] in self.stop) for text, ids in zip(texts, found, strict=True)]
+        draws = None
+        if self.sampling["temperature"]:
+            streams = [request.stream for request in requests]
+            draws = np.stack([uniforms(self.sampling["seed"], stream, self.max_new_tokens) for stream in streams])
+        found = decode(self.model, prompts, self.stop, pad, self.filters(), draws, self.max_new_tokens)
+        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [Answer(text.strip(), len(ids), ids[-1] in self.stop) for text, ids in zip(texts, found, strict=True)]
 
-    def _processors(self, requests: list[Request], width: int) -> list[Any]:
-        """What chooses the next tokens: Transformers' own filters, then one draw a row. Empty for greedy answers."""
+    def filters(self) -> list[Any]:
+        """Transformers' own logits processors before the draw."""
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-        sampling = self.sampling
-        if not sampling["temperature"]:
-            return []
-        chosen: list[Any] = [TemperatureLogitsWarper(float(sampling["temperature"]))]
-        chosen += [TopKLogitsWarper(sampling["top_k"])] if sampling["top_k"] else []
-        chosen += [TopPLogitsWarper(sampling["top_p"])] if sampling["top_p"] < 1 else []
-        draws = np.stack([uniforms(sampling["seed"], request.stream, self.max_new_tokens) for request in requests])
-        return [*chosen, partial(_draw, draws, width)]
+        temperature, top_k, top_p = (self.sampling[name] for name in ("temperature", "top_k", "top_p"))
+        chosen: list[Any] = [TemperatureLogitsWarper(float(temperature))] if temperature not in (0, 1) else []
+        chosen += [TopKLogitsWarper(top_k)] if top_k else []
+        return chosen + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
 
 
 def uniforms(seed: int, stream: str, count: int) -> npt.NDArray[np.float64]:
@@ -132,20 +136,3 @@ def stream_seed(seed: int, stream: str, size_bytes: int = 4) -> int:
     """The seed of one answer, below 2 ** (8 * size_bytes - 1)."""
     digest = hashlib.blake2b(f"{seed} {stream}".encode(), digest_size=size_bytes).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _draw(draws: npt.NDArray[np.float64], width: int, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-    """Logits in which only the drawn token is left: the first whose cumulative probability exceeds the row's number.
-
-    Args:
-        draws: float64 `[batch, max_new_tokens]` in [0, 1).
-        width: tokens of the padded prompts.
-        ids: int64 `[batch, tokens so far]`.
-        scores: float32 `[batch, vocabulary]`.
-    """
-    import torch
-
-    cumulative = torch.softmax(scores, dim=-1).double().cumsum(dim=-1)
-    wanted = torch.from_numpy(draws[:, ids.shape[1] - width]).to(scores.device)[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=scores.shape[-1] - 1)
-    return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
