@@ -8,7 +8,7 @@ from post_training import lineage
 from post_training.core.task import Task
 from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
-from post_training.report import data, measures
+from post_training.report import data, measures, on_policy
 from post_training.report.curves import curves, final, marks
 from post_training.report.elapsed import elapsed
 from post_training.report.summary import first_samples
@@ -59,6 +59,7 @@ def collect(task: Task) -> dict[str, Any]:
             "stages": [_stage(task, name) for name in names],
             **results,
             "samples": _samples(task, models),
+            "win_rates": on_policy.win_rates(task, models),
             "lineage": {
                 "root": traced["root"],
                 "stages": {
@@ -125,6 +126,7 @@ def _stage(task: Task, name: str) -> dict[str, Any]:
         "elapsed": timed,
         "data": data.datasets(mixed),
         "packing": data.packing(mixed),
+        "generated": on_policy.generated(mixed),
         "preflight": preflight,
         "config": trained["config"],
     }

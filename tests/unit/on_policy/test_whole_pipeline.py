@@ -95,6 +95,25 @@ def test_the_report_has_the_rounds(finished):
     found = collect_report(finished.report.task(finished.base))
     assert found["evaluations"]["kindness"].keys() == {"base", "sft", "dpo", "dpo2"}
     assert [stage["name"] for stage in found["stages"]] == ["sft", "dpo", "dpo2"]
+    assert [[dataset["name"] for dataset in stage["generated"]] for stage in found["stages"]] == [
+        [],
+        ["round1"],
+        ["round2"],
+    ]
+    (dataset,) = found["stages"][1]["generated"]
+    assert dataset["prompts"] == 24 and dataset["mean_characters"].keys() == {"chosen", "rejected"}
+    assert [len(one["answers"]) for one in dataset["candidates"]] == [3, 3, 3]
+    assert {"chosen", "rejected"} <= {
+        one["became"] for candidate in dataset["candidates"] for one in candidate["answers"]
+    }
+    assert [(rate["before"], rate["after"]) for rate in found["win_rates"]] == [
+        ("base", "sft"),
+        ("sft", "dpo"),
+        ("dpo", "dpo2"),
+    ]
+    assert all(rate["wins"] + rate["ties"] + rate["losses"] == pytest.approx(1) for rate in found["win_rates"])
+    page = (finished.base / finished.report.directory / "report.html").read_text()
+    assert "round1: answers of a model" in page and "dpo2 against dpo" in page
 
 
 @pytest.mark.slow
