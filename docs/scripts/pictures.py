@@ -4,6 +4,7 @@ FOLDER becomes a copy of the project in which the demo and a sweep of beta are r
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 BIN = Path(sys.executable).parent
 SWEEP = "sweep={dpo.beta: [0.05, 0.1, 0.4]}"
-COLUMNS, LINES = 100, 46
+COLUMNS, LINES = 100, 24
 
 
 def prepare(folder: Path) -> None:
@@ -54,7 +55,10 @@ def console(folder: Path) -> None:
     if screen:
         recorder = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
         recorder.print(Text.from_ansi(screen.rstrip()))
-        (PICTURES / "console.svg").write_text(recorder.export_svg(title="make demo"), encoding="utf-8")
+        drawn = re.sub(
+            r"@font-face \{.*?\}", "", recorder.export_svg(title="make demo"), flags=re.DOTALL
+        )  # of a web server
+        (PICTURES / "console.svg").write_text(drawn, encoding="utf-8")
 
 
 def shots(folder: Path) -> None:

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import shtab
 
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
 
     def command(name: str, run: str, text: str, config: str | None = "") -> argparse.ArgumentParser:
-        public = {"help": text} if name != "stage" else {}  # what the shell completes
+        public: dict[str, Any] = {"help": text} if name != "stage" else {}  # what the shell completes
         added = commands.add_parser(name, description=f"{text[:1].upper()}{text[1:]}.", **public)
         added.set_defaults(run=f"post_training.{run}")
         if config is not None:

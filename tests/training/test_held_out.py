@@ -11,6 +11,7 @@ from tiny import make_here, metrics_of
 from post_training.config import load_file, resolve
 from post_training.core.errors import ConfigError, UserError
 from post_training.plan import make_plan
+from post_training.run_dir.checkpoints import complete_at, mark_complete, rotate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -129,18 +130,8 @@ def test_a_resumed_run_evaluates_what_it_missed_and_keeps_its_reference(made, mo
 def test_early_stopping_and_the_best_checkpoint(made, monkeypatch):
     plan, _ = made
     monkeypatch.chdir(REPOSITORY)
-    # From its second evaluation on, a rate like this makes the model worse.
-    changes = {
-        "training__learning_rate": 0.3,
-        "training__max_steps": 40,
-        "training__warmup_ratio": 0.0,
-        "method": "sft",
-    }
-    changes |= {
-        "training__early_stopping": {"patience": 3},
-        "export__checkpoint": "best",
-        "checkpointing__save_steps": 1,
-    }
+    changes = {"training__max_steps": 40, "method": "sft", "checkpointing__save_steps": 1, "export__checkpoint": "best"}
+    changes |= {"training__early_stopping": {"patience": 2, "min_delta": 100.0}}  # which no step can meet but the first
     stopped = make_plan(resolve(project(paths__output_base=str(plan.base), **changes)))
     assert stopped.trained["sft"].fingerprint != plan.trained["sft"].fingerprint
     make_here(stopped, stopped.exported["sft"])
@@ -148,15 +139,23 @@ def test_early_stopping_and_the_best_checkpoint(made, monkeypatch):
     manifest = json.loads((run / "manifest.json").read_text())
     losses = {line["step"]: line["eval_loss"] for line in held_out_of(run) if line["step"]}
     best = min(losses, key=losses.get)
-    assert manifest["steps"] == max(losses) == best + 6 < 40  # three evaluations without a better one
+    assert manifest["steps"] == 6 and list(losses) == [2, 4, 6]
     assert (
         manifest["final_checkpoint"] == f"checkpoints/checkpoint-{best}" and manifest["held_out"]["best_step"] == best
     )
-    # Two newest ones, and the best one, which rotation has spared.
     names = {path.name for path in (run / "checkpoints").glob("checkpoint-*")}
-    assert names == {f"checkpoint-{step}" for step in (best, best + 5, best + 6)}
+    assert names == {f"checkpoint-{step}" for step in {best, 5, 6}}
     exported = json.loads((run / "model" / "manifest.json").read_text())
     assert exported["checkpoint"] == manifest["final_checkpoint"]
+
+
+def test_rotation_spares_the_best_checkpoint(tmp_path):
+    for step in range(1, 7):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        mark_complete(tmp_path / f"checkpoint-{step}", step)
+        rotate(tmp_path, 2, best_step=2 if step >= 2 else None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5", "checkpoint-6"]
+    assert complete_at(tmp_path, 2).step == 2 and complete_at(tmp_path, 3) is None
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def status(options: Namespace) -> int:
         table.add_column(heading, justify=justify or "left", no_wrap=heading != "progress", overflow="ellipsis")  # type: ignore[arg-type]
     for line in lines:
         left = duration(line.seconds_left) if line.seconds_left is not None else ""
-        cells = {
+        cells: dict[str, str | Text] = {
             "stage": line.kind,
             "of": label_of({"": line.name}),
             "progress": Text(line.progress),

@@ -116,7 +116,7 @@ def _kernels(subject: Subject) -> Check:
         name,
         f"{' and '.join(missing)} not installed" if missing else ", ".join(wanted) or "none requested",
         fails=missing,
-        remedy="`make .venv/.cuda BUILD=cuda` installs it; or set training.use_liger_kernel=false",
+        remedy="`make install BUILD=cuda` installs it; or set training.use_liger_kernel=false",
     )
 
 

@@ -151,7 +151,7 @@ def _check_torch(job: StageJob) -> None:
         raise ConfigError(
             "slurm.gpus_per_node",
             f"found {job.view['slurm']['gpus_per_node']}, but PyTorch {build} here has no GPU support; install with "
-            "`make .venv/.cuda BUILD=cuda`, or train on the CPU with accelerate.use_cpu=true",
+            "`make install BUILD=cuda`, or train on the CPU with accelerate.use_cpu=true",
         )
 
 
