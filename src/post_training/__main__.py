@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             words = sys.argv[1:] if arguments is None else arguments
             _check_command(words, parser)
             options = parser.parse_args(words or ["--help"])
+            if "overrides" in options:
+                options.overrides = _overrides(options.overrides)
             module, function = options.run.split(":")
             if module == "post_training.commands.train":
                 REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
@@ -164,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
 def print_completion(options: argparse.Namespace) -> None:
     """Print the completion script: `eval "$(post-training completion bash)"`."""
     print(shtab.complete(_parser(), shell=options.shell))
+
+
+def _overrides(words: list[str]) -> list[str]:
+    """As `snakemake --config` takes them, too: `set='a.b=1 c.d=2'` is two."""
+    split = [word.removeprefix("set=").split() if word.startswith("set=") else [word] for word in words]
+    return [word for words_of_one in split for word in words_of_one]
 
 
 def _check_command(words: list[str], parser: argparse.ArgumentParser) -> None:

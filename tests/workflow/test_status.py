@@ -80,8 +80,9 @@ def test_without_a_configuration_it_is_what_was_started_last(project, capsys):
     assert main(["status"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("outputs: tried ") and printed.rstrip().endswith("all done") and "dpo" not in printed
-    assert main(["status", "--configfile", "config/config.yaml"]) == 0
-    assert "dpo" in capsys.readouterr().out
+    assert main(["status", "--configfile", "config/config.yaml", "set=run_name=other dpo.beta=0.3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("outputs: other ") and "to do" in printed and "dpo" in printed
 
 
 @pytest.mark.parametrize("words,expected", [
