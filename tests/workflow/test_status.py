@@ -57,6 +57,16 @@ def test_done_and_to_do(project):
     assert {line.progress for (kind, _), line in found.items() if kind == "mix"} == {"1,234 examples, 9 tokens"}
 
 
+def test_a_job_that_has_said_why_it_failed(project):
+    graph = project.graph()
+    stage = next(iter(graph.stages["mix"].values()))
+    path = graph.base / "tasks" / f"{stage.directory}.error"
+    path.parent.mkdir(parents=True)
+    path.write_text("data.eval_fraction=0.1: holds out none\nmore\n")
+    found = next(line for line in status.collect(graph) if line.name == stage.wildcard)
+    assert (found.state, found.progress) == ("failed", "data.eval_fraction=0.1: holds out none")
+
+
 def test_only_what_is_there_or_needed_is_listed(project):
     """A pipeline has a preflight for this machine and one for Slurm; it makes one, and finished trainings need none."""
     graph = project.graph()

@@ -25,6 +25,7 @@ from post_training.console.view import label_of
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.format import duration
+from post_training.core.task import error_of, task_file
 from post_training.plan import Graph, Stage, make_graph
 from post_training.plan.make import upstream
 from post_training.plan.preflight import LOCAL, SLURM
@@ -140,6 +141,8 @@ def _line(graph: Graph, stage: Stage, jobs: cluster.Jobs) -> Line:
         return line("failed" if last["failure"] else "stopped", reason, last["job_id"])
     if directory.is_dir() and (owner := live_owner(directory)):
         return line("running", progress or owner.describe(), owner.slurm_job_id or "", left)
+    if reason := error_of(task_file(graph.base, path)):
+        return line("failed", reason.splitlines()[0])
     log = graph.base / "logs" / stage.kind / f"{stage.wildcard.rpartition('/')[2]}.log"
     text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
     if not text:

@@ -110,6 +110,12 @@ class LogHandler(LogHandlerBase):
         if output in self._failed:
             return
         took = self.board.end(output, done=False)
+        if (
+            self._interrupted
+            and (job := jobs.PLANNED.get(output))
+            and endings.stopped(endings.Failed(job, job.kind)) is None
+        ):
+            return  # ended by the same Ctrl-C, without anything to save
         failed = endings.Failed(jobs.PLANNED.get(output), record.rule_name, record.rule_msg or "", list(record.log))
         self._failed[output or record.rule_name] = failed
         if endings.stopped(failed) is None:
@@ -144,7 +150,7 @@ class LogHandler(LogHandlerBase):
                 self._errors.append(text)
         elif record.levelno >= logging.WARNING:
             self._print(text, "yellow")
-        elif text and not text.startswith(messages.NOISE) and record.levelno >= logging.INFO:
+        elif text not in ("", "None") and not text.startswith(messages.NOISE) and record.levelno >= logging.INFO:
             self._print(text)
 
     def _line(self, verdict: str, output: str, took: float, text: str) -> None:

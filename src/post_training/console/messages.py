@@ -11,7 +11,7 @@ from post_training.core.errors import closest
 INTERRUPTED = ("Terminating processes on user request", "Will exit after finishing currently running jobs")
 JOB_FAILED = "Exiting because a job execution failed"
 NOISE = (
-    "None", "Building DAG of jobs", "Using shell:", "Provided ", "Rules claiming", "Select jobs", "Execute ", "Shutting down",
+    "Building DAG of jobs", "Using shell:", "Provided ", "Rules claiming", "Select jobs", "Execute ", "Shutting down",
     "Complete log", "Elapsed time", "Conda environments: ignored", "Singularity containers: ignored", "Group jobs: inactive",
     "This was a dry-run", "Trying to restart", "Config file ", "Assuming unrestricted", "Reasons:", "Some jobs were triggered",
 )  # fmt: skip
@@ -47,10 +47,11 @@ def last_lines(
         left = (board.jobs[output] for output in board.running if output in board.jobs)
         more = (endings.stopped(endings.Failed(job, job.kind)) for job in left)
         stops += [line for line in more if line and line not in stops]
-    causes = {} if interrupted else {key: one for key, one in failed.items() if endings.stopped(one) is None}
+    causes = {key: one for key, one in failed.items() if endings.stopped(one) is None}
     done = f"{len(board.finished):,} of {len(board.jobs):,} jobs are done"
     if causes:
-        yield f"\n{done} and are kept; once this is fixed, {_AGAIN}:", ""
+        kept = f"{done} and are kept" if board.finished else f"none of {len(board.jobs):,} jobs is done"
+        yield f"\n{kept}; once this is fixed, {_AGAIN}:", ""
     for one in causes.values():
         name = one.job.name if one.job else one.rule
         yield f"{name} failed:", "bold red"
@@ -65,4 +66,4 @@ def last_lines(
     if stops:
         yield f"{stops[-1]}; {_AGAIN}", "yellow"
     elif interrupted:
-        yield f"stopped; {done}; {_AGAIN}", "yellow"
+        yield f"stopped; {done}; {_AGAIN}" if board.jobs else "stopped before the first job", "yellow"

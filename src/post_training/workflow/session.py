@@ -136,6 +136,7 @@ class Session:
 
     def write_tasks(self) -> None:
         """Before the first job: a file for each job says what it makes, however long that is; and the console hears of it."""
+        console.PLANNED.clear()
         for job in self.workflow.dag.needrun_jobs():
             task = self.lookup.task_of(job)
             if task is not None:

@@ -335,6 +335,11 @@ def test_held_out_rows_are_trained_on_nowhere(stages, datasets, document, read):
         open_rows(stages.mix({"a": a}), part="eval")
     with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 holds out none of 101 rows"):
         stages.mix({"a": a}, eval_fraction=1e-9)
+    # Where no row fits, the share that is held out is not the cause.
+    with pytest.raises(
+        DataError, match=r"longer than max_seq_length=2 \(the shortest has \d+ tokens\).*raise max_seq_length"
+    ):
+        stages.mix({"a": a}, eval_fraction=0.1, max_seq_length=2)
 
 
 def test_pairs_of_one_prompt_are_held_out_together(stages, read):

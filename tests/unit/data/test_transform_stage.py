@@ -84,6 +84,12 @@ def test_no_rows_at_all(stages, tmp_path):
 def test_nothing_left(stages, tmp_path):
     with pytest.raises(DataError, match=r"1 of 1 rows rejected .*nothing is left"):
         ask(stages, source(tmp_path, [b"{oops"]), max_reject_fraction=1.0)
+    # The transform fits and its columns do not: the row says which there are, and the remedy is to name them.
+    with pytest.raises(DataError) as caught:
+        ask(stages, source(tmp_path, [{"frage": "x", "antwort": "y"}] * 3), max_reject_fraction=1.0)
+    text = str(caught.value)
+    assert "missing_column 3; nothing is left. The first, row 1: missing_column: " in text
+    assert "(the row has frage, antwort)" in text and "name the columns as the transform's arguments" in text
 
 
 def test_whatever_a_users_transform_does_is_a_reason(stages, tmp_path, read):
