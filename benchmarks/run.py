@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("data", "training")
+BENCHMARKS = ("data", "training", "padding")
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "fastokens", "datasets", "pyarrow", "numpy")
 
 

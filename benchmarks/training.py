@@ -218,17 +218,7 @@ def reference_cost(folder: Path, rows: int, steps: int, size: dict[str, Any]) ->
 
 def launcher(task: Any) -> list[str]:
     """The command of the rule `train`."""
-    names = sorted(task.inputs)
-    words = ["--spec", json.dumps(task.spec), "--runtime", json.dumps(task.runtime), "--output", str(task.output)]
-    return [
-        sys.executable,
-        "-m",
-        "post_training",
-        "launch",
-        *words,
-        "--inputs",
-        *(str(task.inputs[name]) for name in names),
-    ]
+    return [sys.executable, "-m", "post_training", "stage", str(task.saved())]
 
 
 class Child:

@@ -11,7 +11,8 @@ size, q = heads x head size, f = feed-forward size, c = bytes of the compute typ
 
     norms       2 x (residual + normalised + output) = 16h + 2ch in float32; under bfloat16 weights 2 x (4h + ch + ch)
     attention   c x (q, k, v, out) = 4cq: keys and values are repeated to all heads, unless flash attention takes them as they are;
-                `sdpa` keeps its mask, c x tokens x tokens a layer where rows are packed or padded, `eager` its probabilities
+                `sdpa` keeps its mask, c x tokens x tokens a layer where rows are packed or padded, `eager` its probabilities;
+                `varlen` and flash attention keep none, and need no padding
     feed-forward   c x (gate, its activation, up, product) = 4cf
 
 Under autocast each linear layer keeps an input of its own and its weights cast once more. With gradient checkpointing a layer
@@ -75,7 +76,7 @@ def predict(subject: Subject) -> Memory:
 
 
 def longest_batch(subject: Subject) -> tuple[int, int]:
-    """Sequences of the longest micro-batch, and tokens of each with its padding."""
+    """Sequences of the longest micro-batch, and tokens of each: as many as data/deal.py deals at most, all of the greatest length."""
     per_device = int(subject.training["per_device_train_batch_size"])
     mix = subject.mix
     limit = int(subject.own["max_seq_length"])
@@ -154,7 +155,8 @@ def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
     inputs = (5 * h + q if autocast or (lora and c < 4) else 2 * h) + (f if lora else 0)
     norms = 4 * h + (0 if lora else _residual_bytes(subject) * h)
     packed = subject.mix["config"]["packing"]
-    flash = subject.attention.startswith(("flash", "kernels")) or (subject.attention == "varlen" and packed)
+    by_document = subject.attention == "varlen" and (packed or subject.packing.safe)  # the rest is padded, with a mask
+    flash = subject.attention.startswith(("flash", "kernels")) or by_document
     attention = c * (2 * q + 2 * (kv if flash else q)) + 4 * shape.heads
     if shape.model_type.startswith("qwen3"):  # norms of queries and keys
         attention += 8 * (q + kv)
