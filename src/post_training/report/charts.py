@@ -27,7 +27,7 @@ _OF_TRAINING: dict[str, dict[str, str]] = {
     "FLOPs utilisation": {"mfu": "model (MFU)", "hfu": "hardware (HFU)"},
 }
 _TOGETHER = {metric for lines in _OF_TRAINING.values() for metric in lines}
-_SHARES = ("preference accuracy", "token accuracy", "FLOPs utilisation")
+_SHARES = ("preference accuracy", "token accuracy", "FLOPs utilisation", TITLES["padding_share"])
 _FROM_ZERO = (*_SHARES, TITLES["peak_memory_bytes"], TITLES["tokens_per_second"], TITLES["learning_rate"])
 _FORMATS = {**dict.fromkeys(_SHARES, ".0%"), TITLES["tokens_per_second"]: "~s"}
 # Colours of the palette for second lines: orange, beside green for what is chosen.
