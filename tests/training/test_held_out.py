@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_here, metrics_of
 
 from post_training.config import load_file, resolve
@@ -105,11 +106,9 @@ def test_a_resumed_run_evaluates_what_it_missed_and_keeps_its_reference(made, mo
     make_here(cut, cut.trained["dpo"])
     (run / "manifest.json").unlink()
     shutil.rmtree(run / "checkpoints" / "checkpoint-4")
-    marker = run / "checkpoints" / "checkpoint-2" / "COMPLETE.json"
-    facts = json.loads(marker.read_text())
-    assert facts["held_out"]["step"] == 2
-    facts["held_out"] = {"step": 0}
-    marker.write_text(json.dumps(facts))
+    saved = complete_at(run / "checkpoints", 2)
+    assert saved.facts["held_out"]["step"] == 2
+    mark_complete(saved.path, 2, **{**saved.facts, "held_out": {"step": 0}})
     lines = metrics_of(run)
     kept = [line for line in lines if not ("eval_loss" in line and line["step"] == 2)]
     (run / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -132,7 +131,9 @@ def test_early_stopping_and_the_best_checkpoint(made, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     changes = {"training__max_steps": 40, "method": "sft", "checkpointing__save_steps": 1, "export__checkpoint": "best"}
     changes |= {"training__early_stopping": {"patience": 2, "min_delta": 100.0}}  # which no step can meet but the first
+    changes |= {"logging__report_to": ["tensorboard"]}
     stopped = make_plan(resolve(project(paths__output_base=str(plan.base), **changes)))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(stopped.base / stopped.trained["sft"].directory / "logs"))
     assert stopped.trained["sft"].fingerprint != plan.trained["sft"].fingerprint
     make_here(stopped, stopped.exported["sft"])
     run = stopped.base / stopped.trained["sft"].directory
@@ -145,6 +146,12 @@ def test_early_stopping_and_the_best_checkpoint(made, monkeypatch):
     )
     names = {path.name for path in (run / "checkpoints").glob("checkpoint-*")}
     assert names == {f"checkpoint-{step}" for step in {best, 5, 6}}
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    tracked = {event.step: event.value for event in events.Scalars("eval/loss")}
+    assert {step: pytest.approx(value, rel=1e-5) for step, value in losses.items()} == {
+        k: v for k, v in tracked.items() if k
+    }
     exported = json.loads((run / "model" / "manifest.json").read_text())
     assert exported["checkpoint"] == manifest["final_checkpoint"]
 
@@ -152,6 +159,7 @@ def test_early_stopping_and_the_best_checkpoint(made, monkeypatch):
 def test_rotation_spares_the_best_checkpoint(tmp_path):
     for step in range(1, 7):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("w")
         mark_complete(tmp_path / f"checkpoint-{step}", step)
         rotate(tmp_path, 2, best_step=2 if step >= 2 else None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5", "checkpoint-6"]
