@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from post_training.__main__ import main
 from post_training.core import inputs, manifest
 from post_training.core.errors import UserError
 from post_training.core.task import Task
@@ -102,3 +103,13 @@ def test_a_manifest_that_was_changed_is_not_read_for_work(tmp_path, make_task):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_out": 7}))
     with pytest.raises(UserError, match="was changed after it was written; delete it to run its stage again"):
         inputs.check(make_task("train", data=path))
+
+
+def test_a_job_ends_by_that_line(tmp_path, make_task, capsys):
+    path = made(tmp_path / "data", "download", rows=b"x" * 100)
+    task = make_task("transform", raw=path)
+    task.spec = {"stage": "transform", "fingerprint": "f", "config": {}, "inputs": {}}
+    flip(path.parent / "rows")
+    assert main(["stage", str(task.write(tmp_path / "task.json"))]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path.parent}/rows: was changed after it was written")

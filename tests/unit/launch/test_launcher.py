@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import train_task, view_of
@@ -117,6 +118,32 @@ def test_a_trained_run_without_manifest_is_finished_without_training(
     assert (manifest["loss_first"], manifest["loss_last"], manifest["rows_in"]) == (5.0, 2.0, 96)
     assert (
         "sft: 1 node x 1 CPU x 2 sequences x 2 accumulation = 4 sequences, 256 tokens a step; 6 steps"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_damaged_input_ends_the_run_and_sets_aside_what_was_trained_on_it(
+    tmp_path, model_manifest, sft_rows, template, monkeypatch, capsys
+):
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
+    damage = SimpleNamespace(problem="tokens.arrow: was changed after it was written", wait=lambda: None)
+    monkeypatch.setattr(launcher.inputs, "Beside", lambda files: damage)
+
+    def train(*_, abandoned, **__):
+        checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(b"weights")
+        mark_complete(checkpoint, 2)
+        assert abandoned() == "an input is damaged; the ranks end"
+        return Ended(0, 1)
+
+    monkeypatch.setattr(launcher, "run_together", train)
+    with pytest.raises(UserError, match=r"^tokens.arrow: was changed after it was written$"):
+        launcher.run(task)
+    (aside,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert aside.name.startswith("set-aside-checkpoint-2-")
+    assert (
+        "checkpoint-2: an input of its training was damaged; was complete once and is kept as"
         in capsys.readouterr().out
     )
 
