@@ -1,7 +1,5 @@
 """Planning stays light: what the Snakefile imports loads no torch, and costs little beside Snakemake itself."""
 
-import contextlib
-import io
 import os
 import re
 import resource
@@ -11,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from snakemake.api import SnakemakeApi
-from snakemake.settings.types import DAGSettings, OutputSettings, ResourceSettings
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "accelerate", "deepspeed", "pyarrow", "numpy")
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake"))]
@@ -110,17 +106,6 @@ def test_a_configuration_of_a_second_repository_is_planned_alone(project):
         "the demo's datasets, lengths and name are not there"
     )
     assert "sft: 1 node x 1 CPU" in done.stderr and "700 steps" not in done.stderr
-
-
-def test_without_our_profile_only_missing_files_make_jobs_run(project):
-    """Snakemake's own triggers would train again when the text of a rule has changed, or the set of its inputs."""
-    project.complete()
-    with contextlib.redirect_stderr(io.StringIO()), SnakemakeApi(OutputSettings()) as api:
-        made = api.workflow(
-            resource_settings=ResourceSettings(cores=1), snakefile=project.path / "Snakefile", workdir=project.path
-        )
-        made.dag(DAGSettings()).execute_workflow(executor="dryrun")
-        assert {trigger.name for trigger in made._workflow.rerun_triggers} == {"MTIME"}
 
 
 def test_environments_of_snakemake_are_refused_in_a_line(project):

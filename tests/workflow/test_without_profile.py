@@ -41,3 +41,11 @@ def test_the_second_call_as_a_module_has_nothing_to_do(project, monkeypatch):
     other = project.path / "other.smk"
     other.write_text(other.read_text().replace("echo 1", "echo 2"))
     assert "own" in project.planned("everything", snakefile="other.smk")
+
+
+def test_the_second_call_without_a_profile_has_nothing_to_do(project, monkeypatch):
+    project.complete()
+    with monkeypatch.context() as patch:
+        patch.setattr(Lookup, "_is_complete", lambda self, stage: False)
+        touch(project, "Snakefile")
+    assert project.jobs() == {}
