@@ -94,9 +94,9 @@ def test_a_table_by_dataset(config, capsys):
     assert main(["token-stats", "--config", str(config), "--stage", "sft", "data.datasets[0].weight=2"]) == 0
     shown = capsys.readouterr().out
     assert (
-        re.search(r"^ +a +8 +7 +7 ", shown, re.MULTILINE) and "too_long 1" in shown and "no_assistant_turn 1" in shown
+        re.search(r"^ *a +8 +7 +7 ", shown, re.MULTILINE) and "too_long 1" in shown and "no_assistant_turn 1" in shown
     )
-    assert re.search(r"^ +a +8 +7 +7 +12 ", shown, re.MULTILINE)
+    assert re.search(r"^ *a +8 +7 +7 +12 ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

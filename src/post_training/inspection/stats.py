@@ -49,6 +49,7 @@ def statistics(plan: Plan, stage: str) -> list[dict[str, Any]]:
     return found
 
 
+_NAME = 12
 _ROWS = ("dataset", "source_rows", "examples", "tokenized", "used_rows", "held_out", "share")
 _TOKENS = ("dataset", "tokens", "used_tokens", "trained_share", *(f"p{p}" for p in PERCENTILES), "longest")
 
@@ -60,17 +61,23 @@ def as_tables(found: list[dict[str, Any]], title: str) -> Group:
 
 
 def _table(found: list[dict[str, Any]], title: str, names: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    # Numbers in full: names give way, on a terminal of 80 columns too.
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in names:
-        text = name == "dataset"
-        table.add_column(name.replace("_", " "), no_wrap=text, overflow="ellipsis", justify="left" if text else "right")
+        table.add_column(name.replace("_", "\n"), no_wrap=True, justify="left" if name == "dataset" else "right")
     for entry in found:
-        table.add_row(*(_cell(entry[name]) for name in names))
+        table.add_row(_cut(entry["dataset"]), *(_cell(entry[name]) for name in names[1:]))
     return table
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, float) else value if isinstance(value, str) else f"{value:,}"
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
 def _dropped(reasons: dict[str, int]) -> str:
