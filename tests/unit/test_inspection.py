@@ -13,7 +13,7 @@ from post_training.inspection import collect
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, model_manifest, template):
-    """Conversations (row 3 is rejected, row 4 too long, row 5 a script), and pairs of which a source row gives two."""
+    """Conversations (row 4 is rejected, row 5 too long, row 6 a script), and pairs of which a source row gives two."""
     folder = tmp_path_factory.mktemp("inspected")
     rows = [{"messages": conversation(number)} for number in range(8)]
     rows[3]["messages"] = rows[3]["messages"][:1]
@@ -38,7 +38,7 @@ def config(tmp_path_factory, model_manifest, template):
 
 def test_a_row_at_every_step(config, capsys, tokenizer):
     plan, method = collect.prepared(str(config), [], "sft")
-    (example,) = collect.examples(plan, method, 1, ["a:1"], 0)
+    (example,) = collect.examples(plan, method, 1, ["a:2"], 0)
     assert example.raw == {"messages": conversation(1)} and not example.fate
     assert [turn["content"] for turn in example.transformed["messages"]] == ["1 and 0?", "1"]
     (sequence,) = example.sequences
@@ -49,9 +49,9 @@ def test_a_row_at_every_step(config, capsys, tokenizer):
 
 def test_what_became_of_rows_that_are_not_trained_on(config):
     plan, method = collect.prepared(str(config), [], "sft")
-    found = {e.row: e.fate for e in collect.examples(plan, method, 1, ["3", "4", "99"], 0)}
-    assert found[3].startswith("rejected: ")
-    assert re.fullmatch(r"\d+ tokens, more than max_seq_length=64: dropped by the mix", found[4])
+    found = {e.row: e.fate for e in collect.examples(plan, method, 1, ["4", "5", "99"], 0)}
+    assert found[4].startswith("rejected: ")
+    assert re.fullmatch(r"\d+ tokens, more than max_seq_length=64: dropped by the mix", found[5])
     assert found[99] == "there is no such row in the source"
 
 
@@ -61,14 +61,14 @@ def test_a_rejected_row_of_a_second_file_has_its_own_reason(config):
     files[1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = [f"data.datasets[0].path=[{files[0]},{files[1]}]"]
     plan, method = collect.prepared(str(config), overrides, "sft")
-    rejected, good = collect.examples(plan, method, 1, ["9", "10"], 0)
+    rejected, good = collect.examples(plan, method, 1, ["10", "11"], 0)
     assert rejected.fate.startswith("rejected: empty_conversation: ") and rejected.raw == rows[1]
     assert good.raw == rows[2] and not good.fate
 
 
 def test_in_the_terminal_and_as_a_page(config, capsys, tmp_path):
     page = tmp_path / "page.html"
-    arguments = ["inspect", "--config", str(config), "--stage", "sft", "--row", "5", "--row", "1", "--html", str(page)]
+    arguments = ["inspect", "--config", str(config), "--stage", "sft", "--row", "6", "--row", "2", "--html", str(page)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "«1<|im_end|>»" in shown and "\x1b" not in shown and "\\x1b[2J" in shown

@@ -34,7 +34,7 @@ def first(row):
 
 
 @register_transform("second")
-def second(row):
+def second(row, column="messages"):
     return {"messages": row["messages"]}
 
 

@@ -1,4 +1,4 @@
-"""Generates `config/README.md` and `config/schema.json` from the schema.
+"""Generates `config/README.md` and `config/schema.json` from the schema, and the reasons' table of docs/troubleshooting.md.
 
 Run `make docs`; a test fails while they differ from the schema.
 """
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from post_training import methods
 from post_training.config import schema
-from post_training.data import registry
+from post_training.data import reasons, registry
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
+TROUBLESHOOTING = CONFIG.parent / "docs" / "troubleshooting.md"
 _INTRO = """# Configuration
 
 Every key, its type, its default and its meaning. Generated from the schema by `make docs`; do not edit.
@@ -194,8 +195,16 @@ def _type_name(kind: Any) -> str:
     return "any" if kind is Any else str(kind.__name__)
 
 
+def troubleshooting() -> str:
+    """The text of docs/troubleshooting.md with the table of reasons as it is in the code."""
+    before, begin, rest = TROUBLESHOOTING.read_text(encoding="utf-8").partition("<!-- reasons -->\n")
+    _, end, after = rest.partition("\n<!-- end of reasons -->")
+    return f"{before}{begin}{reasons.table()}{end}{after}"
+
+
 def main() -> int:
-    """Write both files."""
+    """Write all three files."""
+    TROUBLESHOOTING.write_text(troubleshooting(), encoding="utf-8")
     (CONFIG / "README.md").write_text(readme(), encoding="utf-8")
     (CONFIG / "schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
     return 0

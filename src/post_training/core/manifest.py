@@ -80,6 +80,10 @@ class Facts(TypedDict, total=False):
     skipped: dict[str, int]
     dropped_examples: dict[str, int]
     trimmed: dict[str, int]
+    first_row: int
+    columns: dict[str, Any]
+    turn_keys: dict[str, int]
+    null_rows: int
     module: str
     evaluation_texts: dict[str, dict[str, int]]
     lengths: dict[str, int]

@@ -39,7 +39,7 @@ class TransformSource:
         """sha256 (hex) of the text that decides its results."""
         tree = _parsed(self.file)
         named = {node: found for node in tree.body if (found := _registered(node))}
-        own = [ast.dump(node) for node, found in named.items() if found == (self.decorator, self.name)]
+        own = [_dump_function(node) for node, found in named.items() if found == (self.decorator, self.name)]
         shared = [ast.dump(node) for node in tree.body if node not in named and not _is_docstring(node)]
         shared += [ast.dump(_parsed(neighbour)) for neighbour in _neighbours(self.file, tree, {self.file})]
         return hashlib.sha256("\n".join([*own, *shared]).encode()).hexdigest()
@@ -52,6 +52,17 @@ class TransformSource:
         return {
             str(next(path.relative_to(root) for root in roots if path.is_relative_to(root))): path for path in found
         }
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Shapes of the rows that it makes, as its decorator says; empty where it does not."""
+        for keyword in (
+            k for node in self.function.decorator_list if isinstance(node, ast.Call) for k in node.keywords
+        ):
+            if keyword.arg == "gives":
+                value = ast.literal_eval(keyword.value)
+                return (value,) if isinstance(value, str) else tuple(value)
+        return ()
 
     @property
     def function(self) -> ast.FunctionDef:
@@ -231,6 +242,18 @@ def _registered(node: ast.stmt) -> tuple[str, str] | None:
             ):
                 return found, str(name)
     return None
+
+
+def _dump_function(node: ast.stmt) -> str:
+    """A registered function without `gives`, which decides no result."""
+    calls = [call for call in getattr(node, "decorator_list", []) if isinstance(call, ast.Call)]
+    kept = {call: call.keywords for call in calls}
+    for call in calls:
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg != "gives"]
+    dumped = ast.dump(node)
+    for call, keywords in kept.items():
+        call.keywords = keywords
+    return dumped
 
 
 def _is_docstring(node: ast.stmt) -> bool:

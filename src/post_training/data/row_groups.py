@@ -11,37 +11,41 @@ from typing import Any
 
 import orjson
 
-from post_training.data.apply_transform import Application, BlockResult, Rejection, rejection
+from post_training.data.apply_transform import Application, BlockResult, Place, Rejection, rejection
 from post_training.data.reading.records import Block, Problem, parse
 from post_training.data.rows import InvalidRow
 
 _GROUPS_AT_ONCE = 1000
 
 
-def apply_to_groups(
-    application: Application, blocks: Iterator[tuple[int, Block]], folder: Path
-) -> Iterator[BlockResult]:
+def apply_to_groups(application: Application, blocks: Iterator[Block], folder: Path) -> Iterator[BlockResult]:
     """Apply a transform to groups of rows, in the order of their first rows.
 
     Args:
         application: a transform that was registered with `group`.
-        blocks: the number of each block's first file record over all files, and the block.
+        blocks: of the selected rows.
         folder: for the buffered rows.
     """
     with tempfile.TemporaryFile(dir=folder) as buffer:
         groups = _Groups()
         starts = array("Q")
-        for base, block in blocks:
+        for block in blocks:
             done = BlockResult(rows_in=block.rows)
-            for number, record in enumerate(block.records(), start=block.first + block.skip):
-                row = parse(record) if isinstance(record, bytes) else record
+            for number, record in block.records():
+                place = Place(block.file, number, block.before + number)
+                row: Any = None
                 try:
+                    row = parse(record) if isinstance(record, bytes) else record
                     if isinstance(row, Problem):
                         raise InvalidRow(row.reason, row.detail)
-                    keys = application.transform.group_keys(row)
-                    line = orjson.dumps([str(block.file), number, base + number, row], default=str)
+                    keys = application.transform.group_keys(application.columns.row(row))
+                    if wrong := [key for key in keys if isinstance(key, dict | list)]:
+                        raise TypeError(
+                            f"found {wrong[0]!r:.80} for the name of a message or tree, expected text or a number"
+                        )
+                    line = orjson.dumps([str(block.file), number, place.row, row], default=str)
                 except Exception as error:
-                    done.reject(rejection(error, row), block.file, number, record)
+                    done.reject(rejection(error, row), place, record)
                     continue
                 groups.add(keys)
                 starts.append(buffer.tell())
@@ -56,8 +60,10 @@ def apply_to_groups(
                 rows.append(orjson.loads(buffer.read(starts[member + 1] - starts[member])))
             _apply(application, rows, done)
             if count % _GROUPS_AT_ONCE == _GROUPS_AT_ONCE - 1:
+                application.report(done)
                 yield done
                 done = BlockResult()
+        application.report(done)
         yield done
 
 
@@ -99,12 +105,12 @@ class _Groups:
 def _apply(application: Application, members: list[list[Any]], done: BlockResult) -> None:
     """Apply the transform to one group: lines for its examples, a rejection for each unused row."""
     rows = [row for *_, row in members]
-    before = application.rules.trimmed_rows, application.rules.trimmed_turns
+    seen = [application.columns.again(row) for row in rows]
     reasons: dict[int, Rejection] = {}
     used: set[int] = set()
     examples: list[tuple[list[int], Any]] = []
     try:
-        for indices, made in application.transform(rows):
+        for indices, made in application.transform(seen):
             if isinstance(made, ValueError):
                 reasons.update((index, rejection(made, {})) for index in indices)
             else:
@@ -116,7 +122,7 @@ def _apply(application: Application, members: list[list[Any]], done: BlockResult
     for part, (indices, example) in enumerate(examples):
         place = {"row": members[0][2]} if len(examples) == 1 else {"row": members[0][2], "part": part}
         try:
-            done.lines += application.line(example, place) + b"\n"
+            done.lines += application.line(example, place, rows[indices[0]]) + b"\n"
             done.examples += 1
             used.update(indices)
         except Exception as error:
@@ -125,13 +131,13 @@ def _apply(application: Application, members: list[list[Any]], done: BlockResult
         unused = [index for index in indices if index not in used]
         reasons = dict.fromkeys(unused, found) | reasons
         if not unused:
-            file, number, _, row = members[indices[-1]]
-            done.reject(found, Path(file), number, row, of_example=True)
+            *where, row = members[indices[-1]]
+            done.reject(found, _place(*where), row, of_example=True)
     done.rows_out += len(used)
-    for index, (file, number, _, row) in enumerate(members):
+    for index, (*where, row) in enumerate(members):
         if index not in used:
-            done.reject(
-                reasons.get(index, ("not_used", "the transform made nothing of it", True)), Path(file), number, row
-            )
-    done.trimmed_rows += application.rules.trimmed_rows - before[0]
-    done.trimmed_turns += application.rules.trimmed_turns - before[1]
+            done.reject(reasons.get(index, ("not_used", "the transform made nothing of it", True)), _place(*where), row)
+
+
+def _place(file: str, line: int, row: int) -> Place:
+    return Place(Path(file), line, row)

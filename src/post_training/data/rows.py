@@ -1,41 +1,28 @@
-"""Normalised messages, and the checks that rows of all shapes (`shapes/`) share.
-
-A message is `{"role", "content"}`, content being text, with where it has them `tool_calls` (in OpenAI's form, arguments
-as an object), `reasoning_content`, `name` and `tool_call_id`. Typed content blocks become text, reasoning gets one
-name, `function_call` becomes a tool call, and null keys, which parquet fills in, are removed.
+"""Conversations of normalised messages (`message.py`), and the checks that rows of all shapes (`shapes/`) share.
 
 Roles are system (first only), user, assistant and tool. User and assistant alternate; a tool turn follows an
 assistant turn with `tool_calls` or another tool turn.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
-
-import orjson
+from typing import Any, TypedDict
 
 from post_training.data import shapes
+from post_training.data.message import ROLES, InvalidRow, Message, check_numbers, normalised, parsed, visible
+from post_training.data.shapes import PROMPTS
 
-PROMPTS = "prompts"
-"""In place of a shape: rows that a model is to answer."""
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = ["PROMPTS", "InvalidRow", "Message"]
+
 _FOLLOWS = {
     (None, "system"), (None, "user"), ("system", "user"), ("assistant", "user"), ("user", "assistant"),
     ("tool", "assistant"), ("tool", "tool"),
 }  # fmt: skip
-_TEXT_BLOCKS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-
-
-class Message(TypedDict):
-    """One normalised turn."""
-
-    role: str
-    content: str
-    tool_calls: NotRequired[list[dict[str, Any]]]
-    reasoning_content: NotRequired[str]
-    name: NotRequired[str]
-    tool_call_id: NotRequired[str]
+TURN_COLUMNS = ("messages", "prompt", "chosen", "rejected", "completion")
+"""Columns of rows of all shapes that hold messages."""
+_BLANKS = " \t\n\r\f\v\u00a0\u00ad\u200b\u200c\u200d\u2028\u2029\u2060\u3000\ufeff"
+_INNER_BLANKS = re.compile(r"(?<=\S)[^\S\n]+")
 
 
 class Example(TypedDict, total=False):
@@ -43,17 +30,9 @@ class Example(TypedDict, total=False):
 
     tools: list[dict[str, Any]]
     row: int
-    """Number of the source row, from 0 over all files."""
+    """Number of the source row, from 1 over all files: the line of JSON Lines, blank ones counted, or the row of a table."""
     part: int
     """Which of the examples of its source row it is, where there are several."""
-
-
-class InvalidRow(Exception):
-    """A row that cannot be used: a reason code and details."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass
@@ -118,10 +97,10 @@ def turns(row: dict[str, Any], key: str) -> list[Message]:
     for index, turn in enumerate(found):
         if type(turn) is dict and len(turn) == 2:  # fast path for the common case
             content = turn.get("content")
-            if type(content) is str and turn.get("role") in ROLES and content and not content.isspace():
+            if type(content) is str and turn.get("role") in ROLES and visible(content):
                 made.append(turn)  # type: ignore[arg-type]
                 continue
-        made.append(_turn(turn, f"{key}[{index}]"))
+        made.append(normalised(turn, f"{key}[{index}]"))
     return made
 
 
@@ -135,6 +114,12 @@ def check_order(turns: list[Message]) -> None:
         ):
             raise InvalidRow("role_order", f"turn {index}: {role} after {before or 'nothing'}")
         before = role
+
+
+def check_trained(turns: list[Message]) -> None:
+    """Raise InvalidRow where flags leave no turn to be trained on."""
+    if any("train" in turn for turn in turns) and all("train" in turn for turn in turns if turn["role"] == "assistant"):
+        raise InvalidRow("no_trained_turn", "its flags leave no assistant turn to be trained on")
 
 
 def end_with_assistant(turns: list[Message], rules: Rules) -> list[Message]:
@@ -152,11 +137,33 @@ def end_with_assistant(turns: list[Message], rules: Rules) -> list[Message]:
     return turns[:size]
 
 
+def prompt(row: dict[str, Any]) -> list[Message]:
+    """The messages that are asked, none of which is trained on."""
+    made = turns(row, "prompt")
+    for turn in made:
+        turn.pop("train", None)
+    return made
+
+
 def answer(row: dict[str, Any], key: str, prompt: list[Message], rules: Rules) -> list[Message]:
     """The messages of an answer to the prompt, ending with the assistant."""
     made = end_with_assistant(turns(row, key), rules)
     check_order([*prompt, *made])
+    if any("train" in turn for turn in made):
+        raise InvalidRow(
+            "train_flag", f"{key} has turns that are not to be trained on, but an answer is compared as a whole"
+        )
     return made
+
+
+def without_blanks(turns: list[Message]) -> list[Any]:
+    """Messages that are equal for answers that differ in blanks alone, indentation apart."""
+    return [{**turn, "content": _INNER_BLANKS.sub(" ", _stripped(turn["content"]))} for turn in turns]
+
+
+def _stripped(text: str) -> str:
+    """Without what nobody sees at its ends and at the ends of its lines."""
+    return "\n".join(filter(None, (line.rstrip(_BLANKS) for line in text.strip(_BLANKS).split("\n"))))
 
 
 def check_tools(row: dict[str, Any]) -> Example:
@@ -165,7 +172,7 @@ def check_tools(row: dict[str, Any]) -> Example:
     if not tools:
         return {}
     if isinstance(tools, str):
-        tools = _parsed(tools, "tools")
+        tools = parsed(tools, "tools")
         if not tools:
             return {}
     if not isinstance(tools, list):
@@ -173,112 +180,10 @@ def check_tools(row: dict[str, Any]) -> Example:
     made = []
     for index, tool in enumerate(tools):
         if isinstance(tool, str):
-            tool = _parsed(tool, f"tools[{index}]")
+            tool = parsed(tool, f"tools[{index}]")
         if not isinstance(tool, dict):
             raise InvalidRow("wrong_type", f"tools[{index}] is {type(tool).__name__}, expected an object")
         bare = "function" not in tool and "name" in tool
         made.append({"type": "function", "function": tool} if bare else tool)
-    _check_numbers(made, "tools")
+    check_numbers(made, "tools")
     return {"tools": made}
-
-
-def _turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise InvalidRow("wrong_type", f"{where} is {type(turn).__name__}, expected a message")
-    rest = {key: value for key, value in turn.items() if value is not None}
-    role, content = rest.pop("role", None), rest.pop("content", None)
-    if role not in ROLES:
-        raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else f"{where} has no role")
-    if rest.get("weight") == 0:
-        raise InvalidRow(
-            "message_weight", f"{where}.weight is 0, a turn that must not be trained on, which no row can say"
-        )
-    calls = _tool_calls(rest, where)
-    if calls and role != "assistant":
-        raise InvalidRow("wrong_type", f"{where}.tool_calls: only the assistant calls tools")
-    reasoning = [rest.pop(key) for key in _REASONING if key in rest]
-    if content is None:
-        content = rest.pop("refusal", "" if calls or role == "tool" else None)
-    if isinstance(content, list):
-        content, thoughts = _text_of_blocks(content, where)
-        reasoning += thoughts
-    if not isinstance(content, str):
-        found = "missing" if content is None else type(content).__name__
-        raise InvalidRow("wrong_type", f"{where}.content is {found}, expected text")
-    if (not content or content.isspace()) and not calls and role != "tool":
-        raise InvalidRow("empty_content", where)
-    if any(not isinstance(text, str) for text in reasoning):
-        raise InvalidRow("wrong_type", f"{where}.reasoning_content is not text")
-    thought = next((text for text in reasoning if text), None)
-    extra = {"reasoning_content": thought} if thought else {}
-    message: Any = {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
-    return message  # type: ignore[no-any-return]
-
-
-def _text_of_blocks(blocks: list[Any], where: str) -> tuple[str, list[Any]]:
-    """The text of typed content blocks, and the reasoning among them."""
-    parts, thoughts = [], []
-    for index, block in enumerate(blocks):
-        if not isinstance(block, dict):
-            raise InvalidRow(
-                "wrong_type", f"{where}.content[{index}] is {type(block).__name__}, expected a block of text"
-            )
-        kind = block.get("type")
-        if kind in _TEXT_BLOCKS:
-            text = block.get(_TEXT_BLOCKS[kind])
-            if not isinstance(text, str):
-                raise InvalidRow("wrong_type", f"{where}.content[{index}] has no text")
-            parts.append(text)
-        elif kind in ("thinking", "reasoning"):
-            thoughts.append(block.get(kind, block.get("text")))
-        else:
-            raise InvalidRow("unsupported_content", f"{where}.content[{index}] is of type {kind!r}, expected text")
-    return "".join(parts), thoughts
-
-
-def _tool_calls(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Taken out of a turn: `[{"id"?, "type": "function", "function": {"name", "arguments": {...}}}, ...]`."""
-    calls, old = turn.pop("tool_calls", None), turn.pop("function_call", None)
-    where = f"{where}.tool_calls" if calls else f"{where}.function_call"
-    calls = calls or ([old] if old else [])
-    if isinstance(calls, str):
-        calls = _parsed(calls, where)
-    if not isinstance(calls, list):
-        raise InvalidRow("wrong_type", f"{where} is {type(calls).__name__}, expected a list")
-    made = []
-    for call in calls:
-        function = (call.get("function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str) or not name:
-            raise InvalidRow("bad_tool_call", f"{where}: names no function")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            arguments = _parsed(arguments, f"{where}: arguments of {name}") if arguments.strip() else {}
-        if not isinstance(arguments, dict | None):
-            raise InvalidRow(
-                "bad_tool_call", f"{where}: arguments of {name} are {type(arguments).__name__}, expected an object"
-            )
-        _check_numbers(arguments, f"{where}: arguments of {name}")
-        identity = {"id": call["id"]} if call.get("id") is not None else {}
-        made.append({**identity, "type": "function", "function": {"name": name, "arguments": arguments or {}}})
-    return made
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        reason = "wrong_type" if where.startswith("tools") else "bad_tool_call"
-        raise InvalidRow(reason, f"{where}: not JSON ({error})") from None
-
-
-def _check_numbers(value: Any, where: str) -> None:
-    """Raise InvalidRow for integers beyond 64 bits, which the JSON reader has rounded."""
-    pending = [value]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-        elif isinstance(value, float) and abs(value) >= 2.0**63 and value.is_integer():
-            raise InvalidRow("huge_number", f"{where}: {value!r} does not fit 64 bits; write it as text")

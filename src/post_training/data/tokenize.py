@@ -1,4 +1,7 @@
-"""One dataset's rows -> `tokens-*.arrow`: token ids, and for conversations which of them are trained on."""
+"""One dataset's rows -> `tokens-*.arrow`: token ids, and for conversations which of them are trained on.
+
+`rejects.jsonl` lists the rows that cannot be tokenised, where there are any: `row` (and `part`) of the source, `reason`, `detail`.
+"""
 
 import importlib.metadata
 import os
@@ -10,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from post_training import models
+from post_training.core import json_lines
 from post_training.core.errors import DataError
-from post_training.core.fingerprint import digest, file_sha256
+from post_training.core.fingerprint import digest, file_sha256, replacing
 from post_training.core.manifest import Manifest
 from post_training.core.progress import Progress
 from post_training.core.task import Task
@@ -22,6 +26,8 @@ from post_training.data.tokens.engine import PRELOAD, EngineFails, Ids, Offsets,
 from post_training.data.tokens.shards import Job, Shard, Worker, byte_ranges
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 
+# Found by the rendered text, and a matter of preflight's.
+_UNTRAINED = ("no_trained_token", "identical_pair")
 # Below this, or this share of the tokenizer's own file, a tokenizer is not worth loading twice: the fast engine
 # needs a second and more for a large vocabulary.
 FAST_ABOVE_BYTES, FAST_ABOVE_SHARE = 512 << 10, 0.4
@@ -58,6 +64,7 @@ def run(task: Task) -> None:
         raise DataError(
             f"{source}: none of {total:,} rows can be trained on ({dict(dropped)}); check data.chat_template"
         )
+    rejects = _rejects(task, shards, total, dropped)
     longest = {f"p{q}": int(np.percentile(lengths, q)) for q in (50, 90, 99)} | {"max": int(lengths.max())}
     tokens, trained = sum(shard.tokens for shard in shards), sum(shard.trained_tokens for shard in shards)
     print(
@@ -72,8 +79,26 @@ def run(task: Task) -> None:
         trained_tokens=trained,
         lengths=longest,
         engine=engine,
-        files=[shard.entry() for shard in shards],
+        files=[*(shard.entry() for shard in shards), *({"path": path.name} for path in rejects)],
     )
+
+
+def _rejects(task: Task, shards: list[Shard], total: int, dropped: Counter[str]) -> list[Path]:
+    """The list of dropped rows, in one file. Raises DataError where more than `data.max_reject_fraction` cannot be tokenised."""
+    parts = [task.directory / f"rejects-{number:05d}.jsonl" for number in range(len(shards))]
+    found, path = [part for part in parts if part.is_file()], task.directory / "rejects.jsonl"
+    if found:
+        with replacing(path) as file:
+            file.writelines(part.read_bytes() for part in found)
+    rejected = Counter({reason: count for reason, count in dropped.items() if reason not in _UNTRAINED})
+    tolerated = task.runtime.get("max_reject_fraction", 1.0)
+    if rejected.total() > tolerated * total:
+        first = next(entry for entry in json_lines.read(path) if entry["reason"] in rejected)
+        raise DataError(
+            f"{path}: {rejected.total():,} of {total:,} rows cannot be tokenised ({dict(rejected)}); the first: row {first['row']:,}: "
+            f"{first['reason']}: {first['detail']}; more than data.max_reject_fraction={tolerated:g}: fix them, or raise it"
+        )
+    return [path] if found else []
 
 
 def _content_of(rows: Manifest) -> str:

@@ -4,7 +4,11 @@ A source row, or a tree of rows, gives one example or several (pairs of n answer
 `dropped`, in source rows, where rows_out counts those that are in an example;
 `examples` counts the lines of `rows.jsonl`. `dropped` holds rejected rows and `skipped` ones, which the transform left out
 by choice; an example that is refused while its rows are in others is in `dropped_examples`. A line carries `row`, the
-number of its source row (from 0, over all files), and `part` where there are several of that number.
+number of its source row, and `part` where there are several of that number. Rows are counted from 1 over all files: the
+lines of JSON Lines, blank ones too, and the rows of a table. `first_row` is 1; data of before it have none, and count from 0.
+
+`columns`: `used` and `unused` ones of the source; `partly`, rows that have a column which the configuration names and others lack.
+`turn_keys`: keys of turns that only a template may know. `null_rows`: rows without nulls that a union of columns had put in.
 """
 
 import hashlib
@@ -13,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from post_training.core import json_lines
 from post_training.core.errors import DataError
 from post_training.core.fingerprint import replacing, write_atomically
 from post_training.core.locate import Slice
+from post_training.core.manifest import hashed
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.apply_transform import Application, BlockResult
@@ -48,11 +52,17 @@ def run(task: Task) -> None:
                 rows.write(result.lines)
                 rejects.write(result.rejects)
                 total.add(result)
+                result.lines = result.rejects = b""
                 if task.runtime.get("strict") and result.first_rejection:
                     raise DataError(f"{result.first_rejection}; data.strict stops at the first")
                 progress.update(total.rows_in)
+        where = f"{_named(files)}: transform {task.config['transform']!r}"
         print(_summary(total))
-        _check(task, total, rejects_path)
+        total.read.check(task.config["arguments"], where)
+        _check(task, total, rejects_path, files)
+    written = rows.entry(rows_path)
+    if total.nulls.settle(rows_path):
+        written = hashed(task.directory, [{"path": rows_path.name}])[0]
     source = _keep_source(task)
     task.finish(
         rows_in=total.rows_in,
@@ -62,7 +72,11 @@ def run(task: Task) -> None:
         skipped=dict(total.skipped),
         dropped_examples=dict(total.dropped_examples),
         trimmed={"rows": total.trimmed_rows, "turns": total.trimmed_turns},
-        files=[rows.entry(rows_path), rejects.entry(rejects_path), *source],
+        first_row=1,
+        columns=total.read.summary(),
+        turn_keys=dict(total.turn_keys),
+        null_rows=total.nulls.rows,
+        files=[written, rejects.entry(rejects_path), *source],
         **({"module": task.runtime["file"]} if source else {}),
     )
 
@@ -107,56 +121,50 @@ def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:
     state = Application if workers > 1 else lambda *_: application
     preload = ["post_training.data.apply_transform", "post_training.data.shapes.messages"]
     with Pool(workers, state, arguments, preload, task.inputs["raw"]) as pool:
-        yield from pool.in_order(_apply, blocks)
+        yield from pool.in_order(_apply, ((block,) for block in blocks))
 
 
-def _selected(files: list[Path], asked: str | None) -> Iterator[tuple[int, Block]]:
-    """(number of its file's first row over all files, block) of the selected rows."""
+def _selected(files: list[Path], asked: str | None) -> Iterator[Block]:
+    """The blocks that hold selected rows."""
     part = Slice.parse(asked) if asked else Slice()
     total = sum(block.size for block in read_blocks(files)) if part.needs_total else None
     start, stop = part.bounds(total)
-    before = base = 0
-    file = None
+    before = 0
     for block in read_blocks(files):
-        if block.file is not file:
-            file, base = block.file, before
         block.skip = max(0, start - before)
         block.take = max(0, stop - max(before, start))
         before += block.size
         if block.rows:
-            yield base, block
+            yield block
         if before >= stop:
             return
 
 
-def _apply(application: Application, base: int, block: Block) -> BlockResult:
+def _apply(application: Application, block: Block) -> BlockResult:
     try:
-        return application.block(block, base)
+        return application.block(block)
     except (OSError, EOFError) as error:
         raise unreadable(block.file, block.first, error) from None
 
 
-def _check(task: Task, total: BlockResult, rejects: Path) -> None:
+def _named(files: list[Path]) -> str:
+    return f"{files[0]}{f' and {len(files) - 1:,} more' if len(files) > 1 else ''}"
+
+
+def _check(task: Task, total: BlockResult, rejects: Path, files: list[Path]) -> None:
     tolerated = task.runtime.get("max_reject_fraction", 0.0)
     rows_in, rejected = total.rows_in, total.dropped - total.skipped
     if rows_in == 0:
-        raise DataError(f"{task.inputs['raw']}: the source has no rows; check its path and split")
+        raise DataError(f"{_named(files)}: has no rows; check its path and split")
     found = f"{rejects}: {rejected.total():,} of {rows_in:,} rows rejected ({rejected.total() / rows_in:.1%})"
+    first = f"; the first: {total.first_rejection}" if total.first_rejection else ""
     if total.rows_out == 0:
-        raise DataError(
-            f"{found}{_reasons(total.dropped)}; nothing is left. {_first(rejects)}{_remedy(task, rejected)}"
-        )
+        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left{first}; {_remedy(task, rejected)}")
     if rejected.total() / rows_in > tolerated:
         raise DataError(
-            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}. {_first(rejects)}"
-            f"{_remedy(task, rejected)}, fix the source, or raise the limit"
+            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}{first}; {_remedy(task, rejected)}, "
+            "fix the source, or raise the limit"
         )
-
-
-def _first(rejects: Path) -> str:
-    """The first rejected row and what it has: it mostly says what all of them lack."""
-    entry = next(json_lines.read(rejects), None)
-    return f"The first, row {entry['row']}: {entry['reason']}: {entry['detail']}; " if entry else ""
 
 
 def _remedy(task: Task, rejected: Counter[str]) -> str:
@@ -175,6 +183,17 @@ def _summary(total: BlockResult) -> str:
         said.append(f"examples dropped{_reasons(total.dropped_examples)}")
     if total.trimmed_rows:
         said.append(f"{total.trimmed_turns:,} turns after the assistant's last trimmed from {total.trimmed_rows:,}")
+    if total.first_rejection:
+        said.append(f"the first rejected: {total.first_rejection}")
+    columns = total.read.summary()
+    said += [f"column {name!r}: in {rows:,} of {total.read.rows:,} rows" for name, rows in columns["partly"].items()]
+    if columns["unused"]:
+        said.append(f"columns not used: {', '.join(columns['unused'])}")
+    if total.turn_keys:
+        keys = ", ".join(f"{key} {count:,}" for key, count in total.turn_keys.most_common())
+        said.append(f"keys of turns that only a template may use: {keys}")
+    if total.nulls.rows:
+        said.append(f"nulls of a union of columns dropped from tool calls and tools of {total.nulls.rows:,}")
     return "; ".join(said)
 
 

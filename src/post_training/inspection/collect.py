@@ -27,6 +27,8 @@ from post_training.plan.make import make
 # A tokenised row's number: its source row in the lower bits, the part of it in those above.
 _PART_BIT = 40
 _ROW_BITS = (1 << _PART_BIT) - 1
+# Of bytes that are no character, such as in a row that was cut, there is no end to wait for.
+_MOST_TOKENS_OF_A_CHARACTER = 8
 _OVERLONG = {"drop": "dropped", "truncate": "cut off", "split": "split"}
 
 
@@ -60,13 +62,17 @@ class Example:
 
     dataset: str
     row: int
-    """Number of the source row, from 0 over all files of the dataset."""
+    """Number of the source row over all files of the dataset, from 1; blank lines of JSON Lines count."""
     part: int = 0
     raw: Any = None
     transformed: dict[str, Any] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     fate: str = ""
     """Why it is not trained on; empty when it may be."""
+    place: str = ""
+    """Its file, and the line or row in it, where there are several files."""
+    unused: list[str] = field(default_factory=list)
+    """Columns of the dataset that its transform did not read."""
 
 
 class Steps(NamedTuple):
@@ -76,14 +82,16 @@ class Steps(NamedTuple):
     transformed: Path
     filtered: Path | None
     tokenized: Path
+    sliced: bool = False
+    """Whether the configuration takes a part of the rows."""
 
 
 class Source(NamedTuple):
-    """One source row, and its number in its own file, from 0."""
+    """One source row, and its line or row in its own file."""
 
     record: Any
     file: Path
-    number: int
+    line: int
 
 
 def prepared(path: str, overrides: list[str], stage: str | None) -> tuple[Plan, str]:
@@ -111,7 +119,8 @@ def steps_of(plan: Plan, mixed: Stage) -> dict[str, Steps]:
             rows, filtered = rows.inputs["rows"], plan.base / rows.manifest
         # What a model wrote comes from candidates: a prompt with all its answers.
         raw = plan.base / (rows if rows.kind == "select" else rows.inputs["raw"]).manifest
-        found[name] = Steps(raw, plan.base / rows.manifest, filtered, plan.base / tokenized.manifest)
+        sliced = rows.config.get("slice") is not None
+        found[name] = Steps(raw, plan.base / rows.manifest, filtered, plan.base / tokenized.manifest, sliced)
     return found
 
 
@@ -165,6 +174,9 @@ class _Dataset:
         self.shape = shapes.load(tokenized.config["rows"])
         self.template = ChatTemplate(template, special_tokens(folder))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        facts = manifest.read(steps.transformed)
+        self.first_row = facts.get("first_row", 0)
+        self.unused = facts.get("columns", {}).get("unused", [])
 
     def examples(self, numbers: set[int]) -> list[Example]:
         """All examples of these source rows, in the order of their numbers."""
@@ -178,7 +190,7 @@ class _Dataset:
             if (number, part) in removed:
                 example.fate = _removed(removed[number, part])
             else:
-                example.fate = self._fate(columns)
+                example.fate = self._fate(columns, number, part)
             if columns is not None:
                 example.sequences = self._sequences(line, columns[1])
             made[number].append(example)
@@ -186,6 +198,11 @@ class _Dataset:
             source = sources.get(number)
             fate = self._rejected(source) if source else NO_ROW
             made[number] = [Example(self.name, number, raw=source.record if source else None, fate=fate)]
+        several = not self.generated and len(manifest.read(self.steps.raw)["files"]) > 1
+        for example in chain.from_iterable(made.values()):
+            example.unused = self.unused
+            if several and (source := sources.get(example.row)):
+                example.place = f"{source.file} {source.line:,}"
         return list(chain.from_iterable(made.values()))
 
     def _sources(self, numbers: set[int]) -> dict[int, Source]:
@@ -195,13 +212,17 @@ class _Dataset:
             return {line["row"]: Source(line, file, at) for at, line in lines if line["row"] in numbers}
         files = [self.steps.raw.parent / entry["path"] for entry in manifest.read(self.steps.raw)["files"]]
         found: dict[int, Source] = {}
-        first = 0
+        records = 0
         for block in read_blocks(files):
-            wanted = {number - first for number in numbers if first <= number < first + block.size}
-            for number, record in enumerate(block.records()) if wanted else ():
-                if number in wanted:
-                    found[first + number] = Source(_plain(record), block.file, block.first + number)
-            first += block.size
+            # Data of before rows were counted from 1 have no blank lines in their numbers, and count from 0.
+            first = block.before + block.first if self.first_row else records
+            last = block.before + block.last if self.first_row else records + block.size - 1
+            if any(first <= number <= last for number in numbers):
+                for index, (line, record) in enumerate(block.records()):
+                    number = block.before + line if self.first_row else records + index
+                    if number in numbers:
+                        found[number] = Source(_plain(record), block.file, line)
+            records += block.size
             if len(found) == len(numbers):
                 break
         return found
@@ -228,13 +249,20 @@ class _Dataset:
     def _rejected(self, source: Source) -> str:
         if self.generated:
             return f"not selected: {source.record['reason']}"
+        number = "line" if self.first_row else "row"
         for line in json_lines.read(self.steps.transformed.parent / "rejects.jsonl"):
-            if (line["file"], line["row"]) == (str(source.file), source.number + 1):
-                return f"rejected: {line['reason']}: {line['detail']}"
-        return "rejected; see rejects.jsonl"
+            if (line["file"], line[number]) == (str(source.file), source.line):
+                skipped = line["reason"] in manifest.read(self.steps.transformed)["skipped"]
+                return f"{'left out' if skipped else 'rejected'}: {line['reason']}: {line['detail']}"
+        if self.steps.sliced:
+            return "outside of the part that split asks for"
+        return "a part of examples that are listed by the first row of their group"
 
-    def _fate(self, columns: tuple[int, dict[str, Any]] | None) -> str:
+    def _fate(self, columns: tuple[int, dict[str, Any]] | None, number: int, part: int) -> str:
         if columns is None:
+            for line in json_lines.read(self.steps.tokenized.with_name("rejects.jsonl")):
+                if (line["row"], line.get("part", 0)) == (number, part):
+                    return f"dropped when it was tokenised: {line['reason']}: {line['detail']}"
             return f"dropped when it was tokenised: one of {manifest.read(self.steps.tokenized)['dropped']}"
         if columns[0] <= self.capacity:
             return ""
@@ -251,13 +279,26 @@ class _Dataset:
 
 
 def tokens_of(tokenizer: Tokenizer, ids: Any, trained: Any) -> list[Token]:
-    """Each token of a sequence with its text: ids int [n], trained bool [n]."""
-    found = []
+    """Each token of a sequence with its text: ids int [n], trained bool [n].
+
+    A character that several tokens make up is the text of the first of them, and the others have none.
+    """
+    found: list[Token] = []
+    begun: list[Token] = []
     for number, mark in zip(ids.tolist(), trained.tolist(), strict=True):
-        text = tokenizer.decode([number], skip_special_tokens=False)
-        # A part of a character has no text of its own.
-        name = tokenizer.id_to_token(number) if not text or "\ufffd" in text else text
-        found.append(Token(number, str(name), mark))
+        found.append(Token(number, tokenizer.decode([number], skip_special_tokens=False), mark))
+        if "\ufffd" not in found[-1].text and not begun:
+            found[-1].text = found[-1].text or str(tokenizer.id_to_token(number))
+            continue
+        begun.append(found[-1])
+        text = tokenizer.decode([token.id for token in begun], skip_special_tokens=False)
+        if "\ufffd" not in text or len(begun) == _MOST_TOKENS_OF_A_CHARACTER:
+            for token in begun:
+                token.text = ""
+            begun[0].text = text
+            begun = []
+    for token in begun:
+        token.text = str(tokenizer.id_to_token(token.id))
     return found
 
 

@@ -28,9 +28,14 @@ def show(examples: list[Example], console: Console) -> None:
             Panel(text if isinstance(text, Text) else Text(_shortened(text)), title=title, title_align="left")
         )
 
+    for dataset, unused in {example.dataset: example.unused for example in examples}.items():
+        if unused:
+            console.print(Text(f"{dataset}: columns that the transform does not use: {', '.join(unused)}", style="dim"))
     for example in examples:
         part = f", example {example.part}" if example.part else ""
         console.rule(f"[bold]{example.dataset}[/] row {example.row}{part}")
+        if example.place:
+            console.print(Text(example.place, style="dim"))
         if example.fate:
             console.print(Text(example.fate, style="yellow"))
         if example.raw is not None:

@@ -74,7 +74,7 @@ class DataStages(Sources):
             inputs={"rows": transformed, "model": model},
             # Other weights or another size of model leave the tokens as they are.
             identity={"rows": transformed.fingerprint, "tokenizer": model.config["tokenizer"]},
-            runtime={"num_proc": view["data"]["num_proc"]},
+            runtime={key: view["data"][key] for key in ("num_proc", "max_reject_fraction")},
         )
         return self.add(stage)
 

@@ -9,6 +9,7 @@ from post_training.core.errors import ConfigError, require
 from post_training.core.locate import data_files, parse_split
 from post_training.plan.files import Files
 from post_training.plan.stage import Stage
+from post_training.plan.transform_arguments import check_call
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Sources:
         """One dataset as validated conversations or preferences."""
         name, arguments = transform_call(entry["transform"], f"{key}.transform")
         source = self.files.transform(name, view["data"]["transform_modules"], f"{key}.transform")
+        check_call(source, arguments, rows, f"{key}.transform")
         stage = Stage(
             kind="transform",
             label=dataset_name(entry, key),

@@ -27,7 +27,7 @@ def mix_of(training: manifest.Manifest) -> Path:
 
 
 def datasets(mixed: Path) -> list[dict[str, Any]]:
-    """The mix's table; each dataset with `rows_in` of its source, counts of `dropped` by reason, and its `lengths`."""
+    """The mix's table; each dataset with `rows_in` of its source, counts of `dropped` by reason, `unused_columns` and `lengths`."""
     mix = manifest.read(mixed)
     found = []
     for entry in mix["table"]:
@@ -40,7 +40,14 @@ def datasets(mixed: Path) -> list[dict[str, Any]]:
             for reason, count in counts.items():
                 dropped[reason] += count["rows"] if isinstance(count, dict) else count
         lengths = histogram(tokenized, mix["config"]["rows"])
-        found.append({**entry, "rows_in": stages[0]["rows_in"], "dropped": dict(dropped), "lengths": lengths})
+        unused = stages[0].get("columns", {}).get("unused", [])
+        facts = {
+            "rows_in": stages[0]["rows_in"],
+            "dropped": dict(dropped),
+            "unused_columns": unused,
+            "lengths": lengths,
+        }
+        found.append({**entry, **facts})
     return found
 
 
@@ -48,6 +55,8 @@ def histogram(tokenized: Path, shape: str) -> dict[str, list[int]]:
     """Examples of a tokenised dataset by length: `edges`, bounds in tokens, and one `counts` fewer. Reads no tokens."""
     counts = np.zeros(len(EDGES) - 1, dtype=np.int64)
     for entry in manifest.read(tokenized)["files"]:
+        if not entry["path"].endswith(".arrow"):
+            continue
         reader = pa.ipc.open_file(pa.memory_map(str(tokenized.parent / entry["path"])))
         for number in range(reader.num_record_batches):
             counts += np.histogram(shapes.load(shape).lengths(reader.get_batch(number)), EDGES)[0]

@@ -91,6 +91,7 @@ def test_generated_documentation_is_in_step_with_the_schema():
 
     assert (document.CONFIG / "README.md").read_text() == document.readme(), "run `make docs`"
     assert json.loads((document.CONFIG / "schema.json").read_text()) == document.json_schema(), "run `make docs`"
+    assert document.TROUBLESHOOTING.read_text() == document.troubleshooting(), "run `make docs`"
 
 
 def test_a_value_may_refer_to_another():

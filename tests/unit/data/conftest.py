@@ -92,7 +92,8 @@ class Stages:
         text = template if "{" in template else registry.chat_template_text(template)
         config = {"chat_template": text, "rows": shape, "special_tokens_in_content": "encode_as_text"} | settings
         inputs = {"rows": rows, "model": model or self.model}
-        return self.run(tokenize, self.task("tokenize", name, config, {"num_proc": num_proc}, inputs))
+        runtime = {"num_proc": num_proc, "max_reject_fraction": config.pop("max_reject_fraction", 1.0)}
+        return self.run(tokenize, self.task("tokenize", name, config, runtime, inputs))
 
     def mix(self, tokenized: dict[str, Path], *, name: str = "m", shape: str = "messages", **config: Any) -> Path:
         """`weights` by name, or `amounts` by name as `{"rows": 5}`; an input `eval:<name>` is held out."""
@@ -157,6 +158,8 @@ def tokens() -> Callable[[Path], list[dict[str, Any]]]:
     def rows(manifest: Path) -> list[dict[str, Any]]:
         found = []
         for entry in json.loads(manifest.read_text())["files"]:
+            if not entry["path"].endswith(".arrow"):
+                continue
             with pa.ipc.open_file(str(manifest.parent / entry["path"])) as reader:
                 found += as_read(reader.read_all().to_pylist())
         return found

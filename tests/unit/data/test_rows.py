@@ -100,3 +100,22 @@ def test_bad_pairs(row, reason):
 def test_null_keys_that_parquet_fills_in_are_left_out():
     turns = [{**USER, "tool_calls": None, "name": None}, {**ANSWER, "tool_calls": None}]
     assert validate({"messages": turns, "tools": None}, "messages")[0] == {"messages": [USER, ANSWER]}
+
+
+def test_every_reason_is_in_the_list_and_every_listed_one_is_given():
+    """The table of docs/troubleshooting.md is made from the list."""
+    import re
+
+    from post_training.data.reasons import REASONS
+    from post_training.data.registry import PACKAGE
+
+    texts = [
+        path.read_text()
+        for path in (PACKAGE / "data").rglob("*.py")
+        if path.name != "reasons.py" and "filters" not in path.parts
+    ]
+    code = re.sub(r"\(\n\s+", "(", "\n".join(texts))
+    given = set(re.findall(r'(?:InvalidRow|Problem)\(\s*"(\w+)"', code))
+    given |= set(re.findall(r'(?:ValueError|Skip)\(f?"(\w+): ', code)) | set(re.findall(r'dropped\["(\w+)"\]', code))
+    assert given - {"reason"} <= set(REASONS)
+    assert {name for name in REASONS if f'"{name}' not in code} == set()

@@ -23,7 +23,7 @@ LONG = b"".join(json.dumps({"n": n, "text": f"{n * 7919 % 10007:b}" * 3}).encode
 
 def records_of(*paths):
     for block in read_blocks(paths):
-        for number, record in enumerate(block.records(), start=block.first + 1):
+        for number, record in block.records():
             yield block.file, number, parse(record) if isinstance(record, bytes) else record
 
 

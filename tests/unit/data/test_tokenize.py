@@ -225,7 +225,7 @@ def test_any_number_of_workers_writes_the_same_bytes(stages, tmp_path, read, tok
         assert not list(manifest.parent.glob(".*"))
     assert all(f["files"] == found[1]["files"] for f in found.values())
     assert [entry["path"] for entry in found[1]["files"]] == [f"tokens-{n:05d}.arrow" for n in range(4)]
-    assert [row["row"] for row in tokens(manifest)] == list(range(550))
+    assert [row["row"] for row in tokens(manifest)] == list(range(1, 551))
 
 
 def test_dropped_rows_are_counted(stages, tmp_path, read, tokens):
@@ -240,7 +240,7 @@ def test_dropped_rows_are_counted(stages, tmp_path, read, tokens):
     found = read(manifest)
     assert found["dropped"] == {"no_trained_token": 1, "template_error": 1, "reserved_character": 1}
     assert found["rows_in"] == 5 == found["rows_out"] + sum(found["dropped"].values())
-    assert [row["row"] for row in tokens(manifest)] == [0, 3]
+    assert [row["row"] for row in tokens(manifest)] == [1, 4]
     assert found["tokens"] == sum(len(row["input_ids"]) for row in tokens(manifest))
     assert set(found["lengths"]) == {"p50", "p90", "p99", "max"}
 

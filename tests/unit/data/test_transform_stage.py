@@ -38,10 +38,10 @@ def test_rows_keep_their_numbers_and_rejects_their_places(stages, tmp_path, read
     found = read(manifest)
     assert found["rows_in"] == 6 and found["rows_out"] == 2
     assert found["dropped"] == {"undecodable_line": 1, "missing_column": 1, "wrong_type": 1, "not_an_object": 1}
-    assert [row["row"] for row in lines(manifest.parent / "rows.jsonl")] == [0, 5]
+    assert [row["row"] for row in lines(manifest.parent / "rows.jsonl")] == [1, 7]
     rejects = lines(manifest.parent / "rejects.jsonl")
     assert [(r["row"], r["reason"]) for r in rejects] == [
-        (2, "undecodable_line"), (3, "missing_column"), (4, "wrong_type"), (5, "not_an_object"),
+        (2, "undecodable_line"), (3, "missing_column"), (5, "wrong_type"), (6, "not_an_object"),
     ]  # fmt: skip
     assert all(r["file"] == str(path) and len(r["excerpt"]) <= 200 for r in rejects)
     assert rejects[0]["excerpt"] == "{oops" and "'answer'" in rejects[1]["detail"]
@@ -55,7 +55,7 @@ def test_row_numbers_run_on_over_several_files(stages, tmp_path):
         (tmp_path / name).mkdir()
         files.append(source(tmp_path / name, [GOOD, GOOD]))
     manifest = ask(stages, *files)
-    assert [row["row"] for row in lines(manifest.parent / "rows.jsonl")] == [0, 1, 2, 3]
+    assert [row["row"] for row in lines(manifest.parent / "rows.jsonl")] == [1, 2, 3, 4]
 
 
 def test_too_many_rejects_leave_no_manifest_but_the_reasons(stages, tmp_path):
@@ -116,14 +116,14 @@ def test_whatever_a_users_transform_does_is_a_reason(stages, tmp_path, read):
     path = source(tmp_path, [{"do": do} for do in asked] + [{}])
     manifest = stages.transform(path, transform_name="mine", source=module, max_reject_fraction=1.0)
     assert [(r["row"], r["reason"]) for r in lines(manifest.parent / "rejects.jsonl")] == [
-        (2, "no_votes"), (3, "unusable_row"), (4, "wrong_type"), (5, "transform_error"), (6, "transform_error"),
+        (2, "no_votes"), (3, "unusable_row"), (4, "wrong_type"), (5, "transform_error"), (6, "nested_too_deeply"),
         (7, "undecodable_text"), (8, "not_json"), (9, "not_json"), (10, "not_an_object"), (11, "empty_content"), (12, "missing_column"),
     ]  # fmt: skip
     found = read(manifest)
     assert (found["rows_in"], found["rows_out"], found["examples"]) == (12, 2, 3)
     assert found["dropped_examples"] == {"empty_content": 1} and sum(found["dropped"].values()) == 10
     places = [(row["row"], row.get("part")) for row in lines(manifest.parent / "rows.jsonl")]
-    assert places == [(0, None), (10, 0), (10, 2)]
+    assert places == [(1, None), (11, 0), (11, 2)]
 
 
 def test_evaluation_rows_are_of_the_shape_that_their_keys_say(stages, tmp_path):

@@ -373,7 +373,7 @@ def test_a_tree_may_be_anywhere_in_the_files(stages, tmp_path, read):
         assert read(manifest)["rows_out"] == 6 and read(manifest)["dropped"] == {"no_answer": 3}
         found.append((manifest.parent / "rows.jsonl").read_bytes())
     assert found[0] == found[1]
-    assert [json.loads(line)["row"] for line in found[0].splitlines()] == [0, 1, 2]
+    assert [json.loads(line)["row"] for line in found[0].splitlines()] == [1, 2, 3]
     assert not [path.name for path in manifest.parent.iterdir() if path.name.startswith("tmp")]
 
 

@@ -114,10 +114,8 @@ def texts_of_stage(name: str, manifest: Path) -> Iterator[tuple[str, int, str]]:
 
 def texts_of_file(path: Path) -> Iterator[tuple[str, int, str]]:
     """(file, row, text) of a data file of any shape; invalid records have no text."""
-    number = 0
     for block in read_blocks([path]):
-        for record in block.records():
+        for number, record in block.records():
             row = parse(record) if type(record) is bytes else record
             for text in all_strings(row):
                 yield str(path), number, text
-            number += 1

@@ -52,7 +52,8 @@ class Tokenized:
     def open(cls, name: str, manifest_path: Path, shape: str, first_shard: int) -> "Tokenized":
         """Open all shards; they are numbered from `first_shard` on."""
         files, parts = [], []
-        for number, entry in enumerate(manifest.read(manifest_path)["files"], first_shard):
+        shards = [entry for entry in manifest.read(manifest_path)["files"] if entry["path"].endswith(".arrow")]
+        for number, entry in enumerate(shards, first_shard):
             path = manifest_path.parent / entry["path"]
             try:
                 mapped = pa.memory_map(str(path))

@@ -1,6 +1,7 @@
 """Files -> blocks of records, with the reader that the suffix names.
 
-A reader gives (number of records, records) of each block, as `records.Block` holds them. Nothing is guessed and nothing is
+A reader gives (number of records, of lines, records) of each block, as `records.Block` holds them; the lines are those of
+JSON Lines, blank ones among them, and elsewhere as many as records. Nothing is guessed and nothing is
 dropped: a record that cannot be read becomes a `Problem`, and a file that cannot be read is a DataError with the place.
 Where a block begins depends on the file alone, so that any number of processes makes the same of it. JSON Lines are split
 at b"\\n" only: U+2028 and its kind are ordinary characters.
@@ -30,12 +31,28 @@ _LONGEST_LINE_BYTES = 256 << 20
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, bytes | Span]]:
+def _json_lines(file: Path) -> Iterator[tuple[int, int, bytes | Span]]:
     with open_compressed(file) as handle:
-        yield from _line_blocks(handle, b"", file)
+        begun = handle.read(BLOCK_BYTES)
+        line, _, rest = begun.lstrip().partition(b"\n")
+        if line[:1] in (b"[", b"{") and (found := _not_lines(line.strip(), rest)):
+            raise DataError(
+                f"{file}: is {found}, not JSON Lines, which hold one object a line; give it the suffix .json"
+            )
+        yield from _line_blocks(handle, begun, file)
 
 
-def _json_file(file: Path) -> Iterator[tuple[int, Any]]:
+def _not_lines(line: bytes, rest: bytes) -> str:
+    """What a file is whose first line begins a value that goes on in the next one, or is all of an array of objects."""
+    value = parse(line)
+    array = line[:1] == b"["
+    if isinstance(value, Problem) and value.reason == "undecodable_line":
+        goes_on = rest.strip() and (line in (b"[", b"{") or (array and line[-1:] == b","))
+        return ("a JSON array" if array else "JSON objects over several lines") if goes_on else ""
+    return "a JSON array" if array and not rest.strip() and line[1:].lstrip()[:1] == b"{" else ""
+
+
+def _json_file(file: Path) -> Iterator[tuple[int, int, Any]]:
     """An array of objects, or one object, or (as such files often are) JSON Lines under another name."""
     with open_compressed(file) as handle:
         begun = handle.read(BLOCK_BYTES)
@@ -51,13 +68,13 @@ def _json_file(file: Path) -> Iterator[tuple[int, Any]]:
             values.append(value)
             held += len(value)
             if held > BLOCK_BYTES or len(values) == BLOCK_ROWS:
-                yield len(values), values
+                yield len(values), len(values), values
                 values, held = [], 0
         if values:
-            yield len(values), values
+            yield len(values), len(values), values
 
 
-def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, bytes | Span]]:
+def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, int, bytes | Span]]:
     """Blocks of complete lines; of a file that is not compressed only their positions."""
     compressed = file.name.lower().endswith((".gz", ".zst"))
     start = 0 if compressed else handle.tell() - len(begun)
@@ -68,15 +85,15 @@ def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, b
         size = pending.rfind(b"\n") + 1 if chunk else len(pending)
         if size:
             block = pending[:size]
-            if rows := _count_lines(block):
-                yield rows, (block if compressed else Span(start, size))
-                lines += rows
+            own = block.count(b"\n") + (not block.endswith(b"\n"))
+            yield _count_lines(block), own, (block if compressed else Span(start, size))
+            lines += own
             start, pending = start + size, pending[size:]
         if not chunk:
             return
         if len(pending) > _LONGEST_LINE_BYTES:
             raise DataError(
-                f"{file}: after {lines:,} rows: a line longer than {_LONGEST_LINE_BYTES >> 20} MiB; JSON Lines hold one row a line: "
+                f"{file}: after {lines:,} lines: a line longer than {_LONGEST_LINE_BYTES >> 20} MiB; JSON Lines hold one row a line: "
                 "check the file's format, or leave the row out"
             )
 
@@ -91,8 +108,8 @@ def _count_lines(data: bytes) -> int:
     return lines
 
 
-def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, list[Any]]]]:
-    def read(file: Path) -> Iterator[tuple[int, list[Any]]]:
+def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, int, list[Any]]]]:
+    def read(file: Path) -> Iterator[tuple[int, int, list[Any]]]:
         csv.field_size_limit(1 << 30)
         # Bytes that are not UTF-8 become lone surrogates, so that they cost their own row and not the file.
         with io.TextIOWrapper(open_compressed(file), encoding="utf-8", errors="surrogateescape", newline="") as handle:
@@ -105,7 +122,7 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, list[Any]
                     raise DataError(f"{file}: line 1: two columns have one name ({', '.join(names)}); rename one")
                 rows = (_cells(row, len(names)) for row in reader)
                 while block := list(islice(rows, 512)):
-                    yield len(block), block
+                    yield len(block), len(block), block
             except csv.Error as error:
                 kind = (data_suffix(file) or "")[1:4].upper()
                 raise DataError(
@@ -125,17 +142,17 @@ def _cells(row: dict[Any, Any], columns: int) -> dict[str, Any] | Problem:
     return row
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _parquet(file: Path) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     with pq.ParquetFile(file) as opened:
         _check_names(opened.schema_arrow, file)
         held = sum(opened.metadata.row_group(index).total_byte_size for index in range(opened.num_row_groups))
         rows = max(1, opened.metadata.num_rows)
         batch_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * rows // max(1, held)))
         for batch in opened.iter_batches(batch_size=batch_rows):
-            yield batch.num_rows, batch
+            yield batch.num_rows, batch.num_rows, batch
 
 
-def _arrow(file: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _arrow(file: Path) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """Arrow's file format or its stream format, which `datasets` writes."""
     with pa.memory_map(str(file)) as source:
         try:
@@ -160,16 +177,16 @@ def _check_names(schema: pa.Schema, file: Path) -> None:
         raise DataError(f"{file}: two columns have one name ({', '.join(schema.names)}); rename one")
 
 
-def _slices(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _slices(batch: pa.RecordBatch) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """A batch in pieces of the size of a block, once it is known to hold together: damaged offsets end the process."""
     batch.validate(full=True)
     rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
     for start in range(0, batch.num_rows, rows):
         piece = batch.slice(start, rows)
-        yield piece.num_rows, piece
+        yield piece.num_rows, piece.num_rows, piece
 
 
-_TEXT_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+_TEXT_READERS: dict[str, Callable[[Path], Iterator[tuple[int, int, Any]]]] = {
     ".jsonl": _json_lines,
     ".json": _json_file,
     ".csv": _separated(","),
@@ -187,17 +204,20 @@ _UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeEr
 
 def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
     """The records of the files in blocks, in order. Raises DataError with the place where a file cannot be read."""
+    before = 0
     for file in files:
-        first = 0
+        lines = 0
         try:
             check_beginning(file)
-            for size, data in _READERS[data_suffix(file) or ""](file):
-                yield Block(file, first, size, data)
-                first += size
+            for size, own_lines, data in _READERS[data_suffix(file) or ""](file):
+                if size:
+                    yield Block(file, lines + 1, size, data, own_lines, before)
+                lines += own_lines
         except DataError:
             raise
         except _UNREADABLE as error:
-            raise unreadable(file, first, error) from None
+            raise unreadable(file, lines, error) from None
+        before += lines
 
 
 def unreadable(file: Path, rows: int, error: Exception) -> DataError:

@@ -34,15 +34,24 @@ class Block:
 
     file: Path
     first: int
-    """Number of its first record in the file, from 0."""
+    """Number of its first line (of JSON Lines, blank ones counted) or row in the file, from 1."""
     size: int
     """Records."""
     data: bytes | Span | list[Any] | pa.RecordBatch
     """Lines of JSON, or their position in the file; values of JSON, or rows; a batch of columns."""
+    lines: int
+    """Lines or rows, blank lines among them."""
+    before: int = 0
+    """Lines or rows of the files before its own: with the number in the file, a row's number over all files."""
     skip: int = 0
     """Records at its beginning that are not selected."""
     take: int = field(default=1 << 62)
     """Most records that are selected after those."""
+
+    @property
+    def last(self) -> int:
+        """Number of its last line or row in the file."""
+        return self.first + self.lines - 1
 
     @property
     def rows(self) -> int:
@@ -64,18 +73,19 @@ class Block:
         if isinstance(self.data, pa.Buffer):
             (self.data,) = pa.ipc.open_stream(self.data)
 
-    def records(self) -> Iterator[Any]:
-        """The selected records, each as JSON bytes, a row or a `Problem`."""
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """The selected records by their number in the file, each as JSON bytes, a row or a `Problem`."""
         data = self.data
         if isinstance(data, Span):
             with self.file.open("rb") as handle:
                 handle.seek(data.start)
                 data = handle.read(data.size)
         if isinstance(data, bytes):
-            data = [line for raw in data.split(b"\n") if (line := raw.strip(b" \t\r"))]
-        elif isinstance(data, pa.RecordBatch):
-            return iter(_rows_of_batch(data.slice(self.skip, self.rows)))
-        return islice(data, self.skip, self.skip + self.rows)
+            lines = ((number, raw.strip(b" \t\r")) for number, raw in enumerate(data.split(b"\n"), self.first))
+            return islice((entry for entry in lines if entry[1]), self.skip, self.skip + self.rows)
+        if isinstance(data, pa.RecordBatch):
+            return enumerate(_rows_of_batch(data.slice(self.skip, self.rows)), self.first + self.skip)
+        return enumerate(data[self.skip : self.skip + self.rows], self.first + self.skip)
 
 
 def parse(line: bytes) -> dict[str, Any] | Problem:
@@ -89,8 +99,17 @@ def parse(line: bytes) -> dict[str, Any] | Problem:
         found = type(value).__name__
         return Problem("not_an_object", f"found {found}, expected an object", line[:200].decode(errors="replace"))
     # Of two equal keys in an object the parser keeps the last; the number of quotation marks shows the missing one.
-    if line.count(b'"') > orjson.dumps(value).count(b'"') and (key := _repeated_key(line)) is not None:
-        return Problem("duplicate_key", f"{key!r} is repeated in one object", line[:200].decode(errors="replace"))
+    try:
+        written = orjson.dumps(value).count(b'"')
+    except orjson.JSONEncodeError:  # nested more deeply than is written
+        written = -1
+    try:
+        if line.count(b'"') > written and (key := _repeated_key(line)) is not None:
+            return Problem("duplicate_key", f"{key!r} is repeated in one object", line[:200].decode(errors="replace"))
+    except RecursionError:
+        return Problem(
+            "nested_too_deeply", "nested more deeply than can be checked", line[:200].decode(errors="replace")
+        )
     return value
 
 
@@ -101,10 +120,7 @@ def _repeated_key(line: bytes) -> str | None:
         names = [name for name, _ in pairs]
         repeated.extend(name for name in names if names.count(name) > 1)
 
-    try:
-        json.loads(line, object_pairs_hook=keys)
-    except RecursionError:
-        return "a key, deeper than can be looked,"
+    json.loads(line, object_pairs_hook=keys)
     return repeated[0] if repeated else None
 
 
@@ -117,8 +133,34 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
             return [row for index in range(batch.num_rows) for row in _rows_of_batch(batch.slice(index, 1))]
         return [Problem("undecodable_line", " ".join(str(error).split()), "")]
     if any(_has_null_fields(column) for column in batch.columns):
-        return [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
+        rows = [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
+    if texts := [field for field in batch.schema if _holds_json(field.type)]:
+        rows = [_parsed_columns(row, texts) for row in rows]
     return rows
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    """Whether a column holds JSON as text at any depth, as the type `Json` of `datasets` does."""
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return True
+    return any(_holds_json(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _parsed_columns(row: dict[str, Any], fields: list[pa.Field]) -> Any:
+    try:
+        return row | {field.name: _parsed_json(row[field.name], field.type) for field in fields}
+    except orjson.JSONDecodeError as error:
+        return Problem("undecodable_line", f"a column of JSON: {error}", str(row)[:200])
+
+
+def _parsed_json(value: Any, kind: pa.DataType) -> Any:
+    if value is None or not _holds_json(kind):
+        return value
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return orjson.loads(value)
+    if isinstance(value, list):
+        return [_parsed_json(item, kind.value_type) for item in value]
+    return {name: _parsed_json(item, kind.field(name).type) for name, item in value.items()}
 
 
 def _has_null_fields(array: pa.Array) -> bool:

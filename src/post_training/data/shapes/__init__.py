@@ -22,6 +22,15 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+PROMPTS = "prompts"
+"""In place of a shape: rows that a model is to answer."""
+_TITLES = {
+    PROMPTS: "prompts",
+    "messages": "conversations (messages)",
+    "preference": "pairs (prompt, chosen, rejected)",
+    "unpaired": "answers with a label (prompt, completion, label)",
+}
+
 
 def names() -> list[str]:
     """All shapes."""
@@ -31,6 +40,11 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The module of one shape."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def title(name: str) -> str:
+    """What the rows of a shape are called in messages, and their columns; its module is not imported."""
+    return _TITLES.get(name, f"rows of the shape {name}")
 
 
 def name_of(row: dict[str, Any]) -> str | None:

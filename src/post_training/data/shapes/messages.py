@@ -7,7 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from post_training.data.loss_mask import COLUMN, IGNORED, with_loss_mask
-from post_training.data.rows import Example, Message, Rules, check_order, check_tools, end_with_assistant, turns
+from post_training.data.rows import (
+    Example,
+    Message,
+    Rules,
+    check_order,
+    check_tools,
+    check_trained,
+    end_with_assistant,
+    turns,
+)
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, sizes
 
 KEY = "messages"
@@ -24,6 +33,7 @@ def validate(row: dict[str, Any], rules: Rules) -> Conversation:
     """Turns in order, the assistant's last. Raises InvalidRow."""
     messages = end_with_assistant(turns(row, "messages"), rules)
     check_order(messages)
+    check_trained(messages)
     return {"messages": messages, **check_tools(row)}
 
 

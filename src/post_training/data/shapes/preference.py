@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, turns
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, prompt, without_blanks
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
@@ -25,11 +25,13 @@ class Pair(Example):
 
 def validate(row: dict[str, Any], rules: Rules) -> Pair:
     """Two different answers, each of which ends the conversation that the prompt began. Raises InvalidRow."""
-    prompt = turns(row, "prompt")
-    chosen, rejected = (answer(row, key, prompt, rules) for key in ("chosen", "rejected"))
+    asked = prompt(row)
+    chosen, rejected = (answer(row, key, asked, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:
         raise InvalidRow("identical_pair")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **check_tools(row)}
+    if without_blanks(chosen) == without_blanks(rejected):
+        raise InvalidRow("identical_pair", "the answers differ in blanks only")
+    return {"prompt": asked, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
 
 def conversations(row: Pair) -> list[tuple[list[Message], bool]]:

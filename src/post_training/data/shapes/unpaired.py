@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, turns
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, prompt
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
@@ -25,14 +25,14 @@ class LabelledCompletion(Example):
 
 def validate(row: dict[str, Any], rules: Rules) -> LabelledCompletion:
     """A completion that ends the conversation, and a label that is true or false, not 1 or 0. Raises InvalidRow."""
-    prompt = turns(row, "prompt")
-    completion = answer(row, "completion", prompt, rules)
+    asked = prompt(row)
+    completion = answer(row, "completion", asked, rules)
     label = row.get("label")
     if not isinstance(label, bool):
         raise InvalidRow(
             "missing_column" if label is None else "wrong_type", f"label is {label!r}, expected true or false"
         )
-    return {"prompt": prompt, "completion": completion, "label": label, **check_tools(row)}
+    return {"prompt": asked, "completion": completion, "label": label, **check_tools(row)}
 
 
 def conversations(row: LabelledCompletion) -> list[tuple[list[Message], bool]]:

@@ -19,9 +19,11 @@ from post_training.data.tokens.chat_template import (
     OPEN,
     RESERVED,
     ChatTemplate,
+    Messages,
     as_passed,
     last_span_only,
     special_tokens,
+    trained_spans_only,
 )
 from post_training.data.tokens.control_tokens import ControlTokens
 from post_training.data.tokens.encode import Encoded, Encoder, Ids, Lists, Mask, lines_with
@@ -59,6 +61,8 @@ class TokenizedBlock:
     """Which of the examples that its source row gave."""
     rows_in: int
     dropped: Counter[str]
+    rejects: list[dict[str, Any]]
+    """`row`, `part`, `reason` and `detail` of each dropped row."""
     samples: list[tuple[str, Ids]]
     """Some texts with their ids, to be compared with those of the `tokenizers` library."""
 
@@ -79,7 +83,7 @@ class Tokenization:
 
     def block(self, lines: list[bytes]) -> TokenizedBlock:
         """Lines of `rows.jsonl`, in order."""
-        dropped: Counter[str] = Counter()
+        rejects: list[dict[str, Any]] = []
         guarded = self.settings.control_tokens != "allow"
         suspects = self.control.suspects(lines) if guarded else set()
         reserved = lines_with(lines, _RESERVED)
@@ -89,26 +93,22 @@ class Tokenization:
         careful: set[int] = set()  # texts, not rows
         for index, line in enumerate(lines):
             if index in reserved:
-                dropped["reserved_character"] += 1
+                error = ValueError("reserved_character: the text holds U+FDD0, U+FDD1 or U+FDD2")
+                rejects.append(_reject(orjson.loads(line), error))
                 continue
             row = orjson.loads(line)
             tools = row.get("tools")
-            conversations = [
-                (messages if all(map(_PLAIN.issuperset, messages)) else as_passed(messages), prompt)
-                for messages, prompt in self.shape.conversations(row)
-            ]
+            conversations = self.shape.conversations(row)
             try:
-                texts = [self.template.render_marked(messages, tools, prompt) for messages, prompt in conversations]
+                texts = [self._render(messages, tools, prompt) for messages, prompt in conversations]
             except ValueError as error:
-                dropped[_reason(error)] += 1
+                rejects.append(_reject(row, error))
                 continue
             if index in suspects:
                 careful.update(range(len(marked), len(marked) + len(texts)))
             rows.append(row)
             asked += [(messages, tools, prompt) for messages, prompt in conversations]
             marked += texts
-        if self.last:
-            marked = [last_span_only(text) for text in marked]
         encoded = self.encoder.encode(marked)
         if guarded:
             careful |= self.control.unexpected(marked, encoded)
@@ -116,11 +116,28 @@ class Tokenization:
             (marked[i].replace(OPEN, "").replace(CLOSE, ""), encoded[i][0].copy()) for i in range(0, len(marked), 256)
         ]
         if careful:
-            rows, encoded = self._carefully(rows, asked, encoded, careful, dropped)
-        kept, columns = self.shape.columns(rows, encoded, self.settings.train_on, dropped)
+            rows, encoded = self._carefully(rows, asked, encoded, careful, rejects)
+        dropped = Counter[str](entry["reason"] for entry in rejects)
+        untrained: Counter[str] = Counter()
+        kept, columns = self.shape.columns(rows, encoded, self.settings.train_on, untrained)
+        reason = ValueError(f"{' or '.join(sorted(untrained))}: as the template writes it")
+        rejects += [_reject(row, reason) for row, keep in zip(rows, kept, strict=True) if not keep]
+        dropped += untrained
         sources = [(row["row"], row.get("part", 0)) for row, keep in zip(rows, kept, strict=True) if keep]
         numbers, parts = np.array(sources, dtype=np.int64).reshape(-1, 2).T
-        return TokenizedBlock(columns, numbers, parts.astype(np.int32), len(lines), dropped, samples)
+        return TokenizedBlock(columns, numbers, parts.astype(np.int32), len(lines), dropped, rejects, samples)
+
+    def _render(self, messages: Messages, tools: list[Any] | None, prompt: bool) -> str:
+        """Marked text of a conversation."""
+        passed = messages if all(map(_PLAIN.issuperset, messages)) else as_passed(messages)
+        return self._select(self.template.render_marked(passed, tools, prompt), messages)
+
+    def _select(self, marked: str, messages: Messages) -> str:
+        """Only the marks of what is trained on by `train_on` and the turns' own flags. Raises ValueError `train_flag: ...`."""
+        if self.settings.train_on == "all" and any("train" in message for message in messages):
+            raise ValueError("train_flag: sft.train_on=all trains on all turns")
+        chosen = trained_spans_only(marked, messages)
+        return last_span_only(chosen) if self.last else chosen
 
     def _carefully(
         self,
@@ -128,7 +145,7 @@ class Tokenization:
         asked: list[tuple[Any, Any, bool]],
         encoded: Encoded,
         careful: set[int],
-        dropped: Counter[str],
+        rejects: list[dict[str, Any]],
     ) -> tuple[list[dict[str, Any]], Encoded]:
         """Encode again the texts in which a row's own text may have become a control token."""
         size = len(asked) // max(len(rows), 1)
@@ -140,21 +157,23 @@ class Tokenization:
                 # All texts of a row alike: a pair's prompt must stay the prefix of its answers.
                 again = not careful.isdisjoint(own)
                 found = [
-                    self.control.encode(*asked[index], self.settings.control_tokens, self.last)
+                    self.control.encode(*asked[index], self.settings.control_tokens, self._select)
                     if again
                     else encoded[index]
                     for index in own
                 ]
             except ValueError as error:
-                dropped[_reason(error)] += 1
+                rejects.append(_reject(row, error))
                 continue
             kept.append(row)
             texts += found
         return kept, Encoded.of(texts)
 
 
-def _reason(error: ValueError) -> str:
-    return str(error).partition(":")[0]
+def _reject(row: dict[str, Any], error: ValueError) -> dict[str, Any]:
+    reason, _, detail = str(error).partition(":")
+    place = {key: row[key] for key in ("row", "part") if key in row}
+    return {**place, "reason": reason, "detail": detail.strip()[:500]}
 
 
 def block_schema(shape: ModuleType) -> pa.Schema:

@@ -115,11 +115,30 @@ def last_span_only(marked: str) -> str:
     return marked if start < 0 else marked[:start].replace(OPEN, "").replace(CLOSE, "") + marked[start:]
 
 
+def trained_spans_only(marked: str, messages: Messages) -> str:
+    """Marked text without the marks of the assistant turns that have `train: false`.
+
+    Raises ValueError, `train_flag: detail`, where the template does not write one span for each assistant turn.
+    """
+    if not any("train" in message for message in messages):
+        return marked
+    wanted = ["train" not in message for message in messages if message["role"] == "assistant"]
+    if marked.count(OPEN) != len(wanted):
+        found = f"{marked.count(OPEN)} spans for {len(wanted)} assistant turns"
+        raise ValueError(f"train_flag: the template marks {found}, so turns cannot be left out")
+    before, *spans = marked.split(OPEN)
+    kept = [OPEN + span if keep else span.replace(CLOSE, "") for span, keep in zip(spans, wanted, strict=True)]
+    return before + "".join(kept)
+
+
 def as_passed(messages: Messages) -> Messages:
-    """As Transformers passes messages on: without null values, and with reasoning under the names that templates read."""
+    """As Transformers passes messages on: without null values, and with reasoning under the names that templates read.
+
+    Whether a turn is trained on is not the template's business.
+    """
     passed = []
     for message in messages:
-        kept = {key: value for key, value in message.items() if value is not None}
+        kept = {key: value for key, value in message.items() if value is not None and key != "train"}
         reasoning = next((kept[key] for key in _REASONING if key in kept), None)
         passed.append(kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning})
     return passed

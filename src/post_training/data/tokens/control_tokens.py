@@ -8,6 +8,7 @@ tokenizer that knows the tokens by these names alone: what is left of their spel
 """
 
 import re
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,6 @@ from post_training.data.tokens.chat_template import (
     ChatTemplate,
     Messages,
     as_passed,
-    last_span_only,
     text_and_spans,
 )
 from post_training.data.tokens.encode import Encoded, Encoder, Ids, Mask, by_offsets, lines_with
@@ -70,19 +70,25 @@ class ControlTokens:
         return set(np.flatnonzero(counts > spelled).tolist())
 
     def encode(
-        self, messages: Messages, tools: list[Any] | None, prompt: bool, policy: str, last: bool
+        self,
+        messages: Messages,
+        tools: list[Any] | None,
+        prompt: bool,
+        policy: str,
+        select: Callable[[str, Messages], str],
     ) -> tuple[Ids, Mask]:
-        """Ids and mask (of the `last` span only?) of one conversation, its spelled tokens as text.
+        """Ids and mask of one conversation, its spelled tokens as text; `select` leaves the marks of what is trained on.
 
         Raises ValueError `control_token: ...` under the policy `reject`, and where the template's own tokens cannot be
         distinguished from the row's.
         """
-        marked = self._template.render_marked(messages, tools, prompt)
-        traced = self._traced.render_marked(messages, tools, prompt) if self._is_traceable else ""
+        passed = as_passed(messages)
+        marked = self._template.render_marked(passed, tools, prompt)
+        traced = self._traced.render_marked(passed, tools, prompt) if self._is_traceable else ""
         if traced.replace(GENUINE, "") != marked:
             raise ValueError("control_token: the template hides which control tokens are its own")
         named, genuine = self._own.subn(lambda match: self._names[match[1]], traced)
-        text, spans = text_and_spans(last_span_only(named) if last else named)
+        text, spans = text_and_spans(select(named, messages))
         ids, mask = by_offsets(self._twin.encode(text, add_special_tokens=False), spans)
         made = int(np.take(self._is_control, ids, mode="clip").sum())
         if made != genuine or traced.count(GENUINE) != genuine:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 
 from post_training.core.fingerprint import digest, replacing
@@ -123,6 +124,10 @@ def make_shard(tokenization: Callable[[], Tokenization], job: Job, number: int, 
         lines = file.read(end - start).splitlines()
     blocks = [worker.block(lines[first : first + _BLOCK_ROWS]) for first in range(0, len(lines), _BLOCK_ROWS)]
     dropped = sum((block.dropped for block in blocks), Counter[str]())
+    rejects = [entry for block in blocks for entry in block.rejects]
+    if rejects:  # there before the shard, and so always for a complete one
+        with replacing(job.directory / f"rejects-{number:05d}.jsonl") as file:
+            file.writelines(orjson.dumps(entry) + b"\n" for entry in rejects)
     metadata = {"key": key, "rows_in": len(lines), "dropped": dict(sorted(dropped.items()))}
     batch = record_batch(blocks, worker.shape, {_METADATA: json.dumps(metadata)})
     sink = pa.BufferOutputStream()

@@ -10,6 +10,8 @@ example, such as a tie: it is counted too, but not against `data.max_reject_frac
 Where one example takes several rows (`@register_transform("name", group=keys)`), `keys(row, **arguments)` gives the
 keys of a row, rows that share one are a group, and the function is called with a group's rows, in file order. It
 yields `(indices of the rows used, example)`, or ValueError or Skip in the example's place.
+
+`row` knows paths: `row["examples[0][source]"]`, and `row.get` and `in` likewise.
 """
 
 import importlib.util
@@ -51,11 +53,13 @@ class Transform:
 
 
 def register_transform(
-    name: str, group: Callable[..., Iterable[Any]] | None = None
+    name: str, group: Callable[..., Iterable[Any]] | None = None, gives: str | tuple[str, ...] | None = None
 ) -> Callable[[_Function], _Function]:
     """Give a function a name by which `transform:` finds it.
 
-    The planner finds it without importing it, so the decorator stands literally above a top-level `def`.
+    The planner finds it without importing it, so the decorator stands literally above a top-level `def`. `gives` names the
+    shape of the rows that it makes, or several (`messages`, `preference`, `unpaired`): a stage that takes another one refuses
+    it while planning.
     """
 
     def register(function: _Function) -> _Function:

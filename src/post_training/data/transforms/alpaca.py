@@ -5,7 +5,7 @@ from typing import Any
 from post_training.data.transforms import register_transform
 
 
-@register_transform("alpaca")
+@register_transform("alpaca", gives="messages")
 def alpaca(
     row: dict[str, Any],
     instruction: str = "instruction",

@@ -17,7 +17,7 @@ def _tree_of(row: dict[str, Any], **arguments: Any) -> list[Any]:
     return [row[arguments["id"]], row[arguments["parent"]]]
 
 
-@register_transform("message_tree", group=_tree_of)
+@register_transform("message_tree", group=_tree_of, gives=("messages", "preference"))
 def message_tree(
     rows: list[dict[str, Any]],
     id: str = "message_id",
@@ -33,7 +33,7 @@ def message_tree(
     """A flat table of messages that name their parents; a tree may be anywhere in the files.
 
     `paths: best` follows the best ranked reply (0 is best, without a rank comes last) and gives one conversation a tree;
-    `all` gives one for each last answer. With `pairs` (`best_worst`, `best_rest` or `all`) the ranked replies of the
+    `all` gives one for each answer that no other follows. With `pairs` (`best_worst`, `best_rest` or `all`) the ranked replies of the
     assistant to one message become preferences instead. The other arguments name columns; `tree: null` finds trees by
     their parents alone, `deleted: null` keeps deleted messages.
 
@@ -67,7 +67,7 @@ def message_tree(
     yield from _reasons(list(messages.values()), roots, used, pairs)
 
 
-@register_transform("nested_tree")
+@register_transform("nested_tree", gives=("messages", "preference"))
 def nested_tree(
     row: dict[str, Any],
     root: str = "prompt",
@@ -130,6 +130,7 @@ def _examples(roots: list[_Message], paths: str, choice: str | None) -> Iterator
         raise ValueError(f"unknown_choice: paths is {paths!r}, expected best or all")
     pending = [[root] for root in reversed(roots) if not root.deleted]
     ended: set[int] = set()
+    followed_up = _followed_up(roots) if paths == "all" else set()
     while pending:
         path = pending.pop()
         replies = sorted(
@@ -141,12 +142,25 @@ def _examples(roots: list[_Message], paths: str, choice: str | None) -> Iterator
         elif not replies:
             while path and not path[-1].answers:
                 path = path[:-1]
-            if path and path[-1].index not in ended:
+            if path and path[-1].index not in ended | followed_up:
                 ended.add(path[-1].index)
                 yield [message.index for message in path], {"messages": [message.turn for message in path]}
             continue
         followed = replies[:1] if paths == "best" and choice is None else replies
         pending += [[*path, reply] for reply in reversed(followed)]
+
+
+def _followed_up(roots: list[_Message]) -> set[int]:
+    """Answers after which another answer comes: a conversation that ends there is the beginning of a longer one."""
+    found: set[int] = set()
+    pending: list[tuple[_Message, list[int]]] = [(root, []) for root in roots if not root.deleted]
+    while pending:
+        message, answers = pending.pop()
+        if message.answers:
+            found.update(answers)
+            answers = [message.index]
+        pending += [(reply, answers) for reply in message.replies if not reply.deleted]
+    return found
 
 
 def _pairs(path: list[_Message], replies: list[_Message], choice: str) -> Iterator[Used]:

@@ -8,7 +8,7 @@ from post_training.data.transforms._parts import read_json, turns
 _ROLES = {"developer": "system", "function": "tool"}
 
 
-@register_transform("messages")
+@register_transform("messages", gives="messages")
 def messages(
     row: dict[str, Any],
     column: str = "messages",

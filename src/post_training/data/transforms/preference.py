@@ -7,7 +7,7 @@ from post_training.data.transforms import Skip, register_transform
 from post_training.data.transforms._parts import messages, ranked_pairs, text
 
 
-@register_transform("preference")
+@register_transform("preference", gives="preference")
 def preference(
     row: dict[str, Any],
     prompt: str | list[str] = "prompt",
@@ -36,7 +36,7 @@ def preference(
     return _pair(asked, better, worse, {"tools": row[tools]} if row.get(tools) else {})
 
 
-@register_transform("unpair_preference")
+@register_transform("unpair_preference", gives="unpaired")
 def unpair_preference(
     row: dict[str, Any],
     prompt: str | list[str] = "prompt",
@@ -55,7 +55,7 @@ def unpair_preference(
     return [{**shared, "completion": pair[side], "label": side == "chosen"} for side in ("chosen", "rejected")]
 
 
-@register_transform("preference_transcripts")
+@register_transform("preference_transcripts", gives="preference")
 def preference_transcripts(
     row: dict[str, Any],
     chosen: str = "chosen",
@@ -77,7 +77,7 @@ def preference_transcripts(
     for column in (chosen, rejected):
         if not isinstance(row[column], str):
             raise KeyError(column) if row[column] is None else TypeError(f"{column} is {type(row[column]).__name__}")
-        before, *parts = begins.split(row[column])
+        before, *parts = begins.split(row[column].replace("\r\n", "\n"))
         if before.strip() or not parts:
             raise ValueError(f"not_a_transcript: {column} does not begin with {user!r} or {assistant!r}")
         spoken = zip(parts[0::2], parts[1::2], strict=True)
@@ -87,7 +87,7 @@ def preference_transcripts(
     return _pair([], answers[0], answers[1], {})
 
 
-@register_transform("preference_votes")
+@register_transform("preference_votes", gives="preference")
 def preference_votes(
     row: dict[str, Any],
     prompt: str | list[str] = "prompt",
@@ -98,69 +98,84 @@ def preference_votes(
     second_wins: Any = 2,
     ties: Any = (0,),
 ) -> dict[str, Any]:
-    """Two answers and one vote or several; the majority decides, and a tie gives no pair.
+    """Two answers and one vote or several; the verdict with the most votes decides, and a tie gives no pair.
 
     `prompt`, `first` and `second` are as in `preference`; `votes` names the columns of the votes, whose values mean what
-    `first_wins`, `second_wins` and `ties` (one or a list) say.
+    `first_wins`, `second_wins` and `ties` (one or a list) say. Votes for a tie count as such: 0, 0, 1 is a tie.
 
     >>> preference_votes({"prompt": "1+1?", "response1": "3", "response2": "2", "winner": 2})["chosen"][0]["content"]
     '2'
     """
     columns = votes if isinstance(votes, list) else [votes]
     neither = [str(value) for value in (ties if isinstance(ties, list | tuple) else [ties])]
-    balance = 0
+    counts = {first: 0, second: 0, "": 0}
     for column in columns:
         if row[column] is None:
             raise KeyError(column)
         vote = str(row[column])
         if vote not in (str(first_wins), str(second_wins), *neither):
             raise ValueError(f"unknown_vote: {column} is {row[column]!r}")
-        balance += (vote == str(first_wins)) - (vote == str(second_wins))
-    if not balance:
-        raise Skip(f"tie: {', '.join(f'{column}={row[column]}' for column in columns)}")
-    better, worse = (first, second) if balance > 0 else (second, first)
-    return preference(row, prompt, better, worse)
+        counts[first if vote == str(first_wins) else second if vote == str(second_wins) else ""] += 1
+    for better, worse in ((first, second), (second, first)):
+        if counts[better] > max(counts[worse], counts[""]):
+            return preference(row, prompt, better, worse)
+    raise Skip(f"tie: {', '.join(f'{column}={row[column]}' for column in columns)}")
 
 
-@register_transform("preference_ranking")
+@register_transform("preference_ranking", gives="preference")
 def preference_ranking(
     row: dict[str, Any],
     prompt: str | list[str] = "prompt",
     answers: str | list[str] = "completions",
     answer: str = "response",
-    scores: str | list[str] = "overall_score",
+    scores: str | list[str] | None = None,
     preferences: str | None = None,
     choice: str = "best_worst",
     margin: float = 0.0,
+    history: str = "history",
 ) -> list[dict[str, Any]]:
-    """Several answers with scores, or with a verdict on each two of them, as one pair or more.
+    """Several answers in their order, with scores, or with a verdict on each two of them, as one pair or more.
 
     `answers` is a column with a list, or a list of columns; where an answer is an object, `answer` is the key of its text
     or messages. `scores` is a key of that object, a column with a list, or a list of columns; a pair's scores differ by
-    more than `margin`. With `preferences`, a column of verdicts for the pairs (1, 2), (1, 3), ... in that order, 1 says
-    that the first is better, 2 the second, 0 neither. `choice` is `best_worst` (one pair a row), `best_rest` (the
-    best with each that it beats) or `all`.
+    more than `margin`. Without `scores` it is `overall_score`, where a row or its answers have that, or else the answers
+    are listed from the best to the worst. With `preferences`, a column of verdicts for the pairs (1, 2), (1, 3), ... in
+    that order, 1 says that the first is better, 2 the second, 0 neither. `choice` is `best_worst` (one pair a row),
+    `best_rest` (the best with each that it beats) or `all`. `history` names a column of earlier turns, `[[user,
+    assistant], ...]`, that a row need not have.
 
     >>> row = {"prompt": "1+1?", "completions": [{"response": "3", "overall_score": 1}, {"response": "2", "overall_score": 9}]}
     >>> preference_ranking(row)[0]["chosen"][0]["content"]
     '2'
+    >>> preference_ranking({"prompt": "1+1?", "completions": ["2", "3"]})[0]["rejected"][0]["content"]
+    '3'
     """
     found = [row[column] for column in answers] if isinstance(answers, list) else row[answers]
     if not isinstance(found, list):
         raise KeyError(answers) if found is None else TypeError(f"{answers} is {type(found).__name__}, expected a list")
     texts = [one[answer] if isinstance(one, dict) and answer in one else one for one in found]
+    in_order = scores is None and "overall_score" not in row and not any(isinstance(one, dict) for one in found)
     if preferences is not None:
-        better = _verdicts(row[preferences], len(texts), preferences)
-        decided = ranked_pairs(len(texts), lambda i, j: (i, j) in better, choice)
+        verdicts = _verdicts(row[preferences], len(texts), preferences)
+        decided = ranked_pairs(len(texts), lambda i, j: (i, j) in verdicts, choice)
+    elif in_order:
+        decided = ranked_pairs(len(texts), lambda i, j: i < j, choice)
     else:
-        values = _scores(row, found, scores)
+        values = _scores(row, found, scores or "overall_score")
         decided = ranked_pairs(len(texts), lambda i, j: values[i] - values[j] > margin, choice)
     if not decided:
         raise Skip(f"tie: none of {len(texts)} answers is better than another")
-    given = {key: value for key, value in row.items() if key not in ("_better", "_worse")}
-    return [
-        preference({**given, "_better": texts[i], "_worse": texts[j]}, prompt, "_better", "_worse") for i, j in decided
-    ]
+    asked: list[Any] = []
+    if isinstance(prompt, list) or (prompt not in row and "{" in prompt):
+        asked = messages(text(row, prompt), "user")
+    elif row.get(prompt) is not None:
+        asked = messages(row[prompt], "user")
+    for turn in reversed(row.get(history) or []):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise TypeError(f"{history} holds {turn!r:.40}, expected [user, assistant]")
+        asked = [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}, *asked]
+    said, tools = [messages(one, "assistant") for one in texts], {"tools": row["tools"]} if row.get("tools") else {}
+    return [_pair(asked, said[i], said[j], tools) for i, j in decided]
 
 
 def _pair(asked: list[Any], better: list[Any], worse: list[Any], more: dict[str, Any]) -> dict[str, Any]:

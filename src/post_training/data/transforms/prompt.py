@@ -6,7 +6,7 @@ from post_training.data.transforms import register_transform
 from post_training.data.transforms._parts import messages, text
 
 
-@register_transform("prompt")
+@register_transform("prompt", gives="prompts")
 def prompt(
     row: dict[str, Any], prompt: str | list[str] = "prompt", system: str | None = None, tools: str = "tools"
 ) -> dict[str, Any]:

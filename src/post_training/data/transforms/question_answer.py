@@ -6,7 +6,7 @@ from post_training.data.transforms import register_transform
 from post_training.data.transforms._parts import text
 
 
-@register_transform("question_answer")
+@register_transform("question_answer", gives="messages")
 def question_answer(
     row: dict[str, Any],
     question: str | list[str] = "question",

@@ -6,7 +6,7 @@ from post_training.data.transforms import register_transform
 from post_training.data.transforms._parts import ROLES, read_json, turns
 
 
-@register_transform("sharegpt")
+@register_transform("sharegpt", gives="messages")
 def sharegpt(
     row: dict[str, Any],
     column: str = "conversations",

@@ -10,7 +10,7 @@ _SPEAKERS = {
 }  # fmt: skip
 
 
-@register_transform("task_dialogue")
+@register_transform("task_dialogue", gives="messages")
 def task_dialogue(
     row: dict[str, Any],
     turns: str = "utterances",
@@ -22,8 +22,8 @@ def task_dialogue(
 ) -> dict[str, Any]:
     """Utterances with a speaker and a text; those of one speaker that follow each other become one turn, a line each.
 
-    `turns` is the column, `speaker` and `text` are keys of an utterance; `speaker: null` takes plain texts, the user's
-    first. Speakers are user or customer, and assistant, agent, wizard or system, in any case; `roles` adds others.
+    `turns` is the column, `speaker` and `text` are keys of an utterance; with `speaker: null` the speakers alternate, the
+    user first, and an utterance may be text alone. Speakers are user or customer, and assistant, agent, wizard or system, in any case; `roles` adds others.
     `system` is a fixed system prompt, `opening` a user turn for dialogues that the agent begins.
 
     >>> task_dialogue({"utterances": [{"speaker": "USER", "text": "hi"}, {"speaker": "SYSTEM", "text": "yes?"}]})
@@ -34,10 +34,11 @@ def task_dialogue(
         raise KeyError(turns) if row[turns] is None else TypeError(f"{turns} is {type(row[turns]).__name__}")
     made: list[dict[str, Any]] = []
     for index, utterance in enumerate(row[turns]):
+        said = utterance if speaker is None and isinstance(utterance, str) else utterance[text]
         if speaker is None:
-            role, said = ("user", "assistant")[index % 2], utterance
+            role = ("user", "assistant")[index % 2]
         else:
-            role, said = known.get(str(utterance[speaker]).lower(), str(utterance[speaker])), utterance[text]
+            role = known.get(str(utterance[speaker]).lower(), str(utterance[speaker]))
         if not isinstance(said, str):
             raise TypeError(f"{turns}[{index}].{text} is {type(said).__name__}, expected text")
         if made and made[-1]["role"] == role:

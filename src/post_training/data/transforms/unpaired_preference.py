@@ -6,7 +6,7 @@ from post_training.data.transforms import register_transform
 from post_training.data.transforms._parts import messages
 
 
-@register_transform("unpaired_preference")
+@register_transform("unpaired_preference", gives="unpaired")
 def unpaired_preference(
     row: dict[str, Any],
     prompt: str = "prompt",
