@@ -1,6 +1,7 @@
 """Evaluation of one model on held-out examples: exact match and loss of answers, accuracy and margin of preferences.
 
-Conversations: the last assistant turn is generated greedily and compared with the one in the data.
+Conversations: the last assistant turn is generated greedily and compared with what the template writes for the one in the
+data: content, reasoning and tool calls by fields, all of which must be right.
 Preferences: correct when the chosen answer has the higher log-probability, summed over its tokens.
 Held-out examples of a mix: the mean loss of a trained token, and of pairs the same as of preferences.
 Prompts: answered greedily, without a score; those of a dataset with `score` give the mean of its rewards.
@@ -21,6 +22,7 @@ from post_training.core.task import Task
 from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
+from post_training.evaluation.fields import compare_answers
 from post_training.evaluation.prompts import PROMPTS, read_prompts
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
@@ -83,7 +85,7 @@ def run(task: Task) -> None:
         kept = [prompt for prompt in prompts if evaluator.leaves_room(prompt["messages"])]
         dropped[_TOO_LONG] += len(prompts) - len(kept)
         rows_in, answered = rows_in + len(prompts), answered + len(kept)
-        samples += [{"dataset": PROMPTS, **sample} for sample in evaluator.open_answers(kept)]
+        samples += [{"dataset": PROMPTS, **_shown(sample)} for sample in evaluator.open_answers(kept)]
         print(f"evaluate: {PROMPTS}: {len(kept)} answers", flush=True)
     with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -112,7 +114,8 @@ def up_to_last_answer(row: dict[str, Any]) -> dict[str, Any] | None:
     if "chosen" in row:
         return row
     last = max((index for index, message in enumerate(row["messages"]) if message["role"] == "assistant"), default=0)
-    return {"messages": row["messages"][: last + 1]} if last else None
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {"messages": row["messages"][: last + 1], **tools} if last else None
 
 
 class Evaluator:
@@ -130,31 +133,36 @@ class Evaluator:
             return all(
                 len(self._encode(row["prompt"] + row[side])[0]) <= self.longest for side in ("chosen", "rejected")
             )
-        return len(self._encode(row["messages"])[0]) <= self.longest and self.leaves_room(row["messages"][:-1])
+        tools = row.get("tools")
+        fits = len(self._encode(row["messages"], tools=tools)[0]) <= self.longest
+        return fits and self.leaves_room(row["messages"][:-1], tools)
 
-    def leaves_room(self, messages: Messages) -> bool:
+    def leaves_room(self, messages: Messages, tools: Any = None) -> bool:
         """Whether a full answer to these turns stays within the model's positions."""
-        return len(self._prompt(messages)) + self.max_new_tokens <= self.longest
+        return len(self._prompt(messages, tools)) + self.max_new_tokens <= self.longest
 
     def answers(self, rows: list[dict[str, Any]]) -> tuple[Result, list[dict[str, Any]]]:
-        """Exact match of the generated last turn, and the mean loss a token of the expected one."""
-        conversations = [row["messages"] for row in rows]
-        samples = self.open_answers([{"messages": messages[:-1]} for messages in conversations])
-        for messages, sample in zip(conversations, samples, strict=True):
-            sample["expected"] = messages[-1]["content"].strip()
-            # An answer that was cut off is wrong, even if it began like the expected one.
-            sample["correct"] = sample["stopped"] and sample["answer"] == sample["expected"]
-        loss = _mean_loss(self._log_probabilities([self._encode(messages) for messages in conversations]))
+        """Exact match of the generated last turn, as a whole and by fields, and the mean loss a token of the expected one."""
+        samples = self.open_answers([{**row, "messages": row["messages"][:-1]} for row in rows])
+        by_field = compare_answers(rows, samples, self._answer_text)
+        encoded = [self._encode(row["messages"], tools=row.get("tools")) for row in rows]
+        loss = _mean_loss(self._log_probabilities(encoded))
         rates = {"exact_match": _share(samples, "correct"), "loss": loss, "stopped": _share(samples, "stopped")}
-        return {"kind": "exact_match", "rows": len(rows), **rates}, samples
+        return {"kind": "exact_match", "rows": len(rows), **rates, **by_field}, samples
 
     def open_answers(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The greedy answer to each prompt, in their order."""
-        generated = self._generated([prompt["messages"] for prompt in prompts])
-        return [
-            {**({"id": p["id"]} if "id" in p else {}), "prompt": p["messages"], "answer": answer, "stopped": stopped}
-            for p, (answer, stopped) in zip(prompts, generated, strict=True)
-        ]
+        """The greedy answer to each prompt, in their order; `text` has its control tokens, its stop token apart."""
+        generated = self._generated([(prompt["messages"], prompt.get("tools")) for prompt in prompts])
+        samples = []
+        for prompt, ids in zip(prompts, generated, strict=True):
+            stopped = ids[-1] in self.stop
+            answer = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            identity = {"id": prompt["id"]} if "id" in prompt else {}
+            text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+            samples.append(
+                {**identity, "prompt": prompt["messages"], "answer": answer, "stopped": stopped, "text": text}
+            )
+        return samples
 
     def preferences(self, rows: list[dict[str, Any]]) -> tuple[Result, list[dict[str, Any]]]:
         """Share of pairs whose chosen answer has the higher log-probability, and the mean difference in nats."""
@@ -192,9 +200,9 @@ class Evaluator:
             result = {"kind": "loss", "tokens": sum(count for _, count in scored), "loss": _mean_loss(scored)}
         return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
 
-    def _generated(self, conversations: list[Messages]) -> list[tuple[str, bool]]:
-        """The greedy next turn of each conversation, and whether it ended with a stop token."""
-        prompts = [self._prompt(messages) for messages in conversations]
+    def _generated(self, conversations: list[tuple[Messages, Any]]) -> list[list[int]]:
+        """The greedy next turn of each conversation with its tools, as ids, a stop token among them."""
+        prompts = [self._prompt(*conversation) for conversation in conversations]
         generated: list[list[int]] = [[] for _ in prompts]
         progress, pad = Progress("evaluate: answers", "rows", len(prompts)), self.tokenizer.pad_token_id
         for batch in _batches([len(prompt) for prompt in prompts], self.batch_size):
@@ -202,18 +210,31 @@ class Evaluator:
             for index, answer in zip(batch, ids, strict=True):
                 generated[index] = answer
             progress.update(sum(map(bool, generated)))
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
-        return [(text, ids[-1] in self.stop) for text, ids in zip(texts, generated, strict=True)]
+        return generated
 
-    def _prompt(self, messages: Messages) -> list[int]:
-        settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True}
-        text = self.tokenizer.apply_chat_template(messages, **settings)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _text(self, messages: Messages, tools: Any, prompt: bool) -> str:
+        settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": prompt, "tools": tools}
+        return str(self.tokenizer.apply_chat_template(messages, **settings))
 
-    def _encode(self, messages: Messages, skip: int | None = None) -> tuple[list[int], list[int]]:
+    def _prompt(self, messages: Messages, tools: Any = None) -> list[int]:
+        return list(self.tokenizer(self._text(messages, tools, True), add_special_tokens=False)["input_ids"])
+
+    def _answer_text(self, messages: Messages, tools: Any) -> str | None:
+        """What the template writes for the last turn after the generation prompt, up to its stop token; None where it cannot."""
+        try:
+            prompt, text = self._text(messages[:-1], tools, True), self._text(messages, tools, False)
+        except Exception:  # a template is a program, and may know no tools
+            return None
+        if not text.startswith(prompt):
+            return None
+        ids = self.tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
+        end = next((index for index, token in enumerate(ids) if token in self.stop), len(ids))
+        return str(self.tokenizer.decode(ids[:end], skip_special_tokens=False))
+
+    def _encode(self, messages: Messages, skip: int | None = None, tools: Any = None) -> tuple[list[int], list[int]]:
         """Ids of a conversation and the positions of its answer: assistant turns after the first `skip`, or the last."""
         settings = {"chat_template": self.template, "return_dict": True, "return_assistant_tokens_mask": True}
-        encoded = self.tokenizer.apply_chat_template(messages, **settings)
+        encoded = self.tokenizer.apply_chat_template(messages, tools=tools, **settings)
         steps = np.diff([*encoded["assistant_masks"], 0])
         starts, ends = np.flatnonzero(steps == 1) + 1, np.flatnonzero(steps == -1) + 1
         runs = [
@@ -246,6 +267,10 @@ class Evaluator:
             done += len(batch)
             progress.update(done)
         return results
+
+
+def _shown(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sample.items() if key != "text"}
 
 
 def _turns(messages: Messages) -> int:

@@ -43,7 +43,7 @@ def checks(subject: Subject) -> list[Check]:
         return [failed("template.markers", error)]
     found = [check("template.markers", "generation markers are there", fails=not registry.can_mask(text))]
     found += [_stop_token(subject, text, file), _clock(text, named), _prefix(template), _generation_prompt(template)]
-    found += [_single_ids(text, file), _as_exported(subject, given, text, template, file)]
+    found += [_single_ids(text, template, file), _as_exported(subject, given, text, template, file)]
     return found
 
 
@@ -124,19 +124,32 @@ def _generation_prompt(template: ChatTemplate) -> Check:
     )
 
 
-def _single_ids(text: str, file: TokenizerFile) -> Check:
-    """A control token that the tokenizer cuts up teaches a format of fragments."""
+def _single_ids(text: str, template: ChatTemplate, file: TokenizerFile) -> Check:
+    """A control token that the tokenizer cuts up teaches a format of fragments; a marker that it does not know is text.
+
+    Templates of plain text, as a first line `{#- tokens: ;` declares, are meant to be used so, at a price in tokens.
+    """
     declared = registry.template_tokens(text)
-    spelled = set(_CONTROL.findall(re.sub(r"\{#.*?#\}", "", text, flags=re.S))) | set(
-        declared.needed if declared else ()
-    )
+    needed = set(declared.needed if declared else ())
+    spelled = set(_CONTROL.findall(re.sub(r"\{#.*?#\}", "", text, flags=re.S))) | needed
     tokenizer = file.load()
     pieces = {token: len(tokenizer.encode(token, add_special_tokens=False).ids) for token in sorted(spelled)}
-    cut = [f"{token} ({count} tokens)" for token, count in pieces.items() if count != 1]
+    cut = {token: count for token, count in pieces.items() if count != 1}
+    broken = [token for token in cut if token in file.control or token in needed]
+    value = f"{len(spelled)} control tokens, one id each"
+    if cut:
+        try:
+            rendered = text_and_spans(template.render_marked(_TURNS))[0]
+        except ValueError:
+            rendered = ""
+        more = sum((count - 1) * rendered.count(token) for token, count in cut.items()) / len(_TURNS)
+        listed = ", ".join(f"{token} ({count} tokens)" for token, count in list(cut.items())[:6])
+        value = listed if broken else f"{listed} are text to this tokenizer: {more:g} tokens more a turn"
     return check(
         "template.single_ids",
-        ", ".join(cut[:6]) if cut else f"{len(spelled)} control tokens, one id each",
-        fails=cut,
+        value,
+        fails=broken,
+        warns=cut and declared is None,
         remedy="choose a template that fits the tokenizer, or a model whose tokenizer has these tokens",
     )
 

@@ -30,12 +30,12 @@ CONVERSATIONS = {
 }
 PREFERENCES = {
     "hh": ("hh_rlhf_harmless_base.jsonl", 1796, "preference_transcripts", {"role_order": 8, "empty_content": 2}),
-    "ultrafeedback": ("ultrafeedback_binarized.parquet", 1000, "preference", {"identical_pair": 4, "empty_content": 2}),
+    "ultrafeedback": ("ultrafeedback_binarized.parquet", 1000, "preference", {"identical_pair": 4, "empty_content": 3}),
     "pandalm": (
         "pandalm_annotators.jsonl",
         703,
         {"name": "preference_votes", "prompt": ["instruction", "input"], "votes": ANNOTATORS},
-        {"tie": 73, "empty_content": 47},
+        {"tie": 84, "empty_content": 46},
     ),
     "dpo_en": ("llamafactory_dpo_en_sharegpt.jsonl", 248, {"name": "preference", "prompt": "conversations"}, {}),
     "finegrained": (

@@ -44,7 +44,8 @@ ONLY_LAST = TEMPLATE.replace("{% for m in messages %}", "{% for m in messages %}
         ("template.prefix_stable", ONLY_LAST, "warning", "a further turn changes the text from"),
         ("template.generation_prompt", TEMPLATE.replace("{{ '<|im_start|>assistant\n' }}{% endif %}", "{{ '<|im_start|>bot\n' }}{% endif %}"), "failure", ""),
         ("template.generation_prompt", TEMPLATE.replace("{% generation %}", "{{ 'Answer: ' }}{% generation %}"), "warning", "then 'Answer: ', which is not trained on"),
-        ("template.single_ids", TEMPLATE.replace("{% for", "{{ '<|begin_of_text|>' }}{% for", 1), "failure", "<|begin_of_text|> ("),
+        ("template.single_ids", TEMPLATE.replace("{% for", "{{ '<|begin_of_text|>' }}{% for", 1), "warning", "tokens more a turn"),
+        ("template.single_ids", "{#- tokens: <|begin_of_text|>; new tokenizer: eos_token=<|im_end|> -#}" + TEMPLATE, "failure", "<|begin_of_text|> ("),
     ],
 )  # fmt: skip
 def test_fires(checked, name, text, verdict, said):
@@ -67,3 +68,12 @@ def test_a_tokenizer_without_a_template_of_its_own_is_one_line(subject_of, model
 def test_transformers_other_ids_are_a_failure(checked, monkeypatch):
     monkeypatch.setattr(of_template, "transformers_ids", lambda *_: [1, 2, 3])
     assert checked(TEMPLATE)["template.as_exported"].verdict == "failure"
+
+
+@pytest.mark.parametrize("name", ["zephyr", "tulu3", "olmo"])
+def test_templates_of_plain_text_pass_with_a_tokenizer_that_does_not_know_their_markers(checked, name):
+    from post_training.data.registry import chat_template_text
+
+    found = checked(chat_template_text(name))
+    assert found["template.single_ids"].verdict == "ok" and "tokens more a turn" in found["template.single_ids"].value
+    assert not [check for check in found.values() if check.verdict == "failure"], found

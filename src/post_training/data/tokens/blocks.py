@@ -172,7 +172,7 @@ class Tokenization:
 
 def _reject(row: dict[str, Any], error: ValueError) -> dict[str, Any]:
     reason, _, detail = str(error).partition(":")
-    place = {key: row[key] for key in ("row", "part") if key in row}
+    place: dict[str, Any] = {key: row[key] for key in ("row", "part") if key in row}
     return {**place, "reason": reason, "detail": detail.strip()[:500]}
 
 
