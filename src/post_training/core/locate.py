@@ -183,6 +183,13 @@ def model_folder(path: str, key: str) -> Path | None:
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         has_config = (folder / "config.json").is_file()
+        merge = "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
+        adapters = not has_config and (folder / "adapter_config.json").is_file()
+        require(
+            not adapters,
+            key,
+            f"{path}: holds LoRA adapters alone; merge them into their base and name the result: {merge}",
+        )
         require(has_config, key, f"{path}: a folder without config.json is not a model")
         return folder
     only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1

@@ -1,6 +1,6 @@
 """What an answer says, by fields: content, reasoning and tool calls, as the chat template writes them.
 
-The template is a program, so its spelling is found by rendering an answer of known parts: what stands before and after the
+The template is a program, so its spelling is found by rendering an answer of known parts: the text before and after the
 reasoning, and around a call. The expected answer and the generated one are then read in the same way, so that equal texts
 are always equal; calls are equal as JSON, whatever the order of their keys and the blanks between them.
 """

@@ -3,6 +3,7 @@
 The only model stage that may use the network.
 """
 
+import json
 import os
 import shutil
 from fnmatch import fnmatch
@@ -97,7 +98,8 @@ def copy_snapshot(source: Path, target: Path, files: list[str]) -> None:
 
 
 def check_loadable(folder: Path) -> None:
-    """Raise UserError for a folder that the first job that loads it, hours later, would fail on."""
+    """Raise UserError for a folder that the first job that loads it, hours later, would fail on, or train wrongly."""
+    _check_kind(folder)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
         expected = "a model folder has config.json, weights and tokenizer"
         raise UserError(f"{folder}: has no weights (*.safetensors); {expected}")
@@ -105,3 +107,22 @@ def check_loadable(folder: Path) -> None:
         convert = f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         command = f'python -c "from transformers import AutoTokenizer; {convert}"'
         raise UserError(f"{folder}: has no tokenizer.json (the fast tokenizer); make it once with {command}")
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise UserError for a model that cannot be trained here: quantised, or not a decoder alone."""
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}/config.json: cannot be read ({error}); copy the folder again") from None
+    quantised = config.get("quantization_config")
+    if quantised:
+        kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        remedy = "name the model that it was made from, whose weights are not quantised"
+        raise UserError(f"{folder}: its weights are quantised ({kind}), which cannot be trained; {remedy}")
+    if config.get("is_encoder_decoder"):
+        kind = config.get("model_type")
+        raise UserError(f"{folder}: {kind} is an encoder with a decoder, expected a causal language model; name one")
+    if (folder / "adapter_config.json").is_file():
+        remedy = "merge them (PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)), or take them out"
+        raise UserError(f"{folder}: holds LoRA adapters beside a model, and Transformers would load both; {remedy}")

@@ -67,9 +67,11 @@ def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[st
 def _linear_names(model: Any) -> set[str]:
     """Last parts of the names of linear layers, without the output embedding."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    kinds = (nn.Linear, Conv1D)  # the latter in GPT-2 and its kind
+    linear = [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
     return {name.rpartition(".")[2] for name in linear}
 
 

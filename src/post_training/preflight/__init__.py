@@ -81,24 +81,30 @@ def run(task: Task) -> None:
 
 def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
     """All checks of one training; a template that another stage has under the same tokenizer is checked once, for all."""
-    from post_training.preflight import assets, data, libraries, optimisation, resources, speed, template
+    from post_training.preflight import assets, data, libraries, optimisation, resources, speed, start_model, template
 
     key = (subject.view["data"]["chat_template"], subject.folder)
     shared = [] if key in templates else template.checks(subject)
     templates.add(key)
     rows = assets.rows(subject)
-    own = [*data.checks(subject), *optimisation.checks(subject), *libraries.checks(subject)]
+    own = [
+        *data.checks(subject),
+        *optimisation.checks(subject),
+        *libraries.checks(subject),
+        start_model.adapters(subject),
+    ]
     own += [resources.memory_check(subject), *speed.checks(subject)]
     own += [speed.wall_time(subject)] if on_slurm else []
     return [replace(rows, stage=subject.name), *shared, *(replace(check, stage=subject.name) for check in own)]
 
 
 def _general_checks(task: Task, subjects: "list[Subject]", on_slurm: bool) -> list[Check]:
-    from post_training.preflight import assets, disk, resources
+    from post_training.preflight import assets, disk, resources, start_model
 
     base = resources.base_of(task.output)
     models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith(" data")}
-    found = assets.models({name: path for path, name in models.items()}, FileHashes(base / ".file_hashes.json"))
+    named = {name: path for path, name in models.items()}
+    found = assets.models(named, FileHashes(base / ".file_hashes.json")) + start_model.models(named)
     found.append(disk.check_disk([subject for subject in subjects if not subject.complete], base))
     return found + (resources.slurm(subjects) if on_slurm else [])
 

@@ -48,6 +48,7 @@ class ModelShape:
         import torch
         import transformers
         from torch import nn
+        from transformers.pytorch_utils import Conv1D
 
         auto_model: Any = transformers.AutoModelForCausalLM
         auto_config: Any = transformers.AutoConfig
@@ -63,9 +64,9 @@ class ModelShape:
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         linear: dict[str, int] = {}
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and module is not head:
+            if isinstance(module, nn.Linear | Conv1D) and module is not head:
                 last = name.rpartition(".")[2]
-                linear[last] = linear.get(last, 0) + module.in_features + module.out_features
+                linear[last] = linear.get(last, 0) + sum(module.weight.shape)
         heads = int(getattr(text, "num_attention_heads", 1) or 1)
         hidden = int(text.hidden_size)
         experts, used = _experts(text)

@@ -23,6 +23,9 @@ NO_STOP = TEMPLATE.replace(
 CASES = {
     "assets.rows": {"mix": {"files": [{"path": "gone.npy", "bytes": 1}]}},
     "assets.model": {"weights": False},
+    "model.weights": {"weights": False},
+    "model.ids": {"vocabulary": 250},
+    "model.adapters": {"model__lora": {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_porj"]}},
     "template.markers": {"template": TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
     "template.stop_token": {"template": NO_STOP},
     "template.same_text_always": {"template": "{{ range(9) | random }}" + TEMPLATE},
@@ -86,6 +89,7 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         mix=None,
         seen=None,
         model_type=None,
+        vocabulary=None,
         **changes,
     ):
         monkeypatch.setattr(
@@ -102,6 +106,10 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
             model = shutil.copytree(model_manifest.parent, tmp_path / "bare") / model_manifest.name
             for file in model.parent.rglob("*.safetensors"):
                 file.unlink()
+        if vocabulary:
+            model = shutil.copytree(model_manifest.parent, tmp_path / "smaller") / model_manifest.name
+            config = json.loads((model.parent / "model" / "config.json").read_text())
+            (model.parent / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
         facts = {"inputs": {"d": {"path": str(tokens)}}, "contradictory": {"rows": 0, "examples": []}} | (mix or {})
         folder = model_manifest.parent / "model"
         if model_type:

@@ -43,12 +43,12 @@ def _json_lines(file: Path) -> Iterator[tuple[int, int, bytes | Span]]:
 
 
 def _not_lines(line: bytes, rest: bytes) -> str:
-    """What a file is whose first line begins a value that goes on in the next one, or is all of an array of objects."""
+    """What a file is whose first line begins a value of several lines, or is all of an array of objects."""
     value = parse(line)
     array = line[:1] == b"["
     if isinstance(value, Problem) and value.reason == "undecodable_line":
-        goes_on = rest.strip() and (line in (b"[", b"{") or (array and line[-1:] == b","))
-        return ("a JSON array" if array else "JSON objects over several lines") if goes_on else ""
+        continues = rest.strip() and (line in (b"[", b"{") or (array and line[-1:] == b","))
+        return ("a JSON array" if array else "JSON objects over several lines") if continues else ""
     return "a JSON array" if array and not rest.strip() and line[1:].lstrip()[:1] == b"{" else ""
 
 

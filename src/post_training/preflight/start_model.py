@@ -1,0 +1,153 @@
+"""The model that a training starts from against itself: its weights' names and shapes, its ids, how it stops. No weights are read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from post_training.core import manifest
+from post_training.core.errors import UserError, brief, did_you_mean
+from post_training.models import folder as model_folder
+from post_training.preflight.check import Check, check
+from post_training.preflight.subject import Subject
+
+_NAMED = 3
+# Names that wrappers put before those of the model.
+_PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
+
+
+def models(paths: dict[str, Path]) -> list[Check]:
+    """Every check of each model that is there before the first training, by its manifest."""
+    found: list[Check] = []
+    for path in paths.values():
+        try:
+            folder, trust = model_folder(path), bool(manifest.read(path).get("trust_remote_code"))
+        except UserError:
+            continue  # which assets.model says
+        found += [_weights(folder, trust), _ids(folder, trust)]
+    return list(dict.fromkeys(found))
+
+
+def _weights(folder: Path, trust_remote_code: bool) -> Check:
+    """Transformers puts tensors without memory, of the names and shapes of the files, into the model as it would the weights."""
+    name = "model.weights"
+    remedy = "it would train from random weights; save the model again with save_pretrained, or copy the folder again"
+    try:
+        tensors = stored_tensors(folder)
+        found = loading_info(folder, tensors, trust_remote_code)
+    except Exception as error:  # a damaged file, an architecture's own assertion: all are the folder's
+        return Check(name, f"{folder}: {type(error).__name__}: {brief(error)}", "failure", remedy)
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    shapes = [f"{key} is {list(have)}, expected {list(want)}" for key, have, want in sorted(found["mismatched_keys"])]
+    said = [
+        f"{len(keys):,} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
+        for what, keys in (("missing", missing), ("of another shape", shapes), ("not of this architecture", unexpected))
+        if keys
+    ]
+    prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in unexpected)), None)
+    if prefix:
+        said.append(f"all begin with {prefix!r}: take that off")
+    return check(
+        name,
+        f"{folder}: tensors {'; '.join(said)}"
+        if said
+        else f"{len(tensors):,} tensors have the architecture's names and shapes",
+        fails=missing or shapes or found["error_msgs"],
+        warns=unexpected,
+        remedy=remedy if missing or shapes else "they are not used: check that they belong to this model",
+    )
+
+
+def stored_tensors(folder: Path) -> dict[str, Any]:
+    """Name -> tensor on the meta device, by the headers of the folder's safetensors or by its pickles' structure.
+
+    Raises FileNotFoundError for a shard that the index names and that is not there.
+    """
+    import torch
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif "model.safetensors" in names:
+        names = ["model.safetensors"]
+    tensors: dict[str, Any] = {}
+    for name in names:
+        with safe_open(folder / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (it is no mapping)
+                tensors[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
+    for path in [] if names else sorted(folder.glob("pytorch_model*.bin")):
+        tensors |= torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    return tensors
+
+
+def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
+    """`missing_keys`, `unexpected_keys`, `mismatched_keys` and `error_msgs`, as Transformers reports them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        family = type(auto.from_config(config, trust_remote_code=trust_remote_code))
+    _, found = family.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    return dict(found)
+
+
+def _ids(folder: Path, trust_remote_code: bool) -> Check:
+    """Every id that tokenizer and generation configuration can give must be a row of the embedding."""
+    from transformers import AutoConfig
+
+    from post_training.data.tokens.tokenizer_file import TokenizerFile
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        return Check("model.ids", f"{folder}: {brief(error)}", "failure", "the model's config.json must load")
+    rows = int(config.get_text_config().vocab_size)
+    tokenizer = TokenizerFile.read(folder).load()
+    beyond = {token: index for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if index >= rows}
+    generation = _json(folder / "generation_config.json")
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        found = generation.get(key)
+        beyond |= {
+            f"{key} of generation_config.json": one
+            for one in (found if isinstance(found, list) else [found])
+            if isinstance(one, int) and one >= rows
+        }
+    listed = ", ".join(f"{token} ({index})" for token, index in sorted(beyond.items(), key=lambda one: one[1])[:_NAMED])
+    return check(
+        "model.ids",
+        f"{len(beyond):,} ids are not below {rows:,}, the rows of the embedding: {listed}"
+        if beyond
+        else f"all ids are below {rows:,}, the rows of the embedding",
+        fails=beyond,
+        remedy="use the tokenizer that belongs to the model, or save the model again after model.resize_token_embeddings(len(tokenizer))",
+    )
+
+
+def adapters(subject: Subject) -> Check:
+    """Names in `model.lora.target_modules` must be layers of this architecture."""
+    lora, name = subject.view["model"]["lora"], "model.adapters"
+    if lora is None:
+        return Check(name, "off")
+    targets, offered = lora["target_modules"], sorted(subject.shape.linear)
+    wrong = [] if targets == "all-linear" else [target for target in targets if target not in offered]
+    value = f"no linear layer is named {', '.join(wrong)}. {did_you_mean(wrong[0], offered)}" if wrong else f"{targets}"
+    return check(
+        name, value, fails=wrong, remedy="set model.lora.target_modules to names that the model has, or to all-linear"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
