@@ -115,3 +115,18 @@ def test_mistakes_are_one_line(config, capsys, arguments, expected):
     assert main([*arguments[:1], "--config", str(config), *arguments[1:]]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert expected in error[-1] and "Traceback" not in "".join(error)
+
+
+def test_a_character_of_several_tokens_is_the_text_of_the_first(tokenizer):
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from post_training.inspection.tokens import tokens_of
+
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    text = "aé 日本👍🏽z"
+    ids = fast.encode(text, add_special_tokens=False).ids
+    shown = tokens_of(fast, np.array(ids), np.ones(len(ids), dtype=bool))
+    assert "".join(token.text for token in shown) == text and [token.id for token in shown] == ids
+    cut = tokens_of(fast, np.array(ids[:-2]), np.zeros(len(ids) - 2, dtype=bool))
+    assert len(cut) == len(ids) - 2 and not any("\ufffd" in token.text for token in cut)

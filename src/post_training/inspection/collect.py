@@ -20,6 +20,7 @@ from post_training.data.loss_mask import input_ids_and_labels
 from post_training.data.mixing.shards import Tokenized
 from post_training.data.reading.readers import read_blocks
 from post_training.data.tokens.chat_template import ChatTemplate, resolve_template, special_tokens
+from post_training.inspection.tokens import Token, tokens_of
 from post_training.on_policy.select import CANDIDATES
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import make
@@ -27,18 +28,7 @@ from post_training.plan.make import make
 # A tokenised row's number: its source row in the lower bits, the part of it in those above.
 _PART_BIT = 40
 _ROW_BITS = (1 << _PART_BIT) - 1
-# Of bytes that are no character, such as in a row that was cut, there is no end to wait for.
-_MOST_TOKENS_OF_A_CHARACTER = 8
 _OVERLONG = {"drop": "dropped", "truncate": "cut off", "split": "split"}
-
-
-@dataclass
-class Token:
-    """One token of a sequence."""
-
-    id: int
-    text: str
-    trained: bool
 
 
 @dataclass
@@ -276,30 +266,6 @@ class _Dataset:
             Sequence(name, text, tokens_of(self.tokenizer, ids, trained))
             for text, (name, ids, trained) in zip(texts, self.shape.sequences(columns), strict=True)
         ]
-
-
-def tokens_of(tokenizer: Tokenizer, ids: Any, trained: Any) -> list[Token]:
-    """Each token of a sequence with its text: ids int [n], trained bool [n].
-
-    A character that several tokens make up is the text of the first of them, and the others have none.
-    """
-    found: list[Token] = []
-    begun: list[Token] = []
-    for number, mark in zip(ids.tolist(), trained.tolist(), strict=True):
-        found.append(Token(number, tokenizer.decode([number], skip_special_tokens=False), mark))
-        if "\ufffd" not in found[-1].text and not begun:
-            found[-1].text = found[-1].text or str(tokenizer.id_to_token(number))
-            continue
-        begun.append(found[-1])
-        text = tokenizer.decode([token.id for token in begun], skip_special_tokens=False)
-        if "\ufffd" not in text or len(begun) == _MOST_TOKENS_OF_A_CHARACTER:
-            for token in begun:
-                token.text = ""
-            begun[0].text = text
-            begun = []
-    for token in begun:
-        token.text = str(tokenizer.id_to_token(token.id))
-    return found
 
 
 def _removed(line: dict[str, Any]) -> str:

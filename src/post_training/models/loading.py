@@ -1,6 +1,7 @@
 """Models and tokenizers for inference: the export's checks and evaluations. Imports torch when called."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,31 @@ def load_for_inference(folder: Path, dtype: str = "auto", trust_remote_code: boo
     silence_progress_bars()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model.config.use_cache = True
+    mend_generation_config(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def mend_generation_config(model: Any) -> str:
+    """Make a model's generation configuration one that Transformers saves; what was changed, empty for a sound one.
+
+    Many models have `temperature` without `do_sample`, which loads, and ends the run at its first checkpoint.
+    """
+    config, changed = getattr(model, "generation_config", None), []
+    for _ in range(2):
+        try:
+            if config is not None:
+                config.validate(strict=True)
+            break
+        except ValueError as error:
+            named = re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)
+            if not config.do_sample and "do_sample" in str(error):
+                config.do_sample = True
+                changed.append("do_sample=true")
+                continue
+            for name in named:
+                setattr(config, name, None)
+                changed.append(f"{name} taken out")
+    return f"generation_config.json contradicts itself, and would not be saved: {', '.join(changed)}" if changed else ""
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -12,7 +12,7 @@ from post_training import models
 from post_training.core import manifest
 from post_training.data import shapes
 from post_training.data.view import open_rows
-from post_training.inspection.collect import tokens_of
+from post_training.inspection.tokens import tokens_of
 
 EDGES = np.unique(np.round(np.geomspace(1, 1 << 24, 385)).astype(np.int64))
 """Bounds of the histogram's bins, in tokens: sixteen to each doubling."""

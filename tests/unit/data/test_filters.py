@@ -200,7 +200,7 @@ def test_contaminated_rows_name_what_they_give_away(tmp_path):
         pair("Say it", "The quick, brown fox jumps over the lazy dog near the river", "No"),
     ]
     manifest, _kept, removed = filtered(tmp_path / "x", rows, (), {"held": held}, files=[more], decontaminate=True)
-    assert [entry["partner"] for entry in removed] == [{"dataset": "held", "row": 1}, {"dataset": str(more), "row": 0}]
+    assert [entry["partner"] for entry in removed] == [{"dataset": "held", "row": 1}, {"dataset": str(more), "row": 1}]
     assert manifest["evaluation_texts"]["held"] == {"compared": 1, "too_short": 3}
 
 

@@ -68,7 +68,9 @@ def only(order, name):
 
 def test_every_row_once_in_a_mixed_order(stages, datasets, document):
     order = order_of(stages, document, datasets)
-    assert sorted(order) == sorted((name, n) for name, k in (("a", 300), ("b", 200), ("c", 100)) for n in range(k))
+    assert sorted(order) == sorted(
+        (name, n) for name, k in (("a", 300), ("b", 200), ("c", 100)) for n in range(1, k + 1)
+    )
     assert {name for name, _ in order[:20]} == {"a", "b", "c"}
     assert only(order, "a") != sorted(only(order, "a"))
     assert order == order_of(stages, document, datasets)
@@ -97,7 +99,7 @@ def test_a_larger_weight_only_adds_rows(stages, datasets, document, one, other):
 
 def test_whole_weights_are_whole_copies(stages, datasets, document):
     order = order_of(stages, document, {"c": datasets["c"]}, {"c": 2.0})
-    assert Counter(order) == dict.fromkeys((("c", n) for n in range(100)), 2)
+    assert Counter(order) == dict.fromkeys((("c", n) for n in range(1, 101)), 2)
 
 
 @pytest.mark.parametrize("capacity", [24, 64, 500])

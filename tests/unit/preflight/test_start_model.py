@@ -85,3 +85,27 @@ def test_kinds_of_models_that_cannot_be_trained(tmp_path):
         ConfigError, match=r"model\.name_or_path: .*holds LoRA adapters alone; merge them into their base"
     ):
         model_folder(str(tmp_path), "model.name_or_path")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0.6, "top_p": 0.9},
+        {"early_stopping": True, "length_penalty": 0.5},
+        {"temperature": 0.6, "early_stopping": True},
+        {},
+    ],
+)
+def test_a_generation_configuration_that_would_not_be_saved_is_mended(tmp_path, given):
+    from types import SimpleNamespace
+
+    from transformers import GenerationConfig
+
+    from post_training.models.loading import mend_generation_config
+
+    config = GenerationConfig(max_new_tokens=7, **given)
+    mended = mend_generation_config(SimpleNamespace(generation_config=config))
+    assert bool(mended) == bool(given) and "\n" not in mended
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 7
+    assert given.get("temperature") == config.temperature
