@@ -98,7 +98,8 @@ def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
         if files is None:
             raise ConfigError(f"{key}[{index}]", f"{one!r}: not a local file; a Hugging Face dataset is one of its own")
         found += files
-    twice = next((file for index, file in enumerate(found) if file in found[:index]), None)
+    seen: set[Path] = set()
+    twice = next((file for file in found if file in seen or seen.add(file)), None)  # type: ignore[func-returns-value]
     require(bool(found) and twice is None, key, f"{twice}: named twice" if twice else "an empty list; give a file")
     return found
 

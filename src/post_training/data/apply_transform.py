@@ -10,7 +10,7 @@ import orjson
 
 from post_training.data import shapes
 from post_training.data.columns import Columns, Read
-from post_training.data.media import refuse_media
+from post_training.data.media import media_columns, refuse_media
 from post_training.data.message import KNOWN_KEYS
 from post_training.data.null_fields import Nulls
 from post_training.data.reading.records import Block, Problem, parse
@@ -98,6 +98,9 @@ class Application:
         self.turn_keys: Counter[str] = Counter()
         self.shape = config["rows"]
         self.check = checker(self.shape)
+        fixed = self.shape not in ("any", shapes.PROMPTS)
+        self._key = shapes.load(self.shape).KEY if fixed else None
+        self._media: dict[tuple[str, ...], list[str]] = {}
 
     def block(self, block: Block) -> BlockResult:
         """Every record of a block."""
@@ -136,12 +139,20 @@ class Application:
         """One line of `rows.jsonl`, without its end; `row` is its source row."""
         if not isinstance(example, dict):
             raise InvalidRow("not_an_object", f"the transform returned {type(example).__name__}")
-        self._check_shape(example)
+        if self._key is not None and self._key not in example:
+            self._refuse_shape(example)
         checked = self.check(example, self.rules)
-        if row is not None:
-            refuse_media(row, checked)
-        for turn in (turn for column in TURN_COLUMNS for turn in checked.get(column, ()) if len(turn) > 2):
-            self.turn_keys.update(turn.keys() - KNOWN_KEYS)
+        if isinstance(row, dict):
+            layout = tuple(row)
+            media = self._media.get(layout)
+            if media is None:
+                media = self._media[layout] = media_columns(layout)
+            if media:
+                refuse_media(row, media, checked)
+        for column in TURN_COLUMNS:
+            for turn in checked.get(column, ()):
+                if len(turn) > 2 and not KNOWN_KEYS.issuperset(turn):
+                    self.turn_keys.update(turn.keys() - KNOWN_KEYS)
         line = _dump({**place, **checked})
         if b'"tool' in line and b"null" in line:
             self.nulls.clean(checked)
@@ -152,15 +163,12 @@ class Application:
             raise InvalidRow("nul_character", f"{where} holds U+0000, which is no text; remove it")
         return line
 
-    def _check_shape(self, example: dict[str, Any]) -> None:
+    def _refuse_shape(self, example: dict[str, Any]) -> None:
         """Raise InvalidRow for a transform that gives rows of another shape than the stage takes."""
-        if self.shape in ("any", shapes.PROMPTS) or shapes.load(self.shape).KEY in example:
-            return
         found = shapes.name_of(example)
         if found is not None:
-            raise InvalidRow(
-                "wrong_shape", f"the transform gives {shapes.title(found)}; this stage takes {shapes.title(self.shape)}"
-            )
+            made, taken = shapes.title(found), shapes.title(self.shape)
+            raise InvalidRow("wrong_shape", f"the transform gives {made}; this stage takes {taken}")
 
     def _parts(self, made: Any, number: int, row: Any) -> tuple[list[bytes], list[Rejection]]:
         """Lines and rejections of a row that gave several examples, or a value that is not an example."""

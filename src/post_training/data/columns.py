@@ -69,7 +69,7 @@ class Columns:
         """A row for the transform."""
         row = self.again(value)
         self._layouts[tuple(value)] += 1
-        for name in self._paths:
+        for name in self._paths:  # of plain names the layout tells
             if at_path(value, name) is not _MISSING and name not in value:
                 self._read.has[name] += 1
         return row

@@ -1,7 +1,7 @@
 """Rows whose text refers to pictures, sound or video: they are refused, because only text is trained on."""
 
 import re
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 
 from post_training.data.rows import TURN_COLUMNS, InvalidRow
@@ -13,17 +13,16 @@ _PLACE = re.compile(
 )
 
 
-def refuse_media(row: Any, example: dict[str, Any]) -> None:
-    """Raise InvalidRow for an example whose text has a place for what a column of its source row holds."""
-    for column in _columns(tuple(row)) if isinstance(row, dict) else ():
-        if row[column]:
-            for turn in (turn for key in TURN_COLUMNS for turn in example.get(key, ())):
-                if (place := _PLACE.search(turn["content"])) is not None:
-                    kind = place[1] or "image"
-                    problem = f"the text has {place[0]} for what is in the column {column!r}; {kind.lower()}s are not supported"
-                    raise InvalidRow("unsupported_content", problem)
-
-
-@lru_cache
-def _columns(names: tuple[str, ...]) -> list[str]:
+def media_columns(names: Iterable[str]) -> list[str]:
+    """The columns that hold something else than text, by their names."""
     return [name for name in names if _COLUMN.fullmatch(name)]
+
+
+def refuse_media(row: dict[str, Any], columns: list[str], example: dict[str, Any]) -> None:
+    """Raise InvalidRow for an example whose text has a place for what one of these columns of its source row holds."""
+    for column in (column for column in columns if row[column]):
+        for turn in (turn for key in TURN_COLUMNS for turn in example.get(key, ())):
+            if (place := _PLACE.search(turn["content"])) is not None:
+                kind = (place[1] or "image").lower()
+                problem = f"the text has {place[0]} for what is in the column {column!r}; {kind}s are not supported"
+                raise InvalidRow("unsupported_content", problem)

@@ -156,8 +156,23 @@ def answer(row: dict[str, Any], key: str, prompt: list[Message], rules: Rules) -
     return made
 
 
-def without_blanks(turns: list[Message]) -> list[Any]:
-    """Messages that are equal for answers that differ in blanks alone, indentation apart."""
+def differ_in_blanks(one: list[Message], other: list[Message]) -> bool:
+    """Whether two different answers are the same but for blanks, indentation apart."""
+    if len(one) != len(other) or any(map(_more_than_blanks, one, other)):
+        return False
+    return _without_blanks(one) == _without_blanks(other)
+
+
+def _more_than_blanks(one: Message, other: Message) -> bool:
+    """Whether the numbers of other characters tell that they differ: cheap, and true of nearly all pairs."""
+    return _characters(one["content"]) != _characters(other["content"])
+
+
+def _characters(text: str) -> int:
+    return len(text) - sum(map(text.count, " \t\n\r\f\v" if text.isascii() else _BLANKS))
+
+
+def _without_blanks(turns: list[Message]) -> list[Any]:
     return [{**turn, "content": _INNER_BLANKS.sub(" ", _stripped(turn["content"]))} for turn in turns]
 
 

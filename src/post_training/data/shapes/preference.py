@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, prompt, without_blanks
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, differ_in_blanks, prompt
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
@@ -29,7 +29,7 @@ def validate(row: dict[str, Any], rules: Rules) -> Pair:
     chosen, rejected = (answer(row, key, asked, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:
         raise InvalidRow("identical_pair")
-    if without_blanks(chosen) == without_blanks(rejected):
+    if differ_in_blanks(chosen, rejected):
         raise InvalidRow("identical_pair", "the answers differ in blanks only")
     return {"prompt": asked, "chosen": chosen, "rejected": rejected, **check_tools(row)}
 
