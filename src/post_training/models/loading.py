@@ -34,11 +34,11 @@ def mend_generation_config(model: Any) -> str:
 
     Many models have `temperature` without `do_sample`, which loads, and ends the run at its first checkpoint.
     """
-    config, changed = getattr(model, "generation_config", None), []
-    for _ in range(2):
+    config: Any = getattr(model, "generation_config", None)
+    changed: list[str] = []
+    for _ in range(2 if config is not None else 0):
         try:
-            if config is not None:
-                config.validate(strict=True)
+            config.validate(strict=True)
             break
         except ValueError as error:
             named = re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)
