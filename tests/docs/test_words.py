@@ -52,6 +52,7 @@ ALLOWED: list[tuple[str, str, str]] = [
         "a docstring is part of a transform's digest: other words would apply it again",
     ),
     (r".*", r"data\.hygiene|[\"']hygiene[\"']", "the old name of data.filters, which is still understood"),
+    (r"src/.*/rewards/judge\.py|docs/on_policy\.md", r"judge", "LLM-as-a-judge is the field's term"),
     (r"src/.*/task_dialogue\.py", r"a person with an agent", "the data are dialogues of people"),
 ]
 _PATTERN = re.compile("|".join(rf"(?P<t{number}>\b(?:{term})(?!\w))" for number, term in enumerate(TERMS)), re.I)

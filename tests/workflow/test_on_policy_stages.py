@@ -265,3 +265,17 @@ def test_an_evaluation_by_a_reward(generated):
         ConfigError, match=r"evaluation\.datasets\[0\]\.score\[0\]\.reward: theirs needs a model of its own"
     ):
         generated.plan()
+
+
+def test_where_a_judge_is_asked_decides_nothing_and_whom_does(generated):
+    entry = {"reward": "judge", "url": "http://one/v1", "model_name": "m"}
+    dataset(generated.config)["score"] = [entry]
+    generated.write()
+    generated.complete()
+    assert generated.jobs() == {}
+    entry |= {"url": "http://another/v1", "concurrency": 3, "request_seconds": 9}
+    generated.write()
+    assert generated.jobs() == {}
+    entry["model_name"] = "another"
+    generated.write()
+    assert kinds(generated.jobs()) == {"score": ["round1"], **SELECTED}

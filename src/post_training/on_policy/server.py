@@ -21,19 +21,15 @@ from typing import Any
 
 import httpx
 
-from post_training.core.errors import UserError, brief
+from post_training.core.errors import UserError
+from post_training.models.chat_api import ChatApi
 from post_training.on_policy.engine import Answer, Request, stream_seed
 from post_training.run_dir.stop import die_with_parent
 
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 20.0
-_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 _RESTARTS = 3
 # Of the environment in which this job runs, and not of the server's own.
 _NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "POST_TRAINING_SNAKEMAKE")
-
-
-class Gone(Exception):
-    """The server ended, or cannot be reached."""
 
 
 class Process:
@@ -50,9 +46,14 @@ class Process:
         self.command, self.model, self.log, self.startup_seconds = command, model, log, startup_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._lock, self._starts, self.url = threading.Lock(), 0, ""
+        # The kernel ends the server with the thread that started it, so that is one which lives as long as this object.
+        self._starter = ThreadPoolExecutor(1)
 
     def start(self) -> None:
         """Start it and wait until it is healthy. Raises UserError, with the end of its output, where it ends or never is."""
+        self._starter.submit(self._start).result()
+
+    def _start(self) -> None:
         port = _free_port()
         words = [
             word.replace("{model}", str(self.model)).replace("{port}", str(port)) for word in shlex.split(self.command)
@@ -96,6 +97,7 @@ class Process:
 
     def stop(self) -> None:
         """End it and what it has started."""
+        self._starter.shutdown()
         if self._process is None:
             return
         for number, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
@@ -123,9 +125,10 @@ class ServerEngine:
         self, sampling: dict[str, Any], settings: dict[str, Any], model_name: str, process: Process | None
     ) -> None:
         self.sampling, self.settings, self.model_name, self.process = sampling, settings, model_name, process
-        key = os.environ.get(settings["api_key_variable"])
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(timeout=settings["request_seconds"], headers=headers)
+        if process is None:
+            self.api = ChatApi(lambda: str(settings["url"]), settings)
+        else:
+            self.api = ChatApi(lambda: process.url, settings, process.restart_if_gone)
 
     @property
     def at_a_time(self) -> int:
@@ -138,34 +141,12 @@ class ServerEngine:
 
     def answers(self, requests: list[Request]) -> list[Answer]:
         """One batch. Raises UserError where the server cannot answer at all."""
-        with ThreadPoolExecutor(self.settings["concurrency"]) as pool:
-            futures = [pool.submit(self._answer, request) for request in requests]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+        replies = self.api.ask_all([self._body(request) for request in requests])
+        return [Answer(reply.text, reply.tokens, reply.ended) for reply in replies]
 
-    def _answer(self, request: Request) -> Answer:
-        problem, pause = "", _PAUSE_SECONDS
-        for attempt in range(self.settings["max_retries"] + 1):
-            if attempt:
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            try:
-                return self._asked(request)
-            except Gone as gone:
-                problem = str(gone)
-                if self.process is not None:
-                    self.process.restart_if_gone()
-        raise UserError(
-            f"server: {problem}; {self.settings['max_retries']} repetitions did not help (generate.server.max_retries)"
-        )
-
-    def _asked(self, request: Request) -> Answer:
+    def _body(self, request: Request) -> dict[str, Any]:
         sampling = self.sampling
-        body = {
+        return {
             "model": self.model_name,
             "messages": request.prompt,
             "max_tokens": sampling["max_new_tokens"],
@@ -175,38 +156,6 @@ class ServerEngine:
             **({"top_k": sampling["top_k"]} if sampling["top_k"] else {}),
             **({"tools": request.tools} if request.tools else {}),
         }
-        url = f"{self.process.url if self.process else self.settings['url'].rstrip('/').removesuffix('/v1')}/v1/chat/completions"
-        try:
-            response = self._client.post(url, json=body)
-        except httpx.TimeoutException:
-            raise Gone(
-                f"no answer within {self.settings['request_seconds']:g} s (generate.server.request_seconds)"
-            ) from None
-        except httpx.HTTPError as error:
-            raise Gone(f"{type(error).__name__}: {brief(error)}") from None
-        if response.status_code in (401, 403):
-            raise UserError(
-                f"server: {url} refuses the key of {self.settings['api_key_variable']} ({response.status_code})"
-            )
-        if response.status_code == 404:
-            raise UserError(f"server: {url} has no model {self.model_name!r} ({brief(Exception(response.text), 200)})")
-        if response.status_code in (400, 413, 422):
-            print(f"server: refuses a prompt: {brief(Exception(response.text), 200)}", flush=True)
-            return Answer("", 0, False)
-        if response.status_code != 200:
-            raise Gone(f"{url} answers {response.status_code}: {brief(Exception(response.text), 200)}")
-        return _answer_of(response)
-
-
-def _answer_of(response: httpx.Response) -> Answer:
-    try:
-        content = response.json()
-        choice = content["choices"][0]
-        text = choice["message"].get("content") or ""
-        tokens = int((content.get("usage") or {}).get("completion_tokens") or 0)
-        return Answer(text.strip(), tokens, choice.get("finish_reason") == "stop")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UserError(f"server: the answer is not in OpenAI's form: {brief(Exception(response.text), 200)}") from None
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from post_training.plan.stage import Stage
 if TYPE_CHECKING:
     from post_training.plan.graph import Plan
 
+# Arguments of rewards that say where and how fast, not what.
+_FAST = ("batch_size", "url", "concurrency", "api_key_variable", "request_seconds", "max_retries")
+
 
 class OnPolicy:
     """Adds the stages of generated datasets to a plan."""
@@ -119,7 +122,7 @@ class OnPolicy:
         if any(parameter.arg == "model" for parameter in reward.parameters):
             model, _ = self._model(arguments.pop("model"), view, f"{key}.model", base_model)
             inputs["reward_model"], identity["reward_model"] = model, model.fingerprint
-        fast = {part: arguments.pop(part) for part in ("batch_size",) if part in arguments}
+        fast = {part: arguments.pop(part) for part in _FAST if part in arguments}
         config = {"reward": reward.source.name, "arguments": arguments, "source": reward.source.digest}
         runtime = {"file": str(reward.source.file), "arguments": fast}
         kind = "score_model" if place == "gpu" else "score"

@@ -54,7 +54,16 @@ def test_examples_of_rewards(module):
 
 
 def test_rewards_on_offer():
-    assert NAMES == ["constraints", "contains", "exact_match", "format", "length", "math_answer", "reward_model"]
+    assert NAMES == [
+        "constraints",
+        "contains",
+        "exact_match",
+        "format",
+        "judge",
+        "length",
+        "math_answer",
+        "reward_model",
+    ]
     assert registry.reward_names([])["reward_model"].options == {"place": "gpu"}
 
 

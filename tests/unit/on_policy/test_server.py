@@ -16,11 +16,13 @@ from on_policy_parts import SAMPLING, prompts, task
 from tiny import TEMPLATE
 
 from post_training.core.errors import UserError
+from post_training.data import registry
 from post_training.models import folder as model_folder
-from post_training.on_policy import generate
+from post_training.on_policy import generate, score
 from post_training.on_policy.answers import read_answers
 from post_training.on_policy.engine import Request
 from post_training.on_policy.server import Process, ServerEngine, serving
+from post_training.rewards import load_reward
 
 SETTINGS = {
     "command": None, "url": None, "model_name": None, "api_key_variable": "TEST_SERVER_API_KEY", "concurrency": 4,
@@ -37,7 +39,7 @@ needs_serve = pytest.mark.skipif(
 @pytest.fixture
 def no_pause(monkeypatch):
     """Retries without their pauses, which the tests would wait for."""
-    monkeypatch.setattr("post_training.on_policy.server._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("post_training.models.chat_api._PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -187,15 +189,13 @@ def test_failures_are_repeated_and_then_one_line(misbehaving, no_pause):
     misbehaving.replies += [(503, "busy"), (500, "oops")]
     assert elsewhere(misbehaving).answers([ASKED])[0].text == "3"
     misbehaving.replies += [(503, "busy")] * 3
-    with pytest.raises(
-        UserError, match=r"answers 503: busy; 2 repetitions did not help \(generate\.server\.max_retries\)"
-    ):
+    with pytest.raises(UserError, match=r"answers 503: busy; 2 repetitions did not help \(max_retries\)"):
         elsewhere(misbehaving).answers([ASKED])
 
 
 def test_a_server_that_hangs_is_one_line(misbehaving, no_pause):
     misbehaving.replies += [("hang", None)] * 2
-    with pytest.raises(UserError, match=r"no answer within 0\.2 s \(generate\.server\.request_seconds\)"):
+    with pytest.raises(UserError, match=r"no answer within 0\.2 s \(request_seconds\)"):
         elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
 
 
@@ -216,6 +216,46 @@ def test_a_refused_prompt_is_an_empty_answer_and_all_of_them_one_line(misbehavin
     misbehaving.replies += [(400, "too long")] * 3
     with pytest.raises(UserError, match="all 3 answers are empty"):
         generate.run(task("generate", config, runtime, {"prompts": asked}, tmp_path / "two"))
+
+
+def ask_judge(handler, replies: list[str], answers: list[str], **arguments) -> list:
+    """The scores by the replies of a server, in order."""
+    content = [{"choices": [{"message": {"content": text}, "finish_reason": "stop"}]} for text in replies]
+    handler.replies += [(200, json.dumps(one)) for one in content]
+    source = registry.reward_names([])["judge"]
+    given = {"url": handler.url, "model_name": "m", "concurrency": 1, "max_retries": 0} | arguments
+    reward = load_reward("judge", source.file, given)
+    columns = [{"gold": "the reference"}] * len(answers)
+    return [found["score"] for found in score.scored(
+        reward, [{"prompt": ASKED.prompt, "columns": one} for one in columns],
+        [{"prompt": n, "sample": 0, "answer": text} for n, text in enumerate(answers)],
+    )]  # fmt: skip
+
+
+def test_a_rating_is_parsed_strictly(misbehaving):
+    replies = [
+        "Good. [[10]]",
+        "Bad, though it spells [[9]] here. [[1]].",
+        "It is [[7]], I think.",
+        "Nice answer!",
+        "[[11]]",
+    ]
+    assert ask_judge(misbehaving, replies, ["a {answer} b", "2", "3", "4", "5"]) == [1.0, 0.0, None, None, None]
+    first = misbehaving.requests[0][1]
+    assert "a {answer} b" in first["messages"][0]["content"] and first["temperature"] == 0
+
+
+def test_a_comparison_is_asked_with_the_places_swapped(misbehaving):
+    replies = ["[[A]]", "[[B]]", "[[A]]", "[[A]]", "[[C]]", "[[B]]", "[[B]]", "neither"]
+    assert ask_judge(misbehaving, replies, ["w", "x", "y", "z"], reference="gold") == [1.0, 0.5, 0.75, None]
+    texts = [body["messages"][0]["content"] for _, body in misbehaving.requests[:2]]
+    assert texts[0].index("[Answer A]\nw") < texts[0].index("the reference") < texts[1].index("[Answer B]\nw")
+
+
+def test_a_server_that_refuses_the_key_is_no_missing_score(misbehaving):
+    misbehaving.replies += [(401, "no")]
+    with pytest.raises(UserError, match="refuses the key of OPENAI_API_KEY"):
+        ask_judge(misbehaving, [], ["x", "y"])
 
 
 def test_the_template_of_the_model_is_the_export_s(exported):

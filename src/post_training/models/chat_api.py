@@ -1,0 +1,103 @@
+"""A client of OpenAI's chat API: bounded concurrency, repetitions, and errors of one line."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from post_training.core.errors import UserError, brief
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+
+
+class Gone(Exception):
+    """The server ended, cannot be reached, or is too busy."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text of an answer, its tokens, and whether it ended by itself. A prompt that the server refuses has an empty one."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class ChatApi:
+    """A server's chat API.
+
+    Args:
+        url: gives the server's address, with or without `/v1`; asked anew for each request.
+        settings: `api_key_variable`, `concurrency`, `request_seconds`, `max_retries`.
+        when_gone: called before a request is sent again.
+    """
+
+    def __init__(
+        self, url: Callable[[], str], settings: dict[str, Any], when_gone: Callable[[], None] = lambda: None
+    ) -> None:
+        self._url, self._settings, self._when_gone = url, settings, when_gone
+        key = os.environ.get(settings["api_key_variable"])
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(timeout=settings["request_seconds"], headers=headers)
+
+    def ask_all(self, bodies: list[dict[str, Any]]) -> list[Reply]:
+        """The reply to each request, in their order. Raises UserError where the server cannot answer at all."""
+        with ThreadPoolExecutor(self._settings["concurrency"]) as pool:
+            futures = [pool.submit(self.ask, body) for body in bodies]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def ask(self, body: dict[str, Any]) -> Reply:
+        """The reply to one request, sent again after a failure, with pauses that double."""
+        problem, pause = "", _PAUSE_SECONDS
+        for attempt in range(self._settings["max_retries"] + 1):
+            if attempt:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            try:
+                return self._asked(body)
+            except Gone as gone:
+                problem = str(gone)
+                self._when_gone()
+        raise UserError(f"server: {problem}; {self._settings['max_retries']} repetitions did not help (max_retries)")
+
+    def _asked(self, body: dict[str, Any]) -> Reply:
+        url = f"{self._url().rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        try:
+            response = self._client.post(url, json=body)
+        except httpx.TimeoutException:
+            raise Gone(f"no answer within {self._settings['request_seconds']:g} s (request_seconds)") from None
+        except httpx.HTTPError as error:
+            raise Gone(f"{type(error).__name__}: {brief(error)}") from None
+        said = brief(Exception(response.text), 200)
+        if response.status_code in (401, 403):
+            raise UserError(
+                f"server: {url} refuses the key of {self._settings['api_key_variable']} ({response.status_code})"
+            )
+        if response.status_code == 404:
+            raise UserError(f"server: {url} has no model {body['model']!r} ({said})")
+        if response.status_code in (400, 413, 422):
+            print(f"server: refuses a prompt: {said}", flush=True)
+            return Reply("", 0, False)
+        if response.status_code != 200:
+            raise Gone(f"{url} answers {response.status_code}: {said}")
+        return _reply(response)
+
+
+def _reply(response: httpx.Response) -> Reply:
+    try:
+        content = response.json()
+        choice = content["choices"][0]
+        text = choice["message"].get("content") or ""
+        tokens = int((content.get("usage") or {}).get("completion_tokens") or 0)
+        return Reply(text.strip(), tokens, choice.get("finish_reason") == "stop")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise UserError(f"server: the answer is not in OpenAI's form: {brief(Exception(response.text), 200)}") from None
