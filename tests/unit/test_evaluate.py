@@ -3,6 +3,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tiny import TEMPLATE, conversation, task
 
 from post_training.core.errors import UserError
@@ -144,7 +145,8 @@ def test_summary_puts_the_models_side_by_side(tmp_path, capsys):
         report=SimpleNamespace(directory="reports/r"),
         links=lambda: {"r-sft": "sft-run", "r": "missing"},
     )
-    summary.print_summary(SimpleNamespace(base=tmp_path, plans={"r": plan}, first=plan, every=lambda _: []))
+    graph = SimpleNamespace(base=tmp_path, plans={"r": plan}, first=plan, every=lambda _: [])
+    summary.print_summary(graph, Console(stderr=True, width=120, highlight=False))
     printed = capsys.readouterr().err
     for expected in (
         "exact match",

@@ -107,7 +107,7 @@ def test_a_number_is_read_back_from_the_name(values):
     "keys,expected",
     [
         ({"sweep": {"dpo.bta": [1]}}, "sweep.dpo.bta: unknown key. Did you mean 'beta'?"),
-        ({"sweep": {"dop.beta": [1]}}, "sweep.dop.beta: unknown key. Did you mean 'dpo'?"),
+        ({"sweep": {"dpoo.beta": [1]}}, "sweep.dpoo.beta: unknown key. Did you mean 'dpo'?"),
         ({"sweep": {"training.max_step": [1]}}, "sweep.training.max_step: unknown key. Did you mean 'max_steps'?"),
         ({"sweep": {"dpo.beta": ["much"]}}, "sweep.dpo.beta: found 'much', expected float"),
         ({"sweep": {"dpo.beta": []}}, "sweep.dpo.beta: is an empty list"),
