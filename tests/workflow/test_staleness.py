@@ -120,7 +120,9 @@ def test_source_of_a_transform_reruns_its_datasets_only(finished):
     path = finished.path / "transforms.py"
     text = path.read_text()
     path.write_text(
-        text.replace('def second(row):\n    return {"messages": row["messages"]}', "def second(row):\n    return row")
+        text.replace(
+            'column="messages"):\n    return {"messages": row["messages"]}', 'column="messages"):\n    return row'
+        )
     )
     assert kinds(finished.jobs()) == {"transform": ["b"], "tokenize": ["b"], "mix": ["sft"], **FOLLOWS_SFT}
     path.write_text("# a comment\n" + text)
