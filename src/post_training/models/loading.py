@@ -25,11 +25,11 @@ def load_for_inference(folder: Path, dtype: str = "auto", trust_remote_code: boo
     silence_progress_bars()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model.config.use_cache = True
-    mend_generation_config(model)
+    fix_generation_config(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def mend_generation_config(model: Any) -> str:
+def fix_generation_config(model: Any) -> str:
     """Make a model's generation configuration one that Transformers saves; what was changed, empty for a sound one.
 
     Many models have `temperature` without `do_sample`, which loads, and ends the run at its first checkpoint.

@@ -22,7 +22,7 @@ from post_training.launch.reshard import Resume, has_universal, how_to_resume
 from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.loading import mend_generation_config, silence_progress_bars
+from post_training.models.loading import fix_generation_config, silence_progress_bars
 from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
 from post_training.run_dir.checkpoints import (
@@ -235,9 +235,9 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
             problem = f"{attention!r} cannot be used here: {brief(error, 400)}"
             raise ConfigError("model.attn_implementation", problem) from None
         raise UserError(f"{folder}: cannot be loaded as a model: {brief(error, 400)}") from None
-    mended = mend_generation_config(model)
-    if mended and ranks.place()[0] == 0:
-        print(f"{folder}: {mended}", flush=True)
+    fixed = fix_generation_config(model)
+    if fixed and ranks.place()[0] == 0:
+        print(f"{folder}: {fixed}", flush=True)
     return model
 
 

@@ -101,11 +101,11 @@ def test_a_generation_configuration_that_would_not_be_saved_is_mended(tmp_path, 
 
     from transformers import GenerationConfig
 
-    from post_training.models.loading import mend_generation_config
+    from post_training.models.loading import fix_generation_config
 
     config = GenerationConfig(max_new_tokens=7, **given)
-    mended = mend_generation_config(SimpleNamespace(generation_config=config))
-    assert bool(mended) == bool(given) and "\n" not in mended
+    fixed = fix_generation_config(SimpleNamespace(generation_config=config))
+    assert bool(fixed) == bool(given) and "\n" not in fixed
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 7
     assert given.get("temperature") == config.temperature
