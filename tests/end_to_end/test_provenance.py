@@ -35,6 +35,7 @@ PASTED = "hf_" + "zZ9" * 11 + "x"
 ELSEWHERE = {
     "push": "needs the Hub; it lists no file",
     "preflight_probe": "two more trainings; it lists all that it has",
+    **dict.fromkeys(("prompts", "generate", "score", "score_model", "select"), "tests/unit/on_policy makes them"),
 }
 
 
