@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,31 +148,29 @@ def run(quick: bool) -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     steps, architecture = (WARM_UP + 1, SMALL) if quick else (WARM_UP + 5, MEDIUM)
     folder = Path(tempfile.mkdtemp(prefix="bench-padding-"))
-    lines = ["padding: plain TRL's seconds / ours as median (smallest-largest) of pairs taken in turn"]
+    show = partial(print, flush=True)
+    show("padding: plain TRL's seconds / ours as median (smallest-largest) of pairs taken in turn")
     try:
         for name, (_, _, _, goal) in STEPS.items():
             task, job = task_and_job(folder, name, steps, architecture, quick)
             found = step(task, job)
-            lines.append(
+            show(
                 f"  {name}: {spread(found['ratios'])}   goal >= {goal}; {found['seconds_plain']:.2f} s a step of TRL's; "
                 f"largest relative difference of losses {found['largest_loss_difference']:.1e}"
             )
             if name == "dpo, 4 pairs":
                 scored = reference(task, job, 1 if quick else 5)
-                lines.append(
+                show(
                     f"  reference, 4 pairs: {spread(scored['ratios'])}   goal >= 2.0; "
                     f"largest relative difference of log-probabilities {scored['largest_difference']:.1e}"
                 )
             if name != "dpo, 2 pairs":
                 peak = memory(task, folder / name.replace(" ", "-").replace(",", "") / "job.json")
                 shown = ", ".join(f"{kind} {size / 2**20:,.0f} MiB" for kind, size in peak.items())
-                lines.append(
-                    f"  {name}, peak memory, ours / TRL: {peak['ours'] / peak['plain']:.3f}   goal <= 1; {shown}"
-                )
+                show(f"  {name}, peak memory, ours / TRL: {peak['ours'] / peak['plain']:.3f}   goal <= 1; {shown}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    lines.append(f"  a step of 512 pairs dealt and laid out: {layout():.1f} ms   goal <= 20")
-    print("\n".join(lines), flush=True)
+    show(f"  a step of 512 pairs dealt and laid out: {layout():.1f} ms   goal <= 20")
 
 
 if __name__ == "__main__":
