@@ -1,5 +1,6 @@
 """The reference stage through the launcher: several ranks, a kill in the middle, ZeRO-3."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from tiny import launcher_command, losses_of, reference_task, train_task
 
+from post_training.core import manifest
+from post_training.core.fingerprint import file_sha256
 from post_training.launch import launcher
 from post_training.methods.dpo.reference import FILE, missing_shards
 
@@ -69,6 +72,10 @@ def test_a_wrong_reference_is_one_line_of_a_failed_run(tmp_path, model_manifest,
     wrong = tmp_path / "wrong"
     shutil.copytree(dpo_reference.parent, wrong)
     np.save(wrong / FILE, np.load(wrong / FILE)[::-1])
+    found = json.loads((wrong / "manifest.json").read_text())
+    found["files"][0]["sha256"] = file_sha256(wrong / FILE)
+    found["checksum"] = manifest.checksum(found)
+    (wrong / "manifest.json").write_text(manifest.text(found))
     run = train_task(tmp_path / "run", model_manifest, dpo_rows, template, "dpo", wrong / "manifest.json")
     done = subprocess.run(launcher_command(run), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr

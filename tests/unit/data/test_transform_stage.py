@@ -88,7 +88,7 @@ def test_nothing_left(stages, tmp_path):
     with pytest.raises(DataError) as caught:
         ask(stages, source(tmp_path, [{"frage": "x", "antwort": "y"}] * 3), max_reject_fraction=1.0)
     text = str(caught.value)
-    assert "missing_column 3; nothing is left. The first, row 1: missing_column: " in text
+    assert "missing_column 3; nothing is left; the first: " in text and "row 1: missing_column: " in text
     assert "(the row has frage, antwort)" in text and "name the columns as the transform's arguments" in text
 
 

@@ -24,7 +24,7 @@ def contradictory(datasets: list[Tokenized]) -> dict[str, Any] | None:
     found = np.flatnonzero(both[group])
     names = [(dataset.name, number & ((1 << 40) - 1)) for dataset in datasets for number in dataset.numbers.tolist()]
     shown = [names[row] for row in found[np.argsort(group[found], kind="stable")][: 2 * _SHOWN]]
-    texts = [f"{name} row {row + 1:,}" for name, row in shown]
+    texts = [f"{name} row {row:,}" for name, row in shown]
     examples = [f"{one} and {other}" for one, other in zip(texts[::2], texts[1::2], strict=False)]
     return {"rows": len(found), "examples": examples}
 
