@@ -124,7 +124,7 @@ def test_a_worker_process_prints_none(tmp_path):
         "import os, sys\nfrom pathlib import Path\nfrom post_training.data.pool import Pool\n"
         "def say(*words):\n    word = words[-1]\n    print(word, os.environ['HF_TOKEN'], flush=True)\n"
         "    print(word, os.environ['HF_TOKEN'], file=sys.stderr, flush=True)\n"
-        "if __name__ == '__main__':\n    list(Pool(2, say, ('start',), [], Path('x')).in_order(say, [('row',)]))\n"
+        "if __name__ == '__main__':\n    with Pool(2, say, ('start',), [], Path('x')) as pool:\n        list(pool.in_order(say, [('row',)]))\n"
     )
     environment = {**os.environ, "HF_TOKEN": "no-form-at-all-0815"}
     done = subprocess.run([sys.executable, "said.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
