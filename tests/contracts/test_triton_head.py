@@ -39,7 +39,7 @@ def test_it_computes_what_torch_computes(tmp_path, triton):
         **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(triton)]), "TRITON_INTERPRET": "1",
         "TRITON_CACHE_DIR": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": "", "POST_TRAINING_TEST_GPU": "cpu",
     }  # fmt: skip
-    tests = ["tests/gpu/test_kernels.py", "tests/gpu/test_methods.py"]
+    tests = ["tests/gpu/test_gpu_kernels.py", "tests/gpu/test_gpu_methods.py"]
     command = [
         sys.executable,
         "-m",

@@ -15,7 +15,7 @@ def test_losses(tmp_path, request, model_manifest, rows_of, template, device, me
         return losses_of(train_here(train_task(*given, **STEPS, **SETTINGS[method])).parent)
 
     if device == "cuda":
-        pytest.skip("tests/gpu/test_runs.py compares with the CPU itself")
+        pytest.skip("test_gpu_runs.py compares with the CPU itself")
     expected = losses("torch")
     request.getfixturevalue("triton_head")
     assert losses("triton") == pytest.approx(expected, rel=1e-5)
@@ -23,7 +23,7 @@ def test_losses(tmp_path, request, model_manifest, rows_of, template, device, me
 
 def test_the_stored_reference(tmp_path, model_manifest, dpo_rows, template, dpo_reference, device, triton_head):
     if device == "cuda":
-        pytest.skip("tests/gpu/test_runs.py compares with the CPU itself")
+        pytest.skip("test_gpu_runs.py compares with the CPU itself")
     found = compute_reference(reference_task(tmp_path / "dpo-triton", model_manifest, dpo_rows, template))
     one, other = (np.load(path.parent / "logps.npy") for path in (found, dpo_reference))
     assert np.allclose(one, other, rtol=1e-5)
