@@ -81,14 +81,14 @@ def test_calls_that_share_stages_submit_each_once(make, tmp_path):
             assert len(list((stage / "slurm").glob("slurm-*.out"))) == 1, stage
 
 
-def test_twenty_runs_of_a_sweep_submit_what_they_share_once(make):
+def test_ten_runs_of_a_sweep_submit_what_they_share_once(make):
     keys = {"slurm__num_nodes": 1, "slurm__gpus_per_node": 1, "deepspeed__config": {}, "training__max_steps": 2}
     short = DPO["dpo"] | {"training": DPO["dpo"]["training"] | {"max_steps": 1}}
-    project = make(**DPO | keys | {"dpo": short, "sweep": {"dpo.beta": [0.01 * number for number in range(1, 21)]}})
+    project = make(**DPO | keys | {"dpo": short, "sweep": {"dpo.beta": [0.01 * number for number in range(1, 11)]}})
     with contextlib.chdir(project.path):
         graph = make_graph(resolve_runs(project.config))
     targets = [f"{graph.base}/{plan.trained['dpo'].manifest}" for plan in graph.plans.values()]
-    assert len(set(targets)) == 20
+    assert len(set(targets)) == 10
     project.start(*targets).ends(0, 900)
     for kind, stages in graph.stages.items():
         for stage in stages.values():
@@ -96,7 +96,7 @@ def test_twenty_runs_of_a_sweep_submit_what_they_share_once(make):
             assert len(jobs) <= 1, stage.directory
             assert jobs or kind not in ("train", "reference"), stage.directory
     assert {kind: len(graph.stages[kind]) for kind in ("reference", "mix", "train")} == {
-        "reference": 1, "mix": 2, "train": 1 + 20,
+        "reference": 1, "mix": 2, "train": 1 + 10,
     }  # fmt: skip
 
 
