@@ -19,8 +19,8 @@ from post_training.core.stages import STAGES
 from post_training.core.task import Task
 from post_training.run_dir.failures import no_room
 from post_training.run_dir.stop import REQUEST
+from post_training.workflow.last_call import DEFAULT_CONFIG
 
-DEFAULT_CONFIG = "config/config.yaml"
 _HELP = """usage: post-training COMMAND [options]
 
 Snakemake makes the model: `snakemake --configfile my.yaml`. These commands show what it does and has made.

@@ -35,7 +35,7 @@ from tiny import (
     write_mix,
 )
 
-from post_training.launch.processes import SNAKEMAKE
+from post_training.run_dir.parent import SNAKEMAKE
 
 STEPS, SAVE_STEPS = 24, 3
 # With two ranks a sum has one order; from three on it depends on how gradients are put into buckets.

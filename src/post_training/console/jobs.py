@@ -82,6 +82,7 @@ class Board:
         """Output of a job under Slurm -> its id there, and its state in words."""
         self.finished: set[str] = set()
         self._took: dict[str, list[float]] = {}
+        self._predicted: dict[str, float] = {}
 
     def start(self, output: str) -> None:
         """A job begins."""
@@ -119,7 +120,13 @@ class Board:
         if own := self._took.get(job.kind):
             return max(0.0, sum(own) / len(own) - ran)
         if STAGES[job.kind].place == "ranks":
-            predicted = job.predicted_seconds()
+            predicted = self._prediction(output, job)
             return None if predicted is None and job.kind == "train" else max(0.0, (predicted or 0.0) - ran)
         others = [took for kind, all_took in self._took.items() if kind != "train" for took in all_took]
         return max(0.0, sum(others) / len(others) - ran) if others else None
+
+    def _prediction(self, output: str, job: Job) -> float | None:
+        """Read once it is there: the console asks twice a second, for every training of a sweep."""
+        if output not in self._predicted and (seconds := job.predicted_seconds()) is not None:
+            self._predicted[output] = seconds
+        return self._predicted.get(output)

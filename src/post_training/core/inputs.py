@@ -14,14 +14,10 @@ from pathlib import Path
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import file_sha256
+from post_training.core.stages import STAGES
 from post_training.core.task import Task
 
 AT_ONCE_BYTES = 4 << 30
-# Stages that read every byte of what they are given; those that map it; the others show or copy a few files.
-_READ_WHOLE = (
-    "transform", "filter", "export", "evaluate", "lm_eval", "push", "prompts", "generate", "score", "score_model", "select",
-)  # fmt: skip
-_MAP = ("tokenize", "mix", "reference", "train", "preflight_probe")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -63,13 +59,14 @@ def check(task: Task) -> list[Expected]:
     Raises:
         UserError: for the first file that is missing or not as its manifest says.
     """
-    if task.stage not in (*_READ_WHOLE, *_MAP):
+    reads = STAGES[task.stage].reads
+    if reads == "few":
         return []
     whole: list[Expected] = []
     mapped: list[Expected] = []
     later: list[Expected] = []
     for name, path in task.inputs.items():
-        all_of_it = task.stage in _READ_WHOLE or (task.stage == "tokenize" and name == "rows")
+        all_of_it = reads == "whole" or (task.stage == "tokenize" and name == "rows")
         (whole if all_of_it else mapped).extend(_expected(task, name, path))
     for file in (*whole, *mapped):
         file.check_size()

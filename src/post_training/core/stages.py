@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Place = Literal["local", "cpu", "gpu", "ranks"]
+Reads = Literal["whole", "mapped", "few"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class StageKind:
     is_result: bool = True
     resumes: bool = False
     """Whether a job beside the ranks' stops at Slurm's warning and continues in the next one."""
+    reads: Reads = "few"
+    """Files of its inputs: `whole`, every byte; `mapped`, of large ones what it touches; or `few`, which it shows or copies."""
 
     @property
     def stops_on_request(self) -> bool:
@@ -45,26 +48,44 @@ STAGES: dict[str, StageKind] = {
         StageKind("download", "post_training.data.download", "local", 2, "data/raw"),
         StageKind("download_model", "post_training.models.download", "local", 1, "models"),
         StageKind("build_model", "post_training.models.build", "cpu", 1, "models"),
-        StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed"),
-        StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered"),
-        StageKind("prompts", "post_training.on_policy.prompts", "cpu", 1, "data/prompts"),
-        StageKind("generate", "post_training.on_policy.generate", "gpu", 1, "data/generated", resumes=True),
-        StageKind("score", "post_training.on_policy.score", "cpu", 1, "data/scored", resumes=True),
-        StageKind("score_model", "post_training.on_policy.score", "gpu", 1, "data/scored_by_model", resumes=True),
-        StageKind("select", "post_training.on_policy.select", "cpu", 1, "data/selected"),
-        StageKind("tokenize", "post_training.data.tokenize", "cpu", 3, "data/tokenized"),
-        StageKind("mix", "post_training.data.mix", "cpu", 3, "data/mixed"),
+        StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed", reads="whole"),
+        StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered", reads="whole"),
+        StageKind("prompts", "post_training.on_policy.prompts", "cpu", 1, "data/prompts", reads="whole"),
+        StageKind(
+            "generate", "post_training.on_policy.generate", "gpu", 1, "data/generated", resumes=True, reads="whole"
+        ),
+        StageKind("score", "post_training.on_policy.score", "cpu", 1, "data/scored", resumes=True, reads="whole"),
+        StageKind(
+            "score_model",
+            "post_training.on_policy.score",
+            "gpu",
+            1,
+            "data/scored_by_model",
+            resumes=True,
+            reads="whole",
+        ),
+        StageKind("select", "post_training.on_policy.select", "cpu", 1, "data/selected", reads="whole"),
+        StageKind("tokenize", "post_training.data.tokenize", "cpu", 3, "data/tokenized", reads="mapped"),
+        StageKind("mix", "post_training.data.mix", "cpu", 3, "data/mixed", reads="mapped"),
         StageKind("preflight", "post_training.preflight", "local", 1, "preflight", is_result=False),
-        StageKind("preflight_probe", "post_training.preflight.probe", "gpu", 1, "preflight_probe", is_result=False),
-        StageKind("reference", "post_training.launch.launcher", "ranks", 1, "data/reference"),
-        StageKind("train", "post_training.launch.launcher", "ranks", 1, ""),
-        StageKind("export", "post_training.release.export", "gpu", 2, ""),
-        StageKind("evaluate", "post_training.evaluation.held_out", "gpu", 1, "evaluations"),
+        StageKind(
+            "preflight_probe",
+            "post_training.preflight.probe",
+            "gpu",
+            1,
+            "preflight_probe",
+            is_result=False,
+            reads="mapped",
+        ),
+        StageKind("reference", "post_training.launch.launcher", "ranks", 1, "data/reference", reads="mapped"),
+        StageKind("train", "post_training.launch.launcher", "ranks", 1, "", reads="mapped"),
+        StageKind("export", "post_training.release.export", "gpu", 2, "", reads="whole"),
+        StageKind("evaluate", "post_training.evaluation.held_out", "gpu", 1, "evaluations", reads="whole"),
         StageKind("download_tasks", "post_training.evaluation.lm_tasks", "local", 1, "data/tasks"),
-        StageKind("lm_eval", "post_training.evaluation.lm_eval", "gpu", 1, "lm_eval"),
+        StageKind("lm_eval", "post_training.evaluation.lm_eval", "gpu", 1, "lm_eval", reads="whole"),
         StageKind("report", "post_training.report.page", "cpu", 3, "reports", is_result=False),
         StageKind("compare", "post_training.report.compare", "local", 3, "comparisons", is_result=False),
         StageKind("card", "post_training.release.card", "local", 1, "cards", is_result=False),
-        StageKind("push", "post_training.release.publish", "local", 1, "published", is_result=False),
+        StageKind("push", "post_training.release.publish", "local", 1, "published", is_result=False, reads="whole"),
     )
 }

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.fingerprint import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
 TRANSFORMS = PACKAGE / "data" / "transforms"
 REWARDS = PACKAGE / "rewards"
 CHAT_TEMPLATES = PACKAGE / "chat_templates"
+KEPT = "source"
+"""Folder of a stage's directory with the module of a user as it was used."""
 OWN_TEMPLATE = "tokenizer"
 """`data.chat_template` for the template that comes with the model."""
 
@@ -56,13 +59,9 @@ class TransformSource:
     @property
     def gives(self) -> tuple[str, ...]:
         """Shapes of the rows that it makes, as its decorator says; empty where it does not."""
-        for keyword in (
-            k for node in self.function.decorator_list if isinstance(node, ast.Call) for k in node.keywords
-        ):
-            if keyword.arg == "gives":
-                value = ast.literal_eval(keyword.value)
-                return (value,) if isinstance(value, str) else tuple(value)
-        return ()
+        given = self._keywords.get("gives")
+        value = ast.literal_eval(given) if given else ()
+        return (value,) if isinstance(value, str) else tuple(value)
 
     @property
     def function(self) -> ast.FunctionDef:
@@ -76,9 +75,20 @@ class TransformSource:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of its decorator, such as `place` of a reward."""
+        return {name: value.value for name, value in self._keywords.items() if isinstance(value, ast.Constant)}
+
+    @property
+    def _keywords(self) -> dict[str, ast.expr]:
         calls = [found for found in self.function.decorator_list if isinstance(found, ast.Call)]
-        keywords = [keyword for call in calls for keyword in call.keywords]
-        return {str(k.arg): k.value.value for k in keywords if isinstance(k.value, ast.Constant)}
+        return {str(keyword.arg): keyword.value for call in calls for keyword in call.keywords}
+
+    def keep(self, directory: Path) -> list[dict[str, str]]:
+        """Copy a user's own module, as it is used, to `source/`: no commit of this repository has it. Entries for the manifest."""
+        if self.file.resolve().is_relative_to(PACKAGE):
+            return []
+        for name, path in self.files.items():
+            write_atomically(directory / KEPT / name, path.read_text(encoding="utf-8"))
+        return [{"path": f"{KEPT}/{name}"} for name in self.files]
 
 
 def transform_names(modules: list[str]) -> dict[str, TransformSource]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from post_training.core.errors import DataError
-from post_training.core.fingerprint import replacing, write_atomically
+from post_training.core.fingerprint import replacing
 from post_training.core.locate import Slice
 from post_training.core.manifest import hashed
 from post_training.core.progress import Progress
@@ -27,10 +27,9 @@ from post_training.data.apply_transform import Application, BlockResult
 from post_training.data.pool import Pool, allowed
 from post_training.data.reading.readers import BLOCK_BYTES, read_blocks, unreadable
 from post_training.data.reading.records import Block
-from post_training.data.registry import PACKAGE, TransformSource
+from post_training.data.registry import TransformSource
 from post_training.data.row_groups import apply_to_groups
 
-SOURCE = "source"
 # Below this a second process costs more time than it saves.
 _WORTH_A_PROCESS_BYTES = 4 * BLOCK_BYTES
 
@@ -63,7 +62,7 @@ def run(task: Task) -> None:
     written = rows.entry(rows_path)
     if total.nulls.settle(rows_path):
         written = hashed(task.directory, [{"path": rows_path.name}])[0]
-    source = _keep_source(task)
+    source = TransformSource(task.config["transform"], Path(task.runtime["file"])).keep(task.directory)
     task.finish(
         rows_in=total.rows_in,
         rows_out=total.rows_out,
@@ -96,16 +95,6 @@ class _Hashed:
     def entry(self, path: Path) -> dict[str, Any]:
         """The file in the manifest."""
         return {"path": path.name, "bytes": self.size, "sha256": self.sha256.hexdigest()}
-
-
-def _keep_source(task: Task) -> list[dict[str, str]]:
-    """A user's own module as it was used, in `source/`: no commit of this repository has it. Entries for the manifest."""
-    module = TransformSource(task.config["transform"], Path(task.runtime["file"]))
-    if module.file.resolve().is_relative_to(PACKAGE):
-        return []
-    for name, path in module.files.items():
-        write_atomically(task.directory / SOURCE / name, path.read_text(encoding="utf-8"))
-    return [{"path": f"{SOURCE}/{name}"} for name in module.files]
 
 
 def _results(task: Task, files: list[Path]) -> Iterator[BlockResult]:

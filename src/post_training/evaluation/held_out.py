@@ -16,18 +16,18 @@ import numpy as np
 
 from post_training.core import manifest
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import file_sha256
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.evaluation.fields import compare_answers
-from post_training.evaluation.prompts import PROMPTS, read_prompts
+from post_training.evaluation.prompts import PROMPTS, planned_prompts
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
-from post_training.models.loading import generate, load_for_inference, load_tokenizer
+from post_training.models.loading import generate, load_for_inference, load_tokenizer, longest_input
+from post_training.on_policy.engine import Engine
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
 _LOGIT_BYTES = 1 << 30
@@ -75,7 +75,8 @@ def run(task: Task) -> None:
                 f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
             )
         if rewards:
-            results[name], found = rewarded(kept, sampled(task, name, kept, evaluator), rewards)
+            engine = evaluator.engine(task.config["score"][name]["sampling"])
+            results[name], found = rewarded(kept, sampled(engine, kept, evaluator.batch_size), rewards)
         else:
             results[name], found = evaluator.preferences(kept) if "chosen" in kept[0] else evaluator.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]
@@ -102,13 +103,6 @@ def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def planned_prompts(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """The prompts. Raises UserError when they are not those that the run was planned with."""
-    if not path.is_file() or file_sha256(path) != sha256:
-        raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
-    return read_prompts(path)
-
-
 def up_to_last_answer(row: dict[str, Any]) -> dict[str, Any] | None:
     """A conversation cut after its last assistant turn, which is the expected answer; None where there is none."""
     if "chosen" in row:
@@ -125,7 +119,11 @@ class Evaluator:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.stop = stop_tokens(tokenizer, template)
-        self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
+        self.longest = longest_input(model)
+
+    def engine(self, sampling: dict[str, Any]) -> Engine:
+        """The same model, for sampled answers."""
+        return Engine(self.model, self.tokenizer, self.template, sampling | {"max_new_tokens": self.max_new_tokens})
 
     def fits(self, row: dict[str, Any]) -> bool:
         """Whether the example and a full answer stay within the model's positions."""

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import DataError
+from post_training.core.errors import DataError, UserError
+from post_training.core.fingerprint import file_sha256
 
 PROMPTS = "prompts"
 """Their name among the datasets of `samples.jsonl`."""
@@ -27,6 +28,13 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     if not found:
         raise DataError(f"evaluation.prompts: {path}: has no prompt; {_EXPECTED}, one a line")
     return found
+
+
+def planned_prompts(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """The prompts. Raises UserError when they are not those that the run was planned with."""
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
+    return read_prompts(path)
 
 
 def _prompt(line: str, where: str) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.core.errors import UserError, brief
 from post_training.core.task import Task
+from post_training.on_policy.answers import prompt_digest
+from post_training.on_policy.engine import Engine, Request
+from post_training.on_policy.generate import batches_of
 from post_training.rewards import Reward, load_reward
-
-if TYPE_CHECKING:
-    from post_training.evaluation.held_out import Evaluator
 
 Weighted = list[tuple[float, Reward]]
 
@@ -24,17 +24,11 @@ def load_rewards(task: Task, dataset: str) -> Weighted:
     ]
 
 
-def sampled(task: Task, dataset: str, rows: list[dict[str, Any]], evaluator: "Evaluator") -> list[dict[str, Any]]:
+def sampled(engine: Engine, rows: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
     """A sampled answer to each prompt, in the form of `Evaluator.open_answers`; the same ones each time."""
-    from post_training.on_policy.answers import prompt_digest
-    from post_training.on_policy.engine import Engine, Request
-    from post_training.on_policy.generate import batches_of
-
-    sampling = task.config["score"][dataset]["sampling"] | {"max_new_tokens": evaluator.max_new_tokens}
-    engine = Engine(evaluator.model, evaluator.tokenizer, evaluator.template, sampling)
     lengths = [engine.length(row["prompt"], row.get("tools")) for row in rows]
     found: list[dict[str, Any]] = [{} for _ in rows]
-    for batch in batches_of(lengths, 1, evaluator.batch_size):
+    for batch in batches_of(lengths, 1, batch_size):
         asked = [rows[place] for place, _ in batch]
         requests = [Request(row["prompt"], row.get("tools"), prompt_digest(row["prompt"])) for row in asked]
         for (place, _), answer in zip(batch, engine.answers(requests), strict=True):

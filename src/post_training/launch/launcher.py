@@ -29,12 +29,13 @@ from post_training.core.fingerprint import write_atomically
 from post_training.core.task import Task
 from post_training.launch.environment import library_environment, local_start, srun_start
 from post_training.launch.finish import finish_if_complete
-from post_training.launch.processes import Ended, run_together, say, snakemake_is_gone
+from post_training.launch.processes import Ended, run_together, say
 from post_training.launch.reshard import how_to_resume, make_universal
 from post_training.models.files import remove_folder
 from post_training.run_dir import attempts, failures, predictions, timeline, wandb_offline
 from post_training.run_dir.checkpoints import checkpoints, discard_incomplete, newest_complete, set_aside, undamaged
 from post_training.run_dir.lock import LOCKED, VARIABLE, Lock, LockedError, is_own_file, take
+from post_training.run_dir.parent import snakemake_is_gone
 from post_training.run_dir.stop import (
     INTERRUPTED,
     REQUEST,

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
-from post_training.run_dir.parent import SNAKEMAKE as SNAKEMAKE
-from post_training.run_dir.parent import snakemake_is_gone as snakemake_is_gone
 from post_training.run_dir.stop import StopRequest, held
 
 # After the first failure the others have this long to report why they fail too. No longer: the usual one

@@ -62,25 +62,34 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def longest_input(model: Any) -> int:
+    """Positions of a model; unlimited where its configuration has no such number."""
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 62
+
+
+def left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and attention mask, int64 `[prompts, longest]`, padded so that every answer begins at the same column."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+
+
 def generate(
     model: Any, prompts: list[list[int]], stop: list[int], pad: int, max_new_tokens: int, **sampling: Any
 ) -> list[list[int]]:
-    """Answers as token ids, cut after the stop token; greedy unless `sampling` says otherwise.
-
-    Prompts are padded on the left, so that every answer begins at the same column.
-    """
+    """Answers as token ids, cut after the stop token; greedy unless `sampling` says otherwise."""
     import torch
     from transformers import GenerationConfig
 
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    ids, mask = left_padded(prompts, pad, model.device)
     # Our own configuration: the model's may sample.
     settings: dict[str, Any] = {"do_sample": False} | sampling
     settings |= {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
     config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    answers = output[:, width:].tolist()
+    answers = output[:, ids.shape[1] :].tolist()
     ends = [next((end for end, token in enumerate(ids, 1) if token in stop), len(ids)) for ids in answers]
     return [ids[:end] for ids, end in zip(answers, ends, strict=True)]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from post_training.models.loading import left_padded
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,9 +42,8 @@ def decode(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    ids, mask = left_padded(prompts, pad, model.device)
+    width = ids.shape[1]
     answers: list[list[int]] = [[] for _ in prompts]
     rows, cache, done, tokens = list(range(len(prompts))), None, 0, _FIRST_TOKENS
     while rows:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from post_training.core.errors import DataError, UserError
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.models.files import stop_tokens
-from post_training.models.loading import load_for_inference, load_tokenizer
+from post_training.models.loading import load_for_inference, load_tokenizer, longest_input
 from post_training.on_policy.answers import prompt_digest
 from post_training.on_policy.decoding import decode
 
@@ -55,7 +55,7 @@ class Engine:
         self.max_new_tokens = int(sampling["max_new_tokens"])
         self._ids: dict[str, Ids] = {}
         self.stop = stop_tokens(tokenizer, template)
-        self.longest = getattr(model.config, "max_position_embeddings", None) or 1 << 62
+        self.longest = longest_input(model)
 
     @property
     def at_a_time(self) -> int | None:

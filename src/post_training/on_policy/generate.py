@@ -23,6 +23,7 @@ from post_training.on_policy.answers import (
     Resumable,
     must_stop,
     prompt_digest,
+    read_lines,
     read_prompts,
 )
 from post_training.on_policy.engine import Engine, Request
@@ -99,11 +100,8 @@ def _lines(batch: list[Key], answers: list[Any]) -> list[Line]:
 
 
 def _finish(task: Task, file: Resumable, too_long: int) -> None:
-    from post_training.on_policy.answers import read_lines
-
-    lines = read_lines(file.path) if file.path.is_file() else []
-    if not file.path.is_file():
-        file.path.touch()
+    file.path.touch()  # a shard may have nothing to answer
+    lines = read_lines(file.path)
     if lines and not any(line["answer"] for line in lines):
         raise UserError(
             f"{file.path}: all {len(lines):,} answers are empty; delete it, and look at the prompts and the model"

@@ -5,7 +5,6 @@ a row; where no answer has a score, or the reward cannot be loaded, the job fail
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from post_training.core.errors import DataError, UserError, brief
 from post_training.core.progress import Progress
 from post_training.core.task import Task
-from post_training.data.registry import PACKAGE, TransformSource
+from post_training.data.registry import TransformSource
 from post_training.models import folder as model_folder
 from post_training.on_policy.answers import (
     PATIENCE_SECONDS,
@@ -128,6 +127,7 @@ def _finish(task: Task, lines: list[Line]) -> None:
             f"reward {task.config['reward']}: none of {len(lines):,} answers has a score; "
             + (" ".join(failed.split()) or "no answers")
         )
+    source = TransformSource(task.config["reward"], Path(task.runtime["file"]), "register_reward")
     found = quantiles(values)
     print(
         f"{len(values):,} scores, mean {found['mean']:g}, quantiles {', '.join(f'{k}% {v:g}' for k, v in list(found.items())[1:])}{failed}"
@@ -137,17 +137,5 @@ def _finish(task: Task, lines: list[Line]) -> None:
         rows_out=len(values),
         dropped=dict(reasons.most_common(50)),
         scores=found,
-        files=[{"path": SCORES}, *_keep_source(task)],
+        files=[{"path": SCORES}, *source.keep(task.directory)],
     )
-
-
-def _keep_source(task: Task) -> list[dict[str, str]]:
-    """A user's own module as it was used, in `source/`. Entries for the manifest."""
-    from post_training.core.fingerprint import write_atomically
-
-    module = TransformSource(task.config["reward"], Path(task.runtime["file"]), "register_reward")
-    if module.file.resolve().is_relative_to(PACKAGE):
-        return []
-    for name, path in module.files.items():
-        write_atomically(task.directory / "source" / name, path.read_text(encoding="utf-8"))
-    return [{"path": os.path.join("source", name)} for name in module.files]

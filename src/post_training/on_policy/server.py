@@ -24,12 +24,13 @@ import httpx
 from post_training.core.errors import UserError
 from post_training.models.chat_api import ChatApi
 from post_training.on_policy.engine import Answer, Request, stream_seed
+from post_training.run_dir.parent import SNAKEMAKE
 from post_training.run_dir.stop import die_with_parent
 
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 20.0
 _RESTARTS = 3
 # Of the environment in which this job runs, and not of the server's own.
-_NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "POST_TRAINING_SNAKEMAKE")
+_NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", SNAKEMAKE)
 
 
 class Process:

@@ -7,6 +7,7 @@ from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.data.rows import PROMPTS
 from post_training.on_policy.answers import SCORE, SHARD
 from post_training.plan.generated_keys import check_entry, check_sampling, sampling_keys, select_keys, server_keys
+from post_training.plan.held_out import has_held_out
 from post_training.plan.models import ModelStages
 from post_training.plan.rewards import Reward, rewards_of
 from post_training.plan.sources import Sources
@@ -59,7 +60,7 @@ class OnPolicy:
             require(not section["path"], f"{key}.path", "is given beside dataset; give one of them")
             mixed = self._mix_with(section["dataset"], f"{key}.dataset")
             inputs["rows"] = mixed.inputs[section["dataset"]].inputs["rows"]
-            if mixed.config["eval_fraction"] or any(role.startswith("eval:") for role in mixed.inputs):
+            if has_held_out(mixed):
                 inputs["held_out"] = mixed
         else:
             require(

@@ -12,8 +12,7 @@ from post_training.config.deepspeed import merged_config
 from post_training.config.names import dataset_name, recorded_as
 from post_training.core.fingerprint import write_atomically
 from post_training.data.mix import EVAL
-from post_training.data.registry import TransformSource
-from post_training.data.transform import SOURCE
+from post_training.data.registry import KEPT, TransformSource
 from post_training.lineage.collect import Lineage, Stage, Stages, to_source, trainings
 
 FOLDER = "provenance"
@@ -92,7 +91,7 @@ def keep_code(found: Sections, stages: Stages, folder: Path) -> None:
     A module that made none of the rows, such as an evaluation's, is copied as it is now.
     """
     made = sorted((stage for stage in stages.values() if stage.get("module")), key=lambda stage: stage["finished"])
-    used = {stage["module"]: Path(str(stage["directory"])) / SOURCE for stage in made}
+    used = {stage["module"]: Path(str(stage["directory"])) / KEPT for stage in made}
     copies: dict[str, str] = {}
     for section, training in found:
         data, modules = section["data"], section["data"]["transform_modules"]

@@ -44,7 +44,7 @@ def _loaded(folder: str) -> tuple[Any, Any, int]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from post_training.models.loading import load_tokenizer, silence_progress_bars
+    from post_training.models.loading import load_tokenizer, longest_input, silence_progress_bars
 
     silence_progress_bars()
     tokenizer = load_tokenizer(Path(folder))
@@ -55,5 +55,4 @@ def _loaded(folder: str) -> tuple[Any, Any, int]:
         raise DataError(f"{folder}: has {network.config.num_labels} outputs, expected a reward model with 1")
     if network.config.pad_token_id is None:
         network.config.pad_token_id = tokenizer.pad_token_id
-    longest = getattr(network.config, "max_position_embeddings", None) or 1 << 62
-    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, longest
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, longest_input(network)

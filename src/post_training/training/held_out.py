@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback
 
 from post_training.core.errors import UserError
 from post_training.data import shapes
+from post_training.data.collate import PaddedCollator
+from post_training.data.loss_mask import IGNORED
 from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import write_array
 from post_training.training import ranks
 
 # Tokens of a forward pass, padding counted; a longer sequence is a pass of its own.
 _BATCH_TOKENS = 8192
-_IGNORED = -100
 
 
 @dataclass
@@ -193,15 +193,6 @@ class HeldOut(TrainerCallback):
 
     def _inputs(self, members: list[int]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `labels`, int64 `[sequences, longest]`."""
-        padding = {
-            "input_ids": self.trainer.processing_class.pad_token_id or 0,
-            "attention_mask": 0,
-            "labels": _IGNORED,
-        }
-        columns: dict[str, list[torch.Tensor]] = {name: [] for name in padding}
-        for _, ids, trained in (self.sequences[number] for number in members):
-            tokens = torch.tensor(np.asarray(ids, dtype=np.int64))
-            columns["input_ids"].append(tokens)
-            columns["attention_mask"].append(torch.ones_like(tokens))
-            columns["labels"].append(tokens.masked_fill(~torch.tensor(np.asarray(trained, dtype=np.bool_)), _IGNORED))
-        return {name: pad_sequence(found, True, padding[name]) for name, found in columns.items()}
+        sequences = [self.sequences[number] for number in members]
+        rows = [{"input_ids": ids, "labels": np.where(trained, ids, IGNORED)} for _, ids, trained in sequences]
+        return PaddedCollator(self.trainer.processing_class.pad_token_id or 0)(rows)

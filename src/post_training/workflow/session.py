@@ -26,8 +26,8 @@ from post_training.console import jobs as console
 from post_training.console.handler import SHOW
 from post_training.core.errors import UserError
 from post_training.core.stages import STAGES
-from post_training.launch.processes import SNAKEMAKE
 from post_training.plan import Graph, make_graph
+from post_training.run_dir.parent import SNAKEMAKE
 from post_training.slurm import placement
 from post_training.slurm.job import StageJob
 from post_training.workflow.export import self_contained

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from post_training.launch.processes import Ended, run_together, snakemake_is_gone
+from post_training.launch.processes import Ended, run_together
 from post_training.run_dir.lock import LockedError, take
+from post_training.run_dir.parent import snakemake_is_gone
 from post_training.run_dir.stop import SIGNALS, StopRequest
 
 
