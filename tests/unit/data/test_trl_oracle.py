@@ -272,8 +272,9 @@ def test_real_pairs(stages, shared, tokens, model_and_tokenizer):
     transformed.write_text(json.dumps(facts | {"examples": len(rows)}))
     found = tokens(stages.tokenize(transformed, shape="preference"))
     assert len(found) > 140
+    by_number = {row["row"]: row for row in rows}
     for row in found:
-        pair = rows[row["row"]]
+        pair = by_number[row["row"]]
         asked = _tokenize(tokenizer, pair["prompt"], add_generation_prompt=True)["input_ids"]
         chosen, rejected = (
             _tokenize(tokenizer, pair["prompt"] + pair[side])["input_ids"] for side in ("chosen", "rejected")

@@ -1,6 +1,7 @@
 """The engine `server`: against a real one that is not ours, `transformers serve`, and against one that misbehaves."""
 
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tiny import TEMPLATE
 from post_training.core.errors import UserError
 from post_training.data import registry
 from post_training.models import folder as model_folder
+from post_training.models.chat_api import ChatApi
 from post_training.on_policy import generate, score
 from post_training.on_policy.answers import read_answers
 from post_training.on_policy.engine import Request
@@ -99,15 +101,14 @@ def test_a_real_server_is_started_survives_a_kill_and_is_stopped(
         started.append(self._process.pid)
 
     monkeypatch.setattr(Process, "start", noted)
-    answers, asked_before = ServerEngine.answers, []
+    ask, asked = ChatApi.ask, itertools.count(1)
 
-    def killed_in_the_middle(self, requests):
-        asked_before.append(len(requests))
-        if len(asked_before) == 2:
-            threading.Timer(0.3, os.kill, (started[0], signal.SIGKILL)).start()
-        return answers(self, requests)
+    def killed_in_the_middle(self, body):
+        if next(asked) == 24:  # of the second batch of 16, with another request on its way
+            os.kill(started[0], signal.SIGKILL)
+        return ask(self, body)
 
-    monkeypatch.setattr(ServerEngine, "answers", killed_in_the_middle)
+    monkeypatch.setattr(ChatApi, "ask", killed_in_the_middle)
     config = {"n": 2, "sampling": SAMPLING, "chat_template": None, "shard": [0, 1], "engine": "server"}
     runtime = {"batch_size": 8, "server": SETTINGS | {"command": SERVE, "concurrency": 2, "max_retries": 5}}
     inputs = {"prompts": prompts(tmp_path / "prompts", 24), "model": exported}
