@@ -188,7 +188,9 @@ def _one_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt
         if len(received) > 2:
             os._exit(128 + number)
-        logger.warning("still saving; once more ends at once, and jobs save without this process")
+        # By another thread: the signal may have come while this one writes to a log, and a stream cannot be entered twice.
+        said = "still saving; once more ends at once, and jobs save without this process"
+        threading.Thread(target=logger.warning, args=(said,)).start()
 
     before = signal.signal(signal.SIGINT, receive)
     try:
