@@ -69,3 +69,22 @@ def test_an_outage_at_sbatch_is_waited_for_and_gives_one_job(make, undisturbed, 
     assert len([line for line in everything.splitlines() if str(project.path) in line]) == 1
     assert project.whys() == ["done"] and project.failure_count() == 0
     assert project.weights() == undisturbed[1].weights()
+
+
+@pytest.mark.skipif("not os.environ.get('LONG')", reason="LONG=1")
+def test_an_outage_at_srun_is_waited_for_and_counts_as_no_failure(make, undisturbed, tmp_path):
+    project = make(slurm__gpus_per_node=1)
+    called = tmp_path / "called"
+    wrapper = tmp_path / "bin" / "srun"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\nif mkdir {called} 2>/dev/null; then sleep 2; fi\nexec {shutil.which("srun")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    main = project.start(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    until(called.exists, "the start of the ranks")
+    restart(120)
+    main.ends(0)
+    assert "Slurm does not answer (squeue: " in next((project.run_of() / "slurm").glob("slurm-*.err")).read_text()
+    assert project.whys() == ["done"] and project.failure_count() == 0
+    assert project.weights() == undisturbed[1].weights()

@@ -13,8 +13,10 @@ Exit codes of `run`, which callers may rely on:
 After a stop `<run directory>/stopped.json` names the signal and the step.
 """
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,8 @@ from post_training.run_dir.stop import (
     through_srun,
     write_stopped,
 )
+from post_training.slurm import cluster
+from post_training.slurm.patience import Patience
 
 __all__ = ["INTERRUPTED", "LOCKED", "REQUEUE", "STOPPED", "run"]
 
@@ -99,15 +103,19 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
     reports = task.directory / "logs" / "failures"
     failures.clear(reports)
     clear_stop_marker(task.directory)
-    ended = Ended()
     if task.stage == "train":
         timeline.note_start(task.directory, task.started, topology.world_size)
         reshard(task, view, topology.world_size)
-    if REQUEST.wanted:
-        write_stopped(task.directory, REQUEST.wanted, None)
-    else:
+    ended = Ended()
+    while True:
+        if REQUEST.wanted:
+            write_stopped(task.directory, REQUEST.wanted, None)
+            break
         ended = _start_and_wait(task, view, topology, lock, inputs.Beside(unchecked))
-        wandb_offline.print_sync_command(task.directory)
+        if ended.first is None or failures.read(reports) or not _slurm_was_away(task, view):
+            wandb_offline.print_sync_command(task.directory)
+            break
+        ended = Ended()  # no rank was started, so none has failed
     stopped = read_stopped(task.directory)
     if stopped is not None:
         print(f"{task.directory}: {stopped.describe()}; start again to resume", flush=True)
@@ -154,6 +162,24 @@ def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: 
             set_aside(path, "an input of its training was damaged")
         raise UserError(beside.problem)
     return ended
+
+
+def _slurm_was_away(task: Task, view: dict[str, Any]) -> bool:
+    """Whether srun, of which no rank has reported an error, failed for want of Slurm's controller; waits until it is back.
+
+    Raises:
+        UserError: when it stays away.
+    """
+    if not task.runtime.get("slurm") or REQUEST.wanted:
+        return False
+    interrupted = threading.Event()
+    REQUEST.act_at_once(lambda _: interrupted.set())
+    try:
+        return cluster.was_away(os.environ["SLURM_JOB_ID"], Patience(view["slurm"]["wait_seconds"], interrupted))
+    except UserError:
+        if REQUEST.wanted:
+            return True
+        raise
 
 
 def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:

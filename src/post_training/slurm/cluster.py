@@ -161,6 +161,20 @@ def _with_comment(token: str) -> str | None:
     return next((line.partition("|")[0] for line in done.stdout.splitlines() if token in line), None)
 
 
+def was_away(job: str, patience: Patience) -> bool:
+    """Whether Slurm gives no answer now; then waits until it does. What a command has just failed at is to be tried again.
+
+    Raises:
+        UserError: when it stays away.
+    """
+    try:
+        states([job])
+    except AwayError:
+        patience.ask(lambda: states([job]))
+        return True
+    return False
+
+
 def requeue(job: str) -> bool:
     """Requeue a running job under its id. False where the cluster or the job does not allow it."""
     return run("scontrol", "requeue", job).returncode == 0
