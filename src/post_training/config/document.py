@@ -120,7 +120,8 @@ def json_schema() -> dict[str, Any]:
     # A stage with a name of its own.
     named = {"type": "object", "required": ["method"], "properties": {"method": {"enum": methods.names()}}}
     tree["additionalProperties"] = named
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "post-training", **tree}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:post-training:config"}
+    return {**head, "title": "post-training", **tree}
 
 
 def _sections() -> Iterator[tuple[str, Any, list[Key]]]:
