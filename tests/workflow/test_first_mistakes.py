@@ -75,6 +75,8 @@ def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
         ("--configfile mine.yaml", "--configfile mine.yaml: there is no such file. Did you mean 'my.yaml'?"),
         ("--configfile config", "--configfile config: is a folder, expected a YAML file"),
         ("--configfile", "--configfile: expected the path of a YAML file"),
+        ("--configfile empty.yaml", "--configfile empty.yaml: is empty, expected lines of `key: value`"),
+        ("--configfile rows.jsonl", "config error: rows.jsonl: line 2, column 1: "),
         ("--configfile tab.yaml", "config error: tab.yaml: line 2, column 1: found a tab"),
         ("--workflow-profile slurmm", "there is no such profile. Did you mean 'slurm'?"),
         (
@@ -86,13 +88,16 @@ def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
 def test_a_command_line_that_cannot_work(project, words, expected):
     Path("my.yaml").write_text("method: sft\n")
     Path("tab.yaml").write_text("training:\n\tmax_steps: 3\n")
+    Path("empty.yaml").write_text("# nothing yet\n")
+    Path("rows.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
     assert expected in said(command_line.check, words.split())
 
 
 def test_command_lines_that_work_are_left_alone(project):
     Path("my.yaml").write_text("method: sft\n")
+    Path("my.json").write_text('{\n\t"method": "sft"\n}')
     for words in (
-        [], ["-n"], ["data", "--configfile", "my.yaml"], ["--configfile", "my.yaml", "--", "data"], ["--workflow-profile", "none"],
+        [], ["-n"], ["--configfile", "my.json"], ["data", "--configfile", "my.yaml"], ["--configfile", "my.yaml", "--", "data"], ["--workflow-profile", "none"],
         ["--config", "set=a.b=1 c.d=2", "method=dpo", "training={max_steps: 3}"], ["--workflow-profile", "profiles/slurm", "all"],
         ["-c2", "--config", "method=dpo", "--configfile", "my.yaml"], ["--mode", "remote", "--config", "a.b=1"],
     ):  # fmt: skip

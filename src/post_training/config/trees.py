@@ -1,5 +1,6 @@
 """Plain nested containers: copying, merging, dotted keys."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,9 +88,22 @@ def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
             raise ConfigError(key, f"'$' in {value!r} would be expanded by the submitting shell; set it in the file")
         try:
             pairs.append((key, OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]))  # type: ignore[index,call-overload]
-        except Exception as error:
-            raise ConfigError(key, f"cannot read the value {value!r}: {error}") from None
+        except Exception:
+            remedy = "for values with spaces use a list: set='[\"key=[a, b]\"]'"
+            raise ConfigError(key, f"found {value!r}, expected a value of YAML; {remedy}") from None
     return pairs
+
+
+def check_finite(tree: Any, shown: str = "{}", key: str = "") -> None:
+    """Raise ConfigError for a number that is NaN or infinite, which no key means and no manifest can hold."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise ConfigError(shown.format(key), f"found {tree}, expected a finite number")
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            check_finite(value, shown, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            check_finite(value, shown, f"{key}[{index}]")
 
 
 def apply_dotted(pairs: Iterable[tuple[str, Any]], file: Tree) -> Tree:

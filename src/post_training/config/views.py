@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from post_training import methods
 from post_training.config.hints import unknown_key
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
-from post_training.config.trees import Tree, copied, get, load_file
+from post_training.config.trees import Tree, check_finite, copied, get, load_file
 from post_training.core.errors import ConfigError, did_you_mean
 from post_training.core.secrets import find_in
 
@@ -71,7 +71,9 @@ def _values(schema: type, layers: Layers) -> Tree:
     if key not in _plain:
         for shown, layer in layers:
             _refuse_secrets(layer, shown)
-        _plain[key] = _resolved(section(schema, layers))
+        values = _resolved(section(schema, layers))
+        check_finite(values, layers[0][0] if layers else "{}")
+        _plain[key] = values
     return _plain[key]
 
 
@@ -93,6 +95,7 @@ def _interpolated(stage: str, method: str, top: tuple[type, Layers], parts: Mapp
     plain = dict(OmegaConf.to_container(section(*top)))  # type: ignore[arg-type]
     view = _resolved(OmegaConf.create({**plain, **sections, stage: sections[method]}))
     _refuse_secrets(view)  # `${oc.env:HF_TOKEN}` too
+    check_finite(view)
     return {name: value for name, value in view.items() if name in (*GLOBAL, *parts)}
 
 

@@ -1,5 +1,6 @@
 """Mistakes on Snakemake's command line that it would answer with a traceback, or not at all; each becomes one line here."""
 
+import json
 import os
 import re
 import sys
@@ -95,8 +96,8 @@ def _check_files(values: list[str]) -> None:
     for value in values:
         path = Path(value)
         if path.is_file():
-            if path.suffix in (".yaml", ".yml"):
-                load_file(path)  # syntax, with line and column
+            if not _is_json(path) and not load_file(path):  # syntax, with line and column
+                raise UserError(f"--configfile {value}: is empty, expected lines of `key: value`")
             continue
         if value in TARGETS or (value != values[0] and not path.suffix):
             if value in TARGETS:
@@ -109,6 +110,14 @@ def _check_files(values: list[str]) -> None:
         there = [str(found) for found in (*path.parent.glob("*.yaml"), *Path("config").rglob("*.yaml"))]
         near = did_you_mean(value, there) if there else "there is no YAML file beside it"
         raise UserError(f"--configfile {value}: there is no such file. {near}")
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is a JSON object; indented by tabs, that is no YAML."""
+    try:
+        return path.suffix == ".json" and isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (ValueError, OSError):
+        return False
 
 
 def _check_profile(value: str) -> None:
