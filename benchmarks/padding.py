@@ -121,8 +121,8 @@ def reference(task: Any, job: dict[str, Any], repeats: int) -> dict[str, Any]:
     return {"ratios": ratios[1:], "largest_difference": different}
 
 
-def layout() -> float:
-    """Milliseconds to deal and lay out a step of 512 pairs, in micro-batches of 16; the best of 7."""
+def layout(size: int) -> float:
+    """Milliseconds to deal and lay out a step of 512 pairs, in micro-batches of so many; the best of 7."""
     from post_training.data.collate import PairsCollator
     from post_training.data.deal import Dealing, row_tokens
 
@@ -130,15 +130,14 @@ def layout() -> float:
     draw = lambda: random.integers(5, 30_000, min(400, 4 + int(random.lognormal(5, 0.8)))).astype(np.int32)  # noqa: E731
     rows, dealing, collate, best = (
         [{name: draw() for name in names} for _ in range(512)],
-        Dealing(1, 32, 16),
+        Dealing(1, 512 // size, size),
         PairsCollator(),
         [],
     )
     for _ in range(7):
         start = time.perf_counter()
         tokens = row_tokens({name: np.array([len(row[name]) for row in rows]) for name in names})
-        for part in dealing.deal(tokens, 0):
-            collate([rows[place] for place in part])
+        collate.step([[rows[place] for place in part] for part in dealing.deal(tokens, 0)])
         best.append(1000 * (time.perf_counter() - start))
     return min(best)
 
@@ -170,7 +169,8 @@ def run(quick: bool) -> None:
                 show(f"  {name}, peak memory, ours / TRL: {peak['ours'] / peak['plain']:.3f}   goal <= 1; {shown}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    show(f"  a step of 512 pairs dealt and laid out: {layout():.1f} ms   goal <= 20")
+    for size in (1, 4, 16):
+        show(f"  a step of 512 pairs dealt and laid out, {size} a micro-batch: {layout(size):.1f} ms   goal <= 20")
 
 
 if __name__ == "__main__":

@@ -176,9 +176,9 @@ def test_nothing_to_train_on_has_no_gradient(tmp_path, model_of, tokenizer, temp
 
 
 def test_layout_of_prompts_and_answers():
-    made = collate.answers(
-        [(np.array([1, 2]), np.array([3])), (np.array([4]), np.array([5, 6])), (np.array([], int), np.array([7, 8]))]
-    )
+    sequences = [([1, 2], [3]), ([4], [5, 6]), ([], [7, 8])]
+    sequences = [tuple(np.array(ids, dtype=np.int32) for ids in pair) for pair in sequences]
+    (made,) = collate.answers([sequences])
     layout = made["layout"]
     inputs = {name: value.tolist() for name, value in layout["inputs"].items() if isinstance(value, torch.Tensor)}
     assert inputs == {
@@ -192,6 +192,20 @@ def test_layout_of_prompts_and_answers():
     assert (layout["before"].tolist(), layout["targets"].tolist()) == ([1, 3, 4, 6], [[3, 5, 6, 8]])
     assert made["completion_mask"].tolist() == [[0, 1, 0], [0, 1, 1], [1, 1, 0]]
     assert layout["places"].tolist() == [0, 2, 3, 4]
+
+
+def test_a_step_laid_out_at_once_is_its_micro_batches_each_by_itself():
+    random = np.random.default_rng(0)
+    draw = lambda shortest: random.integers(5, 99, random.integers(shortest, 9)).astype(np.int32)  # noqa: E731
+    columns = {"prompt_ids": 0, "chosen_ids": 1, "rejected_ids": 1}
+    rows = [{**{name: draw(n) for name, n in columns.items()}, "ref_chosen_logps": n / 7} for n in range(40)]
+    parts, left = [], list(rows)
+    while left:
+        size = int(random.integers(1, 6))
+        parts, left = [*parts, left[:size]], left[size:]
+    collator = collate.PairsCollator()
+    for batch, part in zip(collate.collate_step(collator, parts), parts, strict=True):
+        torch.testing.assert_close(batch, collator(part), rtol=0, atol=0)
 
 
 def test_layers_see_real_tokens_and_the_output_layer_those_before_answers(

@@ -10,7 +10,6 @@ from post_training.data.deal import Dealing
 from post_training.training.step_samples import (
     KEY,
     MicroBatches,
-    Remembering,
     SamplesLog,
     Seen,
     read_samples,
@@ -39,13 +38,12 @@ def seen_by(ranks, per_micro_batch):
         mask = torch.tensor(masks)
         return {"input_ids": torch.zeros_like(mask), "attention_mask": mask, "labels": torch.where(mask > 0, 5, -100)}
 
-    collate = Remembering(pad)
     dealing = Dealing(ranks, 8 // ranks // per_micro_batch, per_micro_batch)
     totals = []
     for rank in range(ranks):
-        micro = MicroBatches(rows(), dealing, rank)
+        micro = MicroBatches(rows(), dealing, rank, pad)
         assert len(micro) == dealing.accumulation
-        totals.append(sum((collate([micro[number]])[KEY] for number in range(len(micro))), Seen()))
+        totals.append(sum((micro[number][KEY] for number in range(len(micro))), Seen()))
     assert (
         sum(seen.tokens for seen in totals)
         == sum(seen.trained_tokens for seen in totals)

@@ -5,10 +5,12 @@ These return the same tensors, bit for bit, from the arrays of `view.Rows`; or, 
 what models/padding_free.py does with TRL's: all documents one behind the other, and `layout`.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from post_training.data.loss_mask import IGNORED, Ids
@@ -104,6 +106,12 @@ class PackedCollator:
         }
 
 
+def collate_step(collator: Any, parts: list[list[Row]]) -> list[Batch]:
+    """The batches of several micro-batches, in one pass where the collator has a method `step`."""
+    whole = getattr(collator, "step", None)
+    return whole(parts) if whole else [collator(rows) for rows in parts]
+
+
 class DocumentsCollator(PackedCollator):
     """As PackedCollator, with `layout`."""
 
@@ -115,47 +123,80 @@ class DocumentsCollator(PackedCollator):
         return {**batch, "layout": {"before": scored - 1, "targets": labels[scored][None]}}
 
 
-def answers(sequences: list[tuple[Ids, Ids]], prefix: str = "") -> Batch:
-    """Prompts with their answers as one row of documents, in a batch for TRL's trainers of preferences.
+def answers(parts: list[list[tuple[Ids, Ids]]], prefix: str = "") -> list[Batch]:
+    """Micro-batches, each of prompts with their answers as one row of documents, for TRL's trainers of preferences.
 
     Of the padded batch TRL still reads where answers are, to sum up what belongs to one, and its shape: int64
     `[sequences, 1 + longest answer]`, one place for a prompt, as `completion_mask`. It is also what stands in for token
-    ids, which the model reads in `layout`; see models/padding_free.py.
+    ids, which the model reads in `layout`; see models/padding_free.py. All are laid out in one pass, and are slices of it:
+    small ones would take ten times as long each by itself.
 
     Args:
-        sequences: token ids of a prompt and of its answer.
+        parts: of each micro-batch, token ids of prompts and of their answers.
         prefix: of the keys.
     """
+    sequences = [pair for part in parts for pair in part]
     prompts, sizes = (np.array([len(pair[side]) for pair in sequences]) for side in (0, 1))
     lengths, begun = prompts + sizes, np.minimum(prompts, 1)
-    ends = np.cumsum(lengths)
-    starts, total, count = ends - lengths, int(ends[-1]), len(sequences)
-    ids = np.empty((1, total), dtype=np.int64)
-    np.concatenate([part for pair in sequences for part in pair], out=ids[0])
+    counts = np.array([len(part) for part in parts])
+    firsts = np.cumsum(counts) - counts
+    numbers = np.arange(len(parts)).repeat(counts)  # of the micro-batch of each sequence
+    starts, bounds = _before(lengths), np.append(_before(np.add.reduceat(lengths, firsts)), lengths.sum())
+    ids = np.concatenate([part for pair in sequences for part in pair], dtype=np.int64, casting="unsafe")
     # Nothing predicts the first token of a document.
     targets = sizes + begun - 1
-    number = np.arange(targets.sum()) - np.repeat(np.cumsum(targets) - targets, targets)
-    before = number + np.repeat(starts + np.maximum(prompts, 1) - 1, targets)
-    width = int(targets.max())
-    mask = np.empty((count, 1 + width), dtype=np.int64)
-    mask[:, 0], mask[:, 1:] = 1 - begun, np.arange(width) < targets[:, None]
-    bounds, padded = torch.from_numpy(np.append(starts, total).astype(np.int32)), torch.from_numpy(mask)
-    longest = int(lengths.max())
-    inputs = {
-        "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.from_numpy((np.arange(total) - np.repeat(starts, lengths))[None]),
-        "seq_idx": torch.from_numpy(np.repeat(np.arange(count, dtype=np.int32), lengths)[None]),
-        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds),
-        **dict.fromkeys(("max_length_q", "max_length_k"), longest),
-    }
-    layout = {
-        "inputs": inputs,
-        "before": torch.from_numpy(before),
-        "targets": torch.from_numpy(ids[:, before + 1]),
-        "places": torch.from_numpy(number + np.repeat(np.arange(count) * width, targets)),
-    }
-    names = ("input_ids", "attention_mask", "completion_mask")
-    return {**{prefix + name: padded for name in names}, f"{prefix}layout": layout}
+    scored = np.append(_before(np.add.reduceat(targets, firsts)), targets.sum())
+    number = np.arange(scored[-1]) - _before(targets).repeat(targets)
+    before = number + (starts + np.maximum(prompts, 1) - 1).repeat(targets)
+    wanted = ids[before + 1]
+    before -= bounds[:-1].repeat(np.diff(scored))
+    # The masks, one after the other: a row is a place for the prompt, and as many as the longest answer has.
+    widths = 1 + np.maximum.reduceat(targets, firsts)
+    rows = _before(widths[numbers])
+    blocks = np.append(rows[firsts], rows[-1] + widths[-1])
+    mask = np.zeros(blocks[-1], dtype=np.int64)
+    mask[rows] = 1 - begun
+    mask[(rows + 1).repeat(targets) + number] = 1
+    line = np.arange(len(sequences)) - firsts[numbers]
+    places = number + (line * (widths[numbers] - 1)).repeat(targets)
+    positions = np.arange(bounds[-1]) - starts.repeat(lengths)
+    index = line.astype(np.int32).repeat(lengths)
+    edges = (starts - bounds[numbers]).astype(np.int32)
+    longest = np.maximum.reduceat(lengths, firsts).tolist()
+    names = [prefix + name for name in ("input_ids", "attention_mask", "completion_mask")]
+    return [
+        {
+            **dict.fromkeys(names, torch.from_numpy(mask[slice(*block)].reshape(count, -1))),
+            f"{prefix}layout": {
+                "inputs": {
+                    "input_ids": torch.from_numpy(ids[None, slice(*tokens)]),
+                    "position_ids": torch.from_numpy(positions[None, slice(*tokens)]),
+                    "seq_idx": torch.from_numpy(index[None, slice(*tokens)]),
+                    **dict.fromkeys(
+                        ("cu_seq_lens_q", "cu_seq_lens_k"),
+                        torch.from_numpy(np.append(edges[first : first + count], np.int32(tokens[1] - tokens[0]))),
+                    ),
+                    **dict.fromkeys(("max_length_q", "max_length_k"), size),
+                },
+                "before": torch.from_numpy(before[slice(*span)]),
+                "targets": torch.from_numpy(wanted[None, slice(*span)]),
+                "places": torch.from_numpy(places[slice(*span)]),
+            },
+        }
+        for first, count, size, tokens, span, block in zip(
+            firsts.tolist(), counts.tolist(), longest, *map(_spans, (bounds, scored, blocks)), strict=True
+        )
+    ]
+
+
+def _before(sizes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Where each of some parts begins that lie one behind the other."""
+    return np.cumsum(sizes) - sizes
+
+
+def _spans(bounds: npt.NDArray[Any]) -> list[tuple[int, int]]:
+    """Begin and end of each part."""
+    return list(itertools.pairwise(bounds.tolist()))
 
 
 class PairsCollator:
@@ -163,8 +204,13 @@ class PairsCollator:
 
     def __call__(self, rows: list[Any]) -> Batch:
         """Collate rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+        return self.step([rows])[0]
+
+    def step(self, parts: list[list[Any]]) -> list[Batch]:
+        """Collate several micro-batches of such rows."""
         sides = ("chosen_ids", "rejected_ids")
-        return answers([(row["prompt_ids"], row[name]) for name in sides for row in rows]) | _reference(rows)
+        batches = answers([[(row["prompt_ids"], row[name]) for name in sides for row in rows] for rows in parts])
+        return [batch | _reference(rows) for batch, rows in zip(batches, parts, strict=True)]
 
 
 @dataclass

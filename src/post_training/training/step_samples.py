@@ -17,12 +17,12 @@ import numpy as np
 from post_training.core import json_lines
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
+from post_training.data.collate import collate_step
 from post_training.data.deal import Dealing
 from post_training.data.loss_mask import IGNORED
 
 KEY = "seen"
 """Name under which a batch carries its Seen."""
-_ROW = "row"
 
 
 @dataclass
@@ -47,38 +47,36 @@ class Seen:
 
 
 class MicroBatches(Sequence[Any]):
-    """The micro-batches of one rank, one after the other over all steps, each a list of rows that know their number."""
+    """The batches of one rank, one after the other over all steps, each with a Seen that stays on the CPU.
 
-    def __init__(self, rows: Any, dealing: Dealing, rank: int) -> None:
-        self.rows, self.dealing, self.rank = rows, dealing, rank
-        self._step, self._dealt = -1, [[0]]
+    The rank's part of a step is read and collated at once, when its first batch is asked for: Transformers takes all batches of a
+    step before it computes the first.
+    """
+
+    def __init__(self, rows: Any, dealing: Dealing, rank: int, collator: Any) -> None:
+        self.rows, self.dealing, self.rank, self.collator = rows, dealing, rank, collator
+        self._step, self._batches = -1, list[dict[str, Any]]()
 
     def __len__(self) -> int:
         return len(self.rows) // self.dealing.rows * self.dealing.accumulation
 
     def __getitem__(self, index: Any) -> Any:
         step, number = divmod(index, self.dealing.accumulation)
-        first = step * self.dealing.rows
         if step != self._step:
-            tokens = self.rows.tokens(range(first, first + self.dealing.rows))
-            self._step, self._dealt = step, self.dealing.deal(tokens, self.rank)
-        return [{**self.rows[first + place], _ROW: first + place} for place in self._dealt[number]]
+            self._step, self._batches = step, self._collated(step * self.dealing.rows)
+        return {**self._batches[number]}
 
-
-class Remembering:
-    """A collator that notes which rows it was given, before the trainer's own one makes tensors of them."""
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, examples: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """The trainer's batch of the one micro-batch in `examples`, with a Seen that stays on the CPU."""
-        (rows,), seen = examples, Seen()
-        for row in rows:
-            number = row.pop(_ROW)
-            seen += Seen([number], row_digest(number, row))
-        batch = self.collator(rows)
-        return {**batch, KEY: seen + count(batch)}
+    def _collated(self, first: int) -> list[dict[str, Any]]:
+        dealt = self.dealing.deal(self.rows.tokens(range(first, first + self.dealing.rows)), self.rank)
+        parts, noted = [], []
+        for places in dealt:
+            rows, seen = [self.rows[first + place] for place in places], Seen()
+            for place, row in zip(places, rows, strict=True):
+                seen += Seen([first + place], row_digest(first + place, row))
+            parts.append(rows)
+            noted.append(seen)
+        batches = collate_step(self.collator, parts)
+        return [{**batch, KEY: seen + count(batch)} for batch, seen in zip(batches, noted, strict=True)]
 
 
 def count(batch: dict[str, Any]) -> Seen:

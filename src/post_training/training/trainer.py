@@ -13,7 +13,7 @@ from post_training.training.measure import TokenCounter
 from post_training.training.ranks import settle_buckets
 from post_training.training.saving import Checkpoints
 from post_training.training.step_monitor import StepMonitor
-from post_training.training.step_samples import KEY, MicroBatches, Remembering
+from post_training.training.step_samples import KEY, MicroBatches
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -47,8 +47,7 @@ class Monitored(Trainer):
         if methods.micro_batch_decides(view):
             kind = IN_ORDER
         dealing = Dealing(args.world_size, args.gradient_accumulation_steps, args.per_device_train_batch_size, kind)
-        self.train_dataset: Any = MicroBatches(self.train_dataset, dealing, args.process_index)
-        self.data_collator: Any = Remembering(self.data_collator)
+        self.train_dataset: Any = MicroBatches(self.train_dataset, dealing, args.process_index, self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(monitor)
         tokens.start()
@@ -59,7 +58,7 @@ class Monitored(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_size=1,
-            collate_fn=self.data_collator,
+            collate_fn=_only,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -107,6 +106,12 @@ class Monitored(Trainer):
         self._tr_loss += losses[rank] if len(losses) == self.args.world_size else sum(losses) / len(losses)
         self._globalstep_last_logged = sums["since"]
         self._metrics["train"].update(sums["metrics"])  # type: ignore[attr-defined]
+
+
+def _only(batches: list[Any]) -> Any:
+    """The one batch that is read at a time."""
+    (batch,) = batches
+    return batch
 
 
 class RestoreCallback(TrainerCallback):

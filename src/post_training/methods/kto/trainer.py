@@ -53,17 +53,25 @@ class Collator(DataCollatorForUnpairedPreference):
     def torch_call(self, examples: list[Row]) -> dict[str, Any]:
         """Collate rows of `prompt_ids`, `completion_ids` and `label`."""
         if self.padding_free:
-            given = [(row["prompt_ids"], row["completion_ids"]) for row in examples]
-            others = [(row["prompt_ids"], before["completion_ids"]) for row, before in _with_before(examples)]
-            kl = answers(others, "KL_") if self.with_kl else {}
-            labels = torch.tensor([bool(row["label"][0]) for row in examples])
-            return answers(given) | kl | {"label": labels}
+            return self.step([examples])[0]
         batch: list[dict[str, Any]] = [{name: np.asarray(row[name]).tolist() for name in row} for row in examples]
         for example, before in _with_before(batch):
             example["label"] = bool(example["label"][0])
             if self.with_kl:
                 example["KL_completion_ids"] = before["completion_ids"]
         return dict(super().torch_call(batch))
+
+    def step(self, parts: list[list[Row]]) -> list[dict[str, Any]]:
+        """Collate several micro-batches of such rows."""
+        if not self.padding_free:
+            return [self.torch_call(rows) for rows in parts]
+        batches = answers([[(row["prompt_ids"], row["completion_ids"]) for row in rows] for rows in parts])
+        if self.with_kl:
+            pairs = [_with_before(rows) for rows in parts]
+            others = [[(row["prompt_ids"], before["completion_ids"]) for row, before in part] for part in pairs]
+            batches = [batch | kl for batch, kl in zip(batches, answers(others, "KL_"), strict=True)]
+        labels = [torch.tensor([bool(row["label"][0]) for row in rows]) for rows in parts]
+        return [batch | {"label": found} for batch, found in zip(batches, labels, strict=True)]
 
 
 def _with_before(rows: list[Any]) -> list[tuple[Any, Any]]:
