@@ -1,16 +1,17 @@
 """Speed, use of the GPU, memory and start of training on one GPU, beside plain TRL on the same batches.
 
-    python benchmarks/gpu.py [--tiny] [--steps N] [--peak-tflops X] [--output FOLDER]
+    python benchmarks/gpu.py [--tiny] [--minutes M] [--steps N] [--peak-tflops X] [--output FOLDER]
 
 A 0.75B Llama of random weights in bfloat16 (float32 master weights, as training/arguments.py has it): SFT on packed rows
-of 4,096 tokens with SDPA and, where they are installed, FlashAttention and Liger; DPO with a stored and an online
-reference. Each variant is a process of its own. The first losses are compared with those of the CPU in float32.
+of 4,096 tokens and DPO with a stored and an online reference, each beside plain TRL; then the attentions and kernels that
+are installed. Each variant is a process of its own, the most important first; what M minutes do not suffice for is left out,
+and said. The first losses of a few short documents are compared with those of the CPU in float32.
 
 MFU is by model FLOPs as in preflight/flops.py, with attention inside documents. `mfu_trained` counts tokens in the loss only,
 without attention. Recomputed activations, padding, and an online reference's forward pass are work that counts for nothing.
 
 Without a GPU, or with `--tiny`, everything runs at a tiny size: that shows that it works, and no speed.
-Results go to `benchmarks/results/gpu-<device>.json`.
+Results go to `benchmarks/results/gpu-<device>.json`, after every variant.
 """
 
 import argparse
@@ -47,26 +48,27 @@ WARM_UP = 3
 
 
 def variants(gpu: bool) -> dict[str, dict[str, Any]]:
-    """Name -> who trains, method, and what is changed; those whose kernels are not there are left out, and said."""
-    found: dict[str, dict[str, Any]] = {}
-    attentions = ["sdpa"]
-    if gpu and importlib.util.find_spec("flash_attn"):
-        attentions.append("flash_attention_2")
-    liger = gpu and all(importlib.util.find_spec(name) for name in ("liger_kernel", "triton"))
-    for who in ("ours", "plain"):
-        for attention in attentions:
-            found[f"sft {attention} {who}"] = {"who": who, "method": "sft", "model": {"attn_implementation": attention}}
-        if liger:
-            found[f"sft {attentions[-1]} liger {who}"] = {
-                "who": who, "method": "sft", "model": {"attn_implementation": attentions[-1]},
-                "training": {"use_liger_kernel": True},
-            }  # fmt: skip
-    for reference in ("stored", "online"):
-        found[f"dpo {reference} ours"] = {"who": "ours", "method": "dpo", "dpo": {"reference": reference}}
-    found["dpo online plain"] = {"who": "plain", "method": "dpo", "dpo": {"reference": "online"}}
-    skipped = [name for name, there in (("flash_attn", len(attentions) > 1), ("liger_kernel", liger)) if not there]
-    if skipped:
-        print(f"gpu: not installed, or no GPU, and left out: {', '.join(skipped)}", flush=True)
+    """Name -> who trains, method, and what is changed, most important first; kernels that are not there are left out, and said."""
+    found: dict[str, dict[str, Any]] = {
+        "sft ours": {"who": "ours", "method": "sft"},
+        "sft plain": {"who": "plain", "method": "sft", "model": {"attn_implementation": "sdpa"}},
+        "dpo stored ours": {"who": "ours", "method": "dpo", "dpo": {"reference": "stored"}},
+        "dpo online plain": {"who": "plain", "method": "dpo", "dpo": {"reference": "online"}, "model": {"attn_implementation": "sdpa"}},
+        "dpo online ours": {"who": "ours", "method": "dpo", "dpo": {"reference": "online"}},
+    }  # fmt: skip
+    if not gpu:
+        return found
+    missing = [name for name in ("flash_attn", "liger_kernel") if not importlib.util.find_spec(name)]
+    kernels = {
+        "flash_attn": ("flash", {"model": {"attn_implementation": "flash_attention_2"}}),
+        "liger_kernel": ("liger", {"training": {"use_liger_kernel": True}}),
+    }
+    for package, (name, changed) in kernels.items():
+        for who in ("ours", "plain") if package not in missing else ():
+            base = found[f"sft {who}"]
+            found[f"sft {name} {who}"] = base | changed
+    if missing:
+        print(f"gpu: not installed, and left out: {', '.join(missing)}", flush=True)
     return found
 
 
@@ -130,8 +132,10 @@ def child(job_file: Path) -> None:
     Path(job["result"]).write_text(json.dumps(result))
 
 
-def train(folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool) -> dict[str, Any]:
-    """Run a variant in a process of its own."""
+def train(
+    folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool, seconds: float | None = None
+) -> dict[str, Any]:
+    """Run a variant in a process of its own, for so long at most."""
     home = folder / re.sub(r"\W+", "-", name)
     home.mkdir(parents=True, exist_ok=True)
     job: dict[str, Any] = {"who": variant["who"], "result": str(home / "result.json")}
@@ -144,9 +148,11 @@ def train(folder: Path, name: str, variant: dict[str, Any], task: Any, gpu: bool
     environment = {**os.environ, "STARTED": str(time.time()), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if not gpu:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", str(home / "job.json")], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--child", str(home / "job.json")]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": [f"ended after {seconds:.0f} s"]}
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1:]}
     return json.loads((home / "result.json").read_text())
@@ -191,11 +197,16 @@ def figures(seen: dict[str, Any], totals: dict[str, float], model: Path, peak: f
 
 
 def run(
-    quick: bool = False, steps: int | None = None, peak_tflops: float | None = None, output: Path | None = None
+    quick: bool = False,
+    steps: int | None = None,
+    peak_tflops: float | None = None,
+    output: Path | None = None,
+    minutes: float = 8.0,
 ) -> dict[str, Any]:
-    """Measure, print a table, write the results file, and return its content."""
+    """Measure, print a table, write the results file as it goes, and return its content."""
     import torch
 
+    deadline = time.monotonic() + 60 * minutes
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name(0) if gpu else "cpu"
     tiny = quick or not gpu
@@ -206,46 +217,65 @@ def run(
         if tiny
         else {"batch": 8, "per_device": 2, "checkpointing": True, "rows": {"sft": 4000, "dpo": 400}, "length": {"sft": 4096, "dpo": 4096}}
     )  # fmt: skip
+    results: dict[str, Any] = {
+        "device": device, "tiny": tiny, "steps": steps, "size": size, "peak_flops": peak, "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "variants": {}, "cpu_agreement": {}, "left_out": [],
+    }  # fmt: skip
+    found: dict[str, Any] = results["variants"]
+    path = (
+        output or Path(__file__).parent / "results"
+    ) / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+    # After the first two, because figures are worth nothing where losses differ.
+    chosen = variants(gpu)
+    order = list(chosen)
+    order[2:2] = ["agreement sft", "agreement dpo"]
     try:
         model = model_folder(folder / "model", **(TINY if tiny else LARGE))
-        found: dict[str, Any] = {}
-        for name, variant in variants(gpu).items():
-            task = make_task(folder, model, variant, size, steps, "bfloat16")
-            seen = train(folder, name, variant, task, gpu)
-            found[name] = seen if "failed" in seen else figures(seen, work(task, steps, size["batch"]), model, peak)
-            print(line(name, found[name]), flush=True)
-        agreement = {method: compare_with_cpu(folder, model, method, size, found) for method in ("sft", "dpo")}
+        for name in order:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                results["left_out"].append(name)
+                print(f"gpu: {name}: left out, {minutes:g} minutes are over", flush=True)
+            elif name.startswith("agreement"):
+                method = name.split()[1]
+                results["cpu_agreement"][method] = compare_with_cpu(folder, model, method, size, left)
+            else:
+                variant = chosen[name]
+                task = make_task(folder, model, variant, size, steps, "bfloat16")
+                seen = train(folder, name, variant, task, gpu, left)
+                found[name] = seen if "failed" in seen else figures(seen, work(task, steps, size["batch"]), model, peak)
+                print(line(name, found[name]), flush=True)
+            path.write_text(json.dumps(results, indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results = {
-        "device": device, "tiny": tiny, "steps": steps, "size": size, "peak_flops": peak, "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"), "variants": found, "cpu_agreement": agreement,
-    }  # fmt: skip
-    folder = output or Path(__file__).parent / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gpu-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"gpu: {path}")
     return results
 
 
-def compare_with_cpu(
-    folder: Path, model: Path, method: str, size: dict[str, Any], found: dict[str, Any]
-) -> dict[str, Any]:
-    """The first two losses of our first variant against the CPU in float32, which bfloat16 may miss by 2 %."""
-    name = next(name for name, figure in found.items() if name.startswith(method) and name.endswith("ours"))
+def compare_with_cpu(folder: Path, model: Path, method: str, size: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The first two losses in bfloat16 on the GPU and in float32 on the CPU, which may differ by 2 %; one short row a step."""
+    import torch
+
+    size = {**size, "batch": 1, "per_device": 1, "length": {name: min(n, 512) for name, n in size["length"].items()}}
     variant = {"who": "ours", "method": method}
-    task = make_task(folder, model, variant, size, 2, "float32")
-    seen = train(folder, f"{method} cpu", variant, task, gpu=False)
-    if "failed" in seen or "failed" in found[name]:
-        return {"failed": seen.get("failed") or found[name]["failed"]}
-    pairs = list(zip(found[name]["losses"][:2], seen["losses"][:2], strict=True))
+    losses = {}
+    for device, dtype in (("gpu", "bfloat16"), ("cpu", "float32")):
+        task = make_task(folder, model, variant, size, 2, dtype)
+        on_gpu = device == "gpu" and torch.cuda.is_available()
+        seen = train(folder, f"{method} agreement {device}", variant, task, on_gpu, seconds / 2)
+        if "failed" in seen:
+            return seen
+        losses[device] = seen["losses"]
+    pairs = list(zip(losses["gpu"], losses["cpu"], strict=True))
     difference = max(abs(ours - cpu) / max(abs(cpu), 1e-6) for ours, cpu in pairs)
+    agrees = difference < 0.02
     print(
-        f"gpu: {method}: first losses {pairs}, relative difference {difference:.2e} ({'agrees' if difference < 0.02 else 'DIFFERS'})"
+        f"gpu: {method}: first losses {pairs}, relative difference {difference:.2e} ({'agrees' if agrees else 'DIFFERS'})",
+        flush=True,
     )
-    return {"pairs": pairs, "relative_difference": difference, "agrees": difference < 0.02}
+    return {"pairs": pairs, "relative_difference": difference, "agrees": agrees}
 
 
 def line(name: str, figure: dict[str, Any]) -> str:
@@ -264,6 +294,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run")
     parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="no variant begins later; the first ones matter most"
+    )
     parser.add_argument("--peak-tflops", type=float, help="of a GPU that is not in the table")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -271,4 +304,4 @@ if __name__ == "__main__":
     if options.child:
         child(options.child)
     else:
-        run(options.tiny, options.steps, options.peak_tflops, options.output)
+        run(options.tiny, options.steps, options.peak_tflops, options.output, options.minutes)
