@@ -1,5 +1,6 @@
 """The step decides: how its rows are dealt to ranks and micro-batches changes nothing but rounding."""
 
+import shutil
 from itertools import chain
 
 import numpy as np
@@ -103,9 +104,25 @@ def test_padded_pairs_are_with_pairs_of_like_length(train):
     assert 0 < sum(padded) / STEPS < 0.45
 
 
+COMPILER = pytest.mark.skipif(
+    not (shutil.which("g++") and shutil.which("ninja")), reason="DeepSpeed compiles with g++ and ninja"
+)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The run on one rank, trained by the first test that asks for it."""
+    return {}
+
+
 @pytest.mark.slow
-def test_two_ranks_with_pairs_of_any_length_train_like_one(train):
-    one, two = train("several dpo losses", per_device=1), train("several dpo losses", per_device=2, ranks=2)
+@pytest.mark.parametrize(
+    "strategy", ["ddp", pytest.param("zero2", marks=COMPILER), pytest.param("zero3", marks=COMPILER)]
+)
+def test_two_ranks_with_pairs_of_any_length_train_like_one(train, alone, strategy):
+    one = alone["run"] = alone.get("run") or train("several dpo losses", per_device=1)
+    deepspeed = {} if strategy == "ddp" else {"deepspeed__config_path": strategy}
+    two = train("several dpo losses", per_device=2, ranks=2, **deepspeed)
     assert_same(one, two)
     for first, second in zip(metrics_of(one), metrics_of(two), strict=True):
         for name in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected", "grad_norm"):
