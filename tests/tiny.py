@@ -202,7 +202,7 @@ def train_task(
     pipeline = pipeline_of(template, method, **changes)
     view = pipeline.views[method]
     config = {"method": method, method: view[method], "training": view["training"]}
-    config["model"] = {key: view["model"][key] for key in ("dtype", "trust_remote_code")}
+    config["model"] = {key: view["model"][key] for key in ("dtype", "trust_remote_code", "quantization")}
     runtime = {"pipeline": pipeline.frozen(method), "slurm": False}
     assert method in methods.names()
     inputs = {"model": model, "data": rows} | ({"reference": reference} if reference else {})

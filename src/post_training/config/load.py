@@ -213,7 +213,7 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
                 shown = f"{key}.{unknown[0]}"
                 raise ConfigError(shown, unknown_key(unknown[0], [*own, *SHARED], shown))
     for prefix in ("", *(f"{name}." for name in stages)):
-        for part in ("from_scratch", "lora"):
+        for part in ("from_scratch", "lora", "quantization"):
             given = get(layer, f"{prefix}model.{part}".split("."))
             if given is not None and not isinstance(given, dict):
                 raise ConfigError(f"{prefix}model.{part}", f"found {given!r}, expected a mapping, or null for off")

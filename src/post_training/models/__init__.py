@@ -1,9 +1,13 @@
 """Models as folders on this machine."""
 
+import logging
 from pathlib import Path
 
 from post_training.core import manifest
 from post_training.core.errors import UserError
+
+# PEFT imports bitsandbytes wherever it is installed, which then says that a kernel for inference in 4 bits on a CPU is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def folder(manifest_path: Path | str) -> Path:

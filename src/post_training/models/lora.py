@@ -4,6 +4,7 @@ The base weights stay frozen, in `model.dtype`; full and inference checkpoints h
 imported when adapters are used.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,18 @@ def _linear_names(model: Any) -> set[str]:
 
 def parameter_counts(model: Any) -> dict[str, int]:
     """`parameters` and `trainable_parameters`; of a model that ZeRO-3 has sharded, those of all ranks together."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    sizes = [(_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return {
         "parameters": sum(size for size, _ in sizes),
         "trainable_parameters": sum(size for size, trained in sizes if trained),
     }
+
+
+def _size(parameter: Any) -> int:
+    """Elements of a parameter; ZeRO-3 leaves none of them in place, and 4 bits put two into a byte."""
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(state.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def describe(lora: dict[str, Any] | None, counts: dict[str, int], args: Any) -> str:

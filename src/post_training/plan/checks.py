@@ -11,6 +11,8 @@ from post_training.core.errors import ConfigError, one_of, require
 from post_training.core.fingerprint import is_safe_name
 from post_training.core.stages import STAGES
 from post_training.models.lora import check_lora
+from post_training.models.quantization import KEY as QUANTIZATION
+from post_training.models.quantization import check_quantization
 from post_training.preflight.check import NAMES
 from post_training.slurm import placement
 
@@ -36,6 +38,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         own, _, rest = error.key.partition(".")
         raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
     check_lora(view)
+    check_quantization(view)
     placement.check(view)
     _check_preflight(view)
     limit = view["checkpointing"]["save_total_limit"]
@@ -100,6 +103,11 @@ def _check_types(view: dict[str, Any]) -> None:
         view["accelerate"]["use_deepspeed"] is not True or zero is not None,
         "accelerate.use_deepspeed",
         "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml",
+    )
+    require(
+        view["model"]["quantization"] is None or (zero or {}).get("zero_optimization", {}).get("stage") != 3,
+        QUANTIZATION,
+        "ZeRO-3 cannot divide 4-bit weights; take it or deepspeed.config_path=zero3 out (zero2 works)",
     )
 
 

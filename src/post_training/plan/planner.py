@@ -163,6 +163,8 @@ class _Planner:
         if view["model"]["lora"] is not None and view["model"]["dtype"] != "float32":
             # Beside adapters the weights are loaded in model.dtype, which rounds otherwise than float32 weights do.
             config["weights"] = view["model"]["dtype"]
+        if view["model"]["quantization"] is not None:
+            config["quantization"] = view["model"]["quantization"]
         stored = Stage(
             kind="reference",
             label=method,
@@ -190,12 +192,12 @@ class _Planner:
                 "checkpoint": checkpoint,
                 "evaluation": {key: view["evaluation"][key] for key in HELD_OUT_KEYS},
             }
-        lora = {"lora": view["model"]["lora"]} if view["model"]["lora"] is not None else {}
+        adapters = {key: view["model"][key] for key in ("lora", "quantization") if view["model"][key] is not None}
         config = {
             "method": method,
             method: own,
             "training": training,
-            "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")} | lora,
+            "model": {key: view["model"][key] for key in ("dtype", "trust_remote_code")} | adapters,
             **by_held_out,
         }
         # By method: what a stage is called decides nothing.

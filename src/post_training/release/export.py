@@ -20,6 +20,7 @@ from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.files import make_portable, replace_folder, stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer
+from post_training.models.quantization import round_weights
 from post_training.release import serving
 from post_training.release.card import card
 from post_training.release.provenance import write_config, write_provenance
@@ -84,7 +85,10 @@ def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: l
         raise UserError(f"{checkpoint}: holds DeepSpeed's shards and no weights; `{command}` makes them")
     if not lora.is_adapter(checkpoint):
         return load_for_inference(checkpoint, dtype, trust), {}
-    return lora.merge(load_for_inference(start, dtype, trust), checkpoint, row, logits_of, dtype)
+    base = load_for_inference(start, dtype, trust)
+    if settings.get("quantization") is not None:
+        round_weights(base, settings["quantization"])
+    return lora.merge(base, checkpoint, row, logits_of, dtype)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, max_shard_size: str) -> None:

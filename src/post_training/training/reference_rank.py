@@ -17,6 +17,7 @@ from post_training.core.task import Task
 from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import Logps, Shard, missing_shards, shard_path, write_array
 from post_training.models import folder as model_folder
+from post_training.models import lora
 from post_training.models.packing_probe import padding_free
 from post_training.training import ranks
 from post_training.training.run import arguments_of, load_model, load_tokenizer
@@ -40,6 +41,8 @@ def reference_rank(task: Task) -> None:
     folder = model_folder(task.inputs["model"])
     model, tokenizer = load_model(folder, view), load_tokenizer(folder, view)
     made = {"model": model, "args": args, "processing_class": tokenizer, "padding_free": padding_free(folder, view)}
+    if view["model"]["quantization"] is not None:  # whose trainer wants adapters; TRL switches them off
+        made |= lora.adapter_arguments(view, model, folder)
     trainer = methods.load(name).trainer_class()(view, pairs, **made)
     scorer = Scorer(trainer, size)
     # Under ZeRO-3 every rank holds a part of each layer: all must take the same number of forward passes.

@@ -21,7 +21,7 @@ from post_training.data.view import open_rows
 from post_training.launch.reshard import Resume, has_universal, how_to_resume
 from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
-from post_training.models import lora
+from post_training.models import lora, quantization
 from post_training.models.loading import fix_generation_config, silence_progress_bars
 from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
@@ -175,7 +175,9 @@ def make_trainer(
         kwargs["ref_model"] = load_model(model_folder(task.inputs["reference_model"]), view)
     kwargs |= lora.adapter_arguments(view, model, folder)
     kwargs |= {"padding_free": padding_free(folder, view), "processing_class": load_tokenizer(folder, view)}
-    return trainer_class(view, rows, model=model, args=args, **kwargs)
+    trainer = trainer_class(view, rows, model=model, args=args, **kwargs)
+    quantization.widen_adapters(trainer.model)
+    return trainer
 
 
 def make_arguments(config_class: Any, arguments: dict[str, Any]) -> Any:
@@ -226,10 +228,13 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
     silence_progress_bars()
     trust = view["model"]["trust_remote_code"]
     attention = resolve_attention(view["model"]["attn_implementation"], folder, trust)
+    device = torch.cuda.current_device() if batch.topology_from_environment().device == "GPU" else "cpu"
+    quantised = quantization.load_arguments(view["model"]["quantization"], view["model"]["dtype"], device)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust
+            folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust, **quantised
         )
+        quantization.keep_exact(model)
     except (ImportError, ValueError, OSError) as error:
         if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):
             problem = f"{attention!r} cannot be used here: {brief(error, 400)}"

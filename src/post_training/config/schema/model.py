@@ -35,6 +35,18 @@ class LoraConfig:
 
 
 @dataclass
+class QuantizationConfig:
+    """Frozen weights in 4 bits beside adapters (QLoRA), by bitsandbytes. Other values than those below are refused."""
+
+    bits: int = 4
+    """Bits of a weight of a linear layer. Embeddings, norms and the output layer stay in `dtype`."""
+    type: str = "nf4"
+    """Levels of a weight: `nf4`, made for values that are normally distributed."""
+    double: bool = True
+    """Store the scales of the blocks in 8 bits, too: 0.4 bits less for a weight."""
+
+
+@dataclass
 class ModelConfig:
     """The model that the first stage starts from."""
 
@@ -47,6 +59,9 @@ class ModelConfig:
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; `{}` for the defaults. Full and inference checkpoints hold only the adapters;
     the export has them merged into the weights. Null = off."""
+    quantization: QuantizationConfig | None = None
+    """Hold the frozen weights in 4 bits; `{}` for the defaults. Needs `lora`. The reference of preferences and the export are
+    of the rounded weights, which the adapters have learned on. Null = off."""
     attn_implementation: str = "auto"
     """Attention backend: `auto`, `varlen` (packed documents without a mask, nothing to install), `eager`, `sdpa`,
     `flash_attention_2`, `flash_attention_3`, ... `auto` = `varlen`, or `sdpa` or `eager` for a model family that it cannot
