@@ -34,6 +34,7 @@ MODELS: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
 LENGTH = 4096
 # Heading -> keys, and devices.
 COLUMNS: dict[str, tuple[dict[str, Any], int]] = {
+    "QLoRA, 1 GPU": ({"model": {"lora": {"r": 16}, "quantization": {}}}, 1),
     "LoRA, 1 GPU": ({"model": {"lora": {"r": 16}}}, 1),
     "full, 1 GPU": ({}, 1),
     "full, 8 GPUs": ({}, 8),

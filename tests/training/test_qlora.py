@@ -95,6 +95,27 @@ def test_the_export_is_the_rounded_model_and_the_adapters(tmp_path, run, rounded
     assert "quantization_config" not in json.loads((output.parent / "config.json").read_text())
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_memory_of_the_weights_is_predicted(tmp_path, double):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from post_training.preflight import memory
+    from post_training.preflight.shape import ModelShape
+
+    settings = SETTINGS | {"double": double}
+    config = LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=8, vocab_size=500)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    loading = quantization.load_arguments(settings, "bfloat16", "cpu")
+    model, held = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="bfloat16", **loading), 0
+    for parameter in model.parameters():
+        held += parameter.nbytes
+        if state := getattr(parameter, "quant_state", None):
+            held += state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
+    view = {"model": {"dtype": "bfloat16", "quantization": settings}}
+    one_layer = 2 * 512 * 1024  # which is turned back
+    assert memory._base_bytes(ModelShape.of(tmp_path), view) - one_layer == pytest.approx(held, rel=1e-2)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_rounding_is_what_transformers_does(tmp_path, family, dtype):

@@ -115,7 +115,7 @@ def test_command_lines_that_work_are_left_alone(project):
         ("training.epochs=3", "Here it is training.num_train_epochs"),
         ("training.save_steps=3", "Here it is checkpointing.save_steps"),
         ("training.report_to=none", "Here it is logging.report_to"),
-        ("model.load_in_4bit=true", "Here it is model.lora for less memory; there is no quantised training"),
+        ("model.load_in_4bit=true", "Here it is model.quantization: {} with model.lora"),
         ("model.torch_dtype=bfloat16", "Here it is model.dtype"),
         ("model.lora.rank=8", "Here it is model.lora.r"),
         ("data.val_set_size=0.1", "Here it is data.eval_fraction"),

@@ -9,7 +9,6 @@ from post_training import methods
 from post_training.config.schema import RENAMED, GlobalSections, SharedSections
 from post_training.core.errors import closest
 
-_NO_QUANTISATION = "; there is no quantised training"
 _DATASET = "data.datasets[]"
 # Names of Axolotl, TRL, alignment-handbook, open-instruct and others that are no key here, and what to set instead. A text that
 # begins with `-` says why there is nothing to set. docs/coming-from/ has the same pairs.
@@ -17,7 +16,9 @@ COMING_FROM = {
     "adam_beta2": "training.trainer_args", "adapter": "model.lora", "add_bos": "data.chat_template",
     "assistant_only_loss": "sft.train_on", "auto_insert_empty_system_msg": "- no turn is added; leave it out",
     "auto_resume_from_checkpoints": "- a run always resumes from its newest complete checkpoint; leave it out",
-    "base_model": "model.name_or_path", "batch_size": "training.effective_batch_size", "bf16": "model.dtype: bfloat16", "budget": "slurm.account",
+    "base_model": "model.name_or_path", "batch_size": "training.effective_batch_size", "bf16": "model.dtype: bfloat16",
+    "bnb_4bit_compute_dtype": "model.dtype", "bnb_4bit_quant_type": "model.quantization.type",
+    "bnb_4bit_use_double_quant": "model.quantization.double", "budget": "slurm.account",
     "cache_dataset_only": "- type `snakemake data`", "chat_template_jinja": "data.chat_template",
     "chat_template_name": "data.chat_template", "chat_template_path": "data.chat_template",
     "checkpointing_steps": "checkpointing.save_steps", "clip_grad_norm": "training.max_grad_norm",
@@ -41,7 +42,8 @@ COMING_FROM = {
     "gradient_accumulation_steps": "training.effective_batch_size: devices x per_device_train_batch_size x accumulation",
     "id": f"{_DATASET}.path", "keep_last_n_checkpoints": "checkpointing.save_total_limit",
     "lm_eval_batch_size": "evaluation.lm_eval.batch_size", "lm_eval_tasks": "evaluation.lm_eval.tasks",
-    "load_in_4bit": f"model.lora for less memory{_NO_QUANTISATION}", "load_in_8bit": f"model.lora for less memory{_NO_QUANTISATION}",
+    "load_in_4bit": "model.quantization: {} with model.lora",
+    "load_in_8bit": "model.quantization, which has 4 bits, with model.lora",
     "lora_alpha": "model.lora.alpha", "lora_dropout": "model.lora.dropout", "lora_r": "model.lora.r", "lora_rank": "model.lora.r",
     "lora_target_linear": "model.lora.target_modules", "lora_target_modules": "model.lora.target_modules",
     "loss_watchdog_threshold": "logging.loss_spike_sigmas", "lr": "training.learning_rate",
@@ -68,7 +70,8 @@ COMING_FROM = {
     "train_on_inputs": "sft.train_on", "type": f"{_DATASET}.transform",
     "use_flash_attention_2": "model.attn_implementation: flash_attention_2",
     "use_flash_attn": "model.attn_implementation: flash_attention_2", "use_lora": "model.lora", "use_peft": "model.lora",
-    "use_qlora": f"model.lora for less memory{_NO_QUANTISATION}",
+    "use_bnb_nested_quant": "model.quantization.double",
+    "use_qlora": "model.quantization: {} with model.lora",
     "use_slow_tokenizer": "- tokenising needs the fast tokenizer; leave it out", "val_set_size": "data.eval_fraction",
     "wandb_project_name": "logging.wandb_project", "warmup_steps": "training.warmup_ratio, a share of the steps",
     "with_tracking": "logging.report_to",

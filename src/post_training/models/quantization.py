@@ -69,11 +69,11 @@ def round_weights(model: Any, quantization: dict[str, Any]) -> None:
     with torch.no_grad():
         for weight, transposed in _linear_weights(model):
             values = weight.data.T.contiguous() if transposed else weight.data
-            rounded = _rounded(values, quantization)
-            weight.data = rounded.T.contiguous() if transposed else rounded
+            found = rounded(values, quantization)
+            weight.data = found.T.contiguous() if transposed else found
 
 
-def _rounded(values: Any, quantization: dict[str, Any]) -> Any:
+def rounded(values: Any, quantization: dict[str, Any]) -> Any:
     """A weight `[outputs, inputs]` through 4 bits and back."""
     from bitsandbytes import functional
 

@@ -16,7 +16,7 @@ NAMES = (
     "optimisation.batch", "optimisation.epochs", "optimisation.warmup", "optimisation.learning_rate", "optimisation.beta",
     "optimisation.schedule",
     "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.packing",
-    "libraries.kernels", "libraries.deepspeed",
+    "libraries.kernels", "libraries.quantization", "libraries.deepspeed",
     "resources.memory", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
     "resources.slurm",
 )  # fmt: skip

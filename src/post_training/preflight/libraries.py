@@ -2,10 +2,11 @@
 
 import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from post_training import methods
-from post_training.core.errors import ConfigError, UserError
+from post_training.core.errors import ConfigError, UserError, brief
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -22,7 +23,7 @@ _BUILT_IN = ("varlen", "eager", "sdpa", "flex_attention")
 def checks(subject: Subject) -> list[Check]:
     """Every check of one stage."""
     found = [_arguments(subject), _number_format(subject), _attention(subject), _packing(subject), _kernels(subject)]
-    return [*found, *_deepspeed(subject)]
+    return [*found, _quantization(subject), *_deepspeed(subject)]
 
 
 def _arguments(subject: Subject) -> Check:
@@ -117,6 +118,34 @@ def _kernels(subject: Subject) -> Check:
         f"{' and '.join(missing)} not installed" if missing else ", ".join(wanted) or "none requested",
         fails=missing,
         remedy="`make install BUILD=cuda` installs it; or set training.use_liger_kernel=false",
+    )
+
+
+def _quantization(subject: Subject) -> Check:
+    """Whether bitsandbytes turns weights into 4 bits here, and has kernels for the CUDA of this PyTorch."""
+    name, problem = "libraries.quantization", ""
+    if subject.view["model"]["quantization"] is None:
+        return Check(name, "off")
+    if _in_container(subject):
+        return Check(name, "bitsandbytes, in the container: not checked")
+    try:
+        import bitsandbytes
+        import torch
+
+        from post_training.models.quantization import rounded
+
+        rounded(torch.ones(2, 64), subject.view["model"]["quantization"])
+        cuda, files = torch.version.cuda, Path(bitsandbytes.__file__).parent.glob("libbitsandbytes_cuda*")
+        major = str(cuda).partition(".")[0]
+        if subject.topology.device == "GPU" and cuda and not any(f"cuda{major}" in file.name for file in files):
+            problem = f"bitsandbytes {bitsandbytes.__version__} has no kernels for CUDA {cuda}"
+    except Exception as error:  # of a library that is compiled for another machine, too
+        problem = f"bitsandbytes cannot be used: {brief(error)}"
+    return check(
+        name,
+        problem or f"bitsandbytes {bitsandbytes.__version__}",
+        fails=problem,
+        remedy="`make install` installs the version that fits; or leave model.quantization out",
     )
 
 

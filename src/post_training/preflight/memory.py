@@ -21,8 +21,10 @@ keeps its input alone, and one layer at a time is computed again. The output emb
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from post_training.core.format import GIB, gib
+from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -101,11 +103,11 @@ def states(subject: Subject) -> tuple[int, int, int, int]:
     compute = BYTES[view["model"]["dtype"]]
     moments = _moments(view["training"]["trainer_args"].get("optim"))
     if subject.deepspeed is None:
-        frozen = 0 if view["model"]["lora"] is None else total * compute
+        frozen = 0 if view["model"]["lora"] is None else _base_bytes(shape, view)
         buckets = 4 * trained if ranks > 1 else 0
         return frozen + 4 * trained, 4 * trained, moments * trained, buckets
     zero, stage = subject.zero, subject.zero_stage or 0
-    weights = total * compute // (ranks if stage >= 3 else 1)
+    weights = _base_bytes(shape, view) // (ranks if stage >= 3 else 1)
     gradients = trained * compute // (ranks if stage >= 2 else 1)
     optimizer = (4 + moments) * trained // (ranks if stage >= 1 else 1)
     if _offloads(zero, "offload_optimizer"):
@@ -121,6 +123,19 @@ def states(subject: Subject) -> tuple[int, int, int, int]:
         if _offloads(zero, "offload_param"):
             weights = 0
     return weights, gradients, optimizer, buffers
+
+
+def _base_bytes(shape: ModelShape, view: dict[str, Any]) -> int:
+    """Weights in the compute type, those of linear layers in 4 bits where they are quantised: with their scales 4.13 bits each
+    (Dettmers et al. 2023, arXiv:2305.14314, section 3), and the one layer that is turned back at a time."""
+    compute, quantization = BYTES[view["model"]["dtype"]], view["model"]["quantization"]
+    if quantization is None:
+        return shape.parameters * compute
+    bits = 4 + (8 / 64 + 32 / (64 * 256) if quantization["double"] else 32 / 64)
+    turned_back = compute * shape.hidden * shape.intermediate
+    return (
+        int(shape.linear_parameters * bits / 8) + (shape.parameters - shape.linear_parameters) * compute + turned_back
+    )
 
 
 def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, int]:
@@ -189,8 +204,9 @@ def _reference_bytes(subject: Subject) -> int:
     """A reference model that is held beside the trained one; adapters are switched off instead."""
     if subject.reference is None or (subject.view["model"]["lora"] is not None and subject.reference is subject.shape):
         return 0
-    size = BYTES[subject.view["model"]["dtype"]] if subject.deepspeed or subject.view["model"]["lora"] else 4
-    return subject.reference.parameters * size // (subject.topology.world_size if subject.zero_stage == 3 else 1)
+    narrow = subject.deepspeed or subject.view["model"]["lora"]
+    size = _base_bytes(subject.reference, subject.view) if narrow else 4 * subject.reference.parameters
+    return size // (subject.topology.world_size if subject.zero_stage == 3 else 1)
 
 
 def _moments(name: str | None) -> int:

@@ -54,6 +54,8 @@ def relief(subject: Subject) -> str:
             hints.append("use more GPUs, or deepspeed.config_path=zero3_offload")
         if subject.view["model"]["lora"] is None:
             hints.append("train adapters (model.lora)")
+        elif subject.view["model"]["quantization"] is None and stage != 3:
+            hints.append("hold the frozen weights in 4 bits (model.quantization)")
     if predicted.reference:
         hints.append("set dpo.reference=stored" if subject.method == "dpo" else "use more GPUs")
     return "; ".join(hints[:3]) or "use GPUs with more memory"

@@ -28,6 +28,8 @@ class ModelShape:
     """Longest document that the model has positions for; None = unlimited or unknown."""
     linear: dict[str, int]
     """Name of a linear layer (last part) -> inputs + outputs, summed over all layers of that name; no output embedding."""
+    linear_parameters: int = 0
+    """Parameters of the weights of those linear layers."""
     idle_parameters: int = 0
     """Parameters of experts that a token does not go through."""
 
@@ -63,10 +65,12 @@ class ModelShape:
         intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         linear: dict[str, int] = {}
+        linear_parameters = 0
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | Conv1D) and module is not head:
                 last = name.rpartition(".")[2]
                 linear[last] = linear.get(last, 0) + sum(module.weight.shape)
+                linear_parameters += module.weight.numel()
         heads = int(getattr(text, "num_attention_heads", 1) or 1)
         hidden = int(text.hidden_size)
         experts, used = _experts(text)
@@ -86,6 +90,7 @@ class ModelShape:
             vocabulary=int(text.vocab_size),
             max_positions=_positions(text),
             linear=linear,
+            linear_parameters=linear_parameters,
             idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
         )
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 from tiny import TEMPLATE, task
@@ -52,6 +53,7 @@ CASES = {
     "libraries.attention": {"model__attn_implementation": "flash_attention_2"},
     "libraries.packing": {"model_type": "mamba"},
     "libraries.kernels": {"training__use_liger_kernel": True},
+    "libraries.quantization": {"model__lora": {}, "model__quantization": {}, "no_bitsandbytes": True},
     "libraries.deepspeed": {"deepspeed__config": {"zero_optimization": {"stage": 5}}},
     "resources.memory": {"gpu": Device("l4", 24 * GIB, 1e12)},
     "resources.time": {"gpu": Device("unknown GPU", None, None)},
@@ -90,8 +92,11 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         seen=None,
         model_type=None,
         vocabulary=None,
+        no_bitsandbytes=False,
         **changes,
     ):
+        if no_bitsandbytes:
+            monkeypatch.setitem(sys.modules, "bitsandbytes", None)
         monkeypatch.setattr(
             cluster, "run", lambda *words: subprocess.CompletedProcess(words, int(bool(refusal)), "", refusal)
         )
