@@ -9,6 +9,7 @@ Prints a line a kill and, at last, `identical: N/N`. All is drawn from `--seed`.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -187,7 +188,8 @@ class Harness:
         if not pids:
             target, pids = "the launcher", [launcher]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
         step = last_step(task.directory)
         process.wait()
         if target != "snakemake":  # after that the next start has to cope with a launcher that is still there

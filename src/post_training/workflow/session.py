@@ -90,6 +90,10 @@ class Session:
                 rule.name for rule in workflow.rules if not rule.has_wildcards() and rule.name != "default"
             ]
             settings = executor_plugin.common_settings
+            if settings.local_exec:
+                # The profile's `jobs` are for Slurm. With them Snakemake would not count this machine's cores, and two
+                # trainings would share its devices.
+                workflow.global_resources["_nodes"] = None
             if settings.dryrun_exec or settings.touch_exec:
                 result = execute(executor_plugin, *arguments, **keywords)
                 self.announce_placement()
