@@ -72,6 +72,20 @@ def test_resumed_weights_are_the_undisturbed_ones(tmp_path, model_manifest, rows
     assert weights[0] == weights[1]
 
 
+def test_adapters_beside_4_bit_weights(tmp_path, model_manifest, rows_of, template):
+    """The losses of the CPU, whose kernels of bitsandbytes are others; an export that is the rounded model and the adapters."""
+    from post_training.release import export
+
+    changes = {**STEPS, "model__lora": {"r": 4}, "model__quantization": {}, "training__learning_rate": 1e-2}
+    given = (model_manifest, rows_of["sft"], template)
+    made = run(train_task(tmp_path / "gpu", *given, model__dtype="bfloat16", **changes))
+    expected = losses_of(run(train_task(tmp_path / "cpu", *given, **changes), CUDA_VISIBLE_DEVICES=""))
+    assert losses_of(made) == pytest.approx(expected, rel=3e-2, abs=3e-2)
+    output = made / "model" / "manifest.json"
+    export.run(export_task(made / "manifest.json", rows_of["sft"], output))
+    assert json.loads(output.read_text())["checks"]["merge_logit_difference"] < 0.05
+
+
 def test_the_export_passes_its_checks_and_answers(runs, rows_of):
     from post_training.evaluation import held_out
     from post_training.release import export

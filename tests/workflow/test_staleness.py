@@ -295,6 +295,13 @@ def test_adapters_rerun_their_stage_and_what_follows(finished):
     # The stored reference is of the model that DPO starts from, which adapters do not change.
     assert changed(finished, edit) == {"train": ["dpo"], "export": ["dpo"], "evaluate": ["dpo"]}
 
+    def quantised(config):
+        edit(config)
+        config["dpo"]["model"]["quantization"] = {}
+
+    # The reference is then of the rounded weights.
+    assert changed(finished, quantised) == {name: ["dpo"] for name in ("reference", "train", "export", "evaluate")}
+
     def everywhere(config):
         config["model"]["lora"] = {}
 

@@ -98,6 +98,8 @@ def _checked_part(view: dict[str, Any], place: str) -> dict[str, Any]:
     kept["data"] = {key: value for key, value in view["data"].items() if key not in ("num_proc", "filters")}
     kept["data"]["datasets"] = [_without_unused(entry) for entry in kept["data"]["datasets"]]
     kept["data"]["hygiene"] = view["data"]["filters"]  # under its first name, so that finished preflights stay valid
+    # A key without a value leaves finished preflights valid.
+    kept["model"] = {key: value for key, value in view["model"].items() if key != "quantization" or value is not None}
     # A probe is the same for every seed.
     kept["training"] = {key: value for key, value in view["training"].items() if key != "seed"}
     if view["deepspeed"]["config_path"] is not None:
