@@ -107,7 +107,7 @@ def test_the_batch_of_a_method_is_arithmetic(tmp_path, template, method):
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("method", methods.names())
 def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     plan, task = ready(configuration(tmp_path, template, method, model={"lora": lora}))
     train_here(task)
@@ -119,8 +119,9 @@ def test_from_a_file_to_an_exported_model(tmp_path, template, method, lora):
     assert all(math.isfinite(loss) for loss in losses_of(task.directory))
     exported = plan.exported[method]
     make.run_stage(plan, exported)
-    model = AutoModelForCausalLM.from_pretrained(plan.base / exported.directory)
-    assert model.config.model_type == "llama"
+    model_class = getattr(transformers, methods.model_class(method))
+    model, found = model_class.from_pretrained(plan.base / exported.directory, output_loading_info=True)
+    assert model.config.model_type == "llama" and not found["missing_keys"] and not found["unexpected_keys"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ CASES = {
         "dpo",
         {"dpo__loss_type": ["sigmoid", "sft", "ipo"], "dpo__loss_weights": [1.0, 0.2, 0.1], "dpo__beta": 0.5},
     ),
+    "reward": ("reward", {"reward__center_rewards_coefficient": 0.05}),
     "kto": ("kto", {"kto__loss_type": "apo_zero_unpaired"}),
 }
 
@@ -69,7 +70,7 @@ def train(tmp_path, model_manifest, template, rows_of):
             **settings,
             **changes,
         }
-        rows = rows_of("packed" if case == "packed sft" else method)
+        rows = rows_of("packed" if case == "packed sft" else {"reward": "dpo"}.get(method, method))
         task = train_task(
             tmp_path / f"{ranks}-{per_device}-{len(changes)}", model_manifest, rows, template, method, **settings
         )
@@ -117,14 +118,30 @@ def alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy", ["ddp", pytest.param("zero2", marks=COMPILER), pytest.param("zero3", marks=COMPILER)]
+    ("case", "strategy"),
+    [
+        ("several dpo losses", "ddp"),
+        pytest.param("several dpo losses", "zero2", marks=COMPILER),
+        pytest.param("several dpo losses", "zero3", marks=COMPILER),
+        pytest.param("reward", "zero3", marks=COMPILER),
+    ],
 )
-def test_two_ranks_with_pairs_of_any_length_train_like_one(train, alone, strategy):
-    one = alone["run"] = alone.get("run") or train("several dpo losses", per_device=1)
+def test_two_ranks_with_pairs_of_any_length_train_like_one(train, alone, case, strategy):
+    one = alone[case] = alone.get(case) or train(case, per_device=1)
     deepspeed = {} if strategy == "ddp" else {"deepspeed__config_path": strategy}
-    two = train("several dpo losses", per_device=2, ranks=2, **deepspeed)
+    two = train(case, per_device=2, ranks=2, **deepspeed)
+    names = {
+        "several dpo losses": [
+            "rewards/chosen",
+            "rewards/margins",
+            "rewards/accuracies",
+            "logps/rejected",
+            "grad_norm",
+        ],
+        "reward": ["accuracy", "margin", "mean_reward", "grad_norm"],
+    }[case]
     assert_same(one, two)
     for first, second in zip(metrics_of(one), metrics_of(two), strict=True):
-        for name in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected", "grad_norm"):
+        for name in names:
             assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-4)
         assert first["rank_imbalance"] == 1 <= second["rank_imbalance"] < 1.3

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 from post_training import methods
 from post_training.training.trainer import Monitored, trainer_class
@@ -58,14 +58,19 @@ def test_transformers_calls_them_in_this_order(caller, calls):
 def test_a_trainer_is_monitored_and_its_calls_reach_trl(method):
     found = trainer_class(method)
     order = [cls.__name__ for cls in found.__mro__]
-    trl = next(name for name in order if name in ("SFTTrainer", "DPOTrainer", "KTOTrainer"))
+    trl = next(name for name in order if name in ("SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer"))
     assert order.index("Monitored") < order.index("OnRows") < order.index(trl) < order.index("Trainer")
     assert found.training_step is Monitored.training_step
 
 
 @pytest.mark.parametrize(
     ("trainer", "name"),
-    [(DPOTrainer, "_prepare_dataset"), (DPOTrainer, "_precompute_ref_logps"), (KTOTrainer, "_prepare_dataset")],
+    [
+        (DPOTrainer, "_prepare_dataset"),
+        (DPOTrainer, "_precompute_ref_logps"),
+        (KTOTrainer, "_prepare_dataset"),
+        (RewardTrainer, "_prepare_dataset"),
+    ],
 )
 def test_trl_prepares_data_in_its_constructor_only_where_it_is_overridden(trainer, name):
     assert f"self.{name}(" in inspect.getsource(trainer.__init__)
@@ -77,7 +82,7 @@ def test_trl_hashes_the_weights_by_this_name():
     assert "hash_module(" in inspect.getsource(dpo_trainer.DPOTrainer.__init__) and callable(dpo_trainer.hash_module)
 
 
-@pytest.mark.parametrize("trainer", [SFTTrainer, DPOTrainer, KTOTrainer])
+@pytest.mark.parametrize("trainer", [SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer])
 def test_trl_sums_up_metrics_between_logs(trainer):
     assert 'self._metrics = {"train": defaultdict(list)' in inspect.getsource(trainer.__init__)
     assert "self._metrics[mode].clear()" in inspect.getsource(trainer.log)

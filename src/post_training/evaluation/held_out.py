@@ -2,7 +2,8 @@
 
 Conversations: the last assistant turn is generated greedily and compared with what the template writes for the one in the
 data: content, reasoning and tool calls by fields, all of which must be right.
-Preferences: correct when the chosen answer has the higher log-probability, summed over its tokens.
+Preferences: correct when the chosen answer has the higher log-probability, summed over its tokens, or of a reward model the
+higher score.
 Held-out examples of a mix: the mean loss of a trained token, and of pairs the same as of preferences.
 Prompts: answered greedily, without a score; those of a dataset with `score` give the mean of its rewards.
 """
@@ -23,10 +24,11 @@ from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.evaluation.fields import compare_answers
 from post_training.evaluation.prompts import PROMPTS, planned_prompts
+from post_training.evaluation.reward_model import Scorer, preference
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
-from post_training.models.loading import generate, load_for_inference, load_tokenizer, longest_input
+from post_training.models.loading import generate, gives_scores, load_for_inference, load_tokenizer, longest_input
 from post_training.on_policy.engine import Engine
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
@@ -46,12 +48,13 @@ def run(task: Task) -> None:
     """
     folder = model_folder(task.inputs["model"])
     trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
-    evaluator = Evaluator(
-        load_for_inference(folder, trust_remote_code=trust),
-        load_tokenizer(folder, trust),
-        resolve_template(task.config["chat_template"], folder),
-        task.config["max_new_tokens"],
-        task.runtime["batch_size"],
+    model, tokenizer = load_for_inference(folder, trust_remote_code=trust), load_tokenizer(folder, trust)
+    template, size = resolve_template(task.config["chat_template"], folder), task.runtime["batch_size"]
+    ranks = gives_scores(folder)
+    evaluator: Any = (
+        Scorer(model, tokenizer, template, size)
+        if ranks
+        else Evaluator(model, tokenizer, template, task.config["max_new_tokens"], size)
     )
     results: dict[str, Result] = {}
     samples: list[dict[str, Any]] = []
@@ -67,6 +70,10 @@ def run(task: Task) -> None:
         rows_in += len(rows)
         rewards = load_rewards(task, name)
         asked = rows if rewards else [row for row in map(up_to_last_answer, rows) if row]
+        if ranks and not any("chosen" in row for row in asked):
+            dropped["no pair, for a reward model"] += len(rows)
+            print(f"evaluate: {name}: has no pairs, and is left out for a reward model", flush=True)
+            continue
         kept = [row for row in asked if (evaluator.leaves_room(row["prompt"]) if rewards else evaluator.fits(row))]
         dropped["no answer in the row"] += len(rows) - len(asked)
         dropped[_TOO_LONG] += len(asked) - len(kept)
@@ -90,6 +97,8 @@ def run(task: Task) -> None:
         print(f"evaluate: {PROMPTS}: {len(kept)} answers", flush=True)
     with open(task.directory / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    if not samples and not results:
+        raise UserError(f"{folder}: a reward model ranks pairs, and none of the datasets has one")
     rows_out = sum(result["rows"] for result in results.values()) + answered
     task.finish(results=results, rows_in=rows_in, rows_out=rows_out, dropped=dict(dropped))
 
@@ -174,7 +183,7 @@ class Evaluator:
             | {"chosen_logp": chosen, "rejected_logp": rejected, "correct": chosen > rejected}
             for row, chosen, rejected in zip(rows, totals[::2], totals[1::2], strict=True)
         ]
-        return {"kind": "preference", "rows": len(rows), **_preference(totals)}, samples
+        return {"kind": "preference", "rows": len(rows), **preference(totals)}, samples
 
     def held_out(self, mix: Path, limit: int | None) -> tuple[Result, int, int]:
         """The result on the held-out examples of a mix; how many were used, and how many are too long for the model.
@@ -193,7 +202,7 @@ class Evaluator:
             [(ids.tolist(), (np.flatnonzero(trained[1:]) + 1).tolist()) for row in kept for _, ids, trained in row]
         )
         if [name for name, _, _ in kept[0]] == ["chosen", "rejected"]:
-            result = {"kind": "preference", **_preference([total for total, _ in scored])}
+            result = {"kind": "preference", **preference([total for total, _ in scored])}
         else:
             result = {"kind": "loss", "tokens": sum(count for _, count in scored), "loss": _mean_loss(scored)}
         return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
@@ -287,9 +296,3 @@ def _share(samples: list[dict[str, Any]], key: str) -> float:
 
 def _mean_loss(scored: list[tuple[float, int]]) -> float:
     return -sum(total for total, _ in scored) / max(sum(count for _, count in scored), 1)
-
-
-def _preference(totals: list[float]) -> dict[str, float]:
-    """Accuracy and mean margin of log-probabilities, chosen and rejected in turn."""
-    margins = [chosen - rejected for chosen, rejected in zip(totals[::2], totals[1::2], strict=True)]
-    return {"accuracy": sum(margin > 0 for margin in margins) / len(margins), "margin": sum(margins) / len(margins)}

@@ -6,7 +6,7 @@ A method is one module (or package) here. On top, without importing torch:
 - `ROWS`, the shape of its rows, a file of `data/shapes`;
 - `packs(config)`, whether several rows are packed into one;
 - `check(view)`, which raises `ConfigError` for values that cannot work;
-- where they say something: `SPEED_KEYS`, own keys that never make a stage stale; `micro_batch_decides(view)`, whether the
+- where they say something: `MODEL_CLASS`, the class of Transformers that it trains, if it is not `AutoModelForCausalLM`; `SPEED_KEYS`, own keys that never make a stage stale; `micro_batch_decides(view)`, whether the
   rows that a device holds at a time change what is computed; `stored_reference(view)`, see methods/dpo;
 
 and, importing torch and TRL only when called, below:
@@ -23,6 +23,8 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+CAUSAL_LM = "AutoModelForCausalLM"
+
 
 def names() -> list[str]:
     """The methods on offer."""
@@ -32,6 +34,16 @@ def names() -> list[str]:
 def micro_batch_decides(view: dict[str, Any]) -> bool:
     """Whether the rows that a device holds at a time change what a stage's method computes, and not only its speed."""
     return bool(getattr(load(view["method"]), "micro_batch_decides", lambda _: False)(view))
+
+
+def model_class(method: str) -> str:
+    """The class of Transformers that a method trains and exports."""
+    return str(getattr(load(method), "MODEL_CLASS", CAUSAL_LM))
+
+
+def answers(method: str) -> bool:
+    """Whether a method's model writes answers; a reward model does not."""
+    return model_class(method) == CAUSAL_LM
 
 
 def load(name: str) -> ModuleType:

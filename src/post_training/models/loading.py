@@ -1,5 +1,6 @@
 """Models and tokenizers for inference: the export's checks and evaluations. Imports torch when called."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -17,16 +18,31 @@ def silence_progress_bars() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_for_inference(folder: Path, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
-    """The model in evaluation mode, on the GPU if there is one."""
+def load_for_inference(
+    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, model_class: str | None = None, **arguments: Any
+) -> Any:
+    """The model in evaluation mode, on the GPU if there is one; of the class that the folder's configuration names, unless given.
+
+    `arguments`: further ones of `from_pretrained`.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     silence_progress_bars()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    auto: Any = getattr(
+        transformers,
+        model_class or ("AutoModelForSequenceClassification" if gives_scores(folder) else "AutoModelForCausalLM"),
+    )
+    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, **arguments)
     model.config.use_cache = True
     fix_generation_config(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def gives_scores(folder: Path) -> bool:
+    """Whether a folder's model is a sequence-classification model, such as a reward model."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or [])
 
 
 def fix_generation_config(model: Any) -> str:
@@ -74,6 +90,18 @@ def left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[Any, A
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+
+
+def padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:
+    """A reward model's score of each row of token ids, computed as one batch, padded on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    with torch.inference_mode():
+        scores: list[float] = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+    return scores
 
 
 def generate(

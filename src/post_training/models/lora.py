@@ -60,7 +60,8 @@ def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[st
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
         target_modules=lora["target_modules"],
-        task_type="CAUSAL_LM",
+        # Beside the adapters of a model with one output PEFT trains that output whole.
+        task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
     )
     return {"peft_config": config}
 

@@ -1,4 +1,4 @@
-"""Micro-batches without padding, and the output layer only where a log-probability is needed; the losses stay TRL's.
+"""Micro-batches without padding, and the output layer only where a result is needed; the losses stay TRL's.
 
 TRL pads the sequences of a micro-batch to the longest one: at four preference pairs half of the work is padding. It reads
 nothing but per-token results of its fused output layer (`trl.trainer.utils.add_fused_lm_head`). So the model's forward pass,
@@ -11,6 +11,7 @@ by the collator (data/collate.py), on the CPU and ahead of time, as `layout` of 
     before   int64 [n]: the positions in that row whose next token has a log-probability in the loss
     targets  int64 [1, n]: those next tokens
     places   int64 [n]: where TRL expects their results, in [sequences, longest answer] flattened; without it, it expects a sum
+    ends     in place of the last three, for a model with one output a document: int64 [documents], where it is read
 """
 
 import functools
@@ -20,17 +21,24 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 
 def without_padding(model: Any) -> None:
-    """Change the forward pass of a model that has TRL's fused output layer; adapters and wrappers around it stay.
+    """Change the forward pass of a model that has TRL's fused output layer, or one output; adapters and wrappers around it stay.
 
     The model must keep packed documents apart (models/packing_probe.py). Batches without `layout` take the path that they had.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     backbone, original = model.base_model, model.forward
+    classifies = takes_documents(model)
 
     def forward(*args: Any, layout: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        if layout is not None and classifies:
+            with _only(backbone, layout["ends"]):
+                hidden = backbone(**layout["inputs"], use_cache=False).last_hidden_state
+            return SequenceClassifierOutputWithPast(logits=model.score(hidden[0]))
         kwargs.pop("KL_layout", None)  # of KTO's other batch
         if layout is None or not kwargs.get("fused_lm_head"):
             return original(*args, **kwargs)
@@ -51,6 +59,12 @@ def without_padding(model: Any) -> None:
 
     # `generate` reads the arguments that a model takes.
     model.forward = functools.wraps(original)(forward)
+
+
+def takes_documents(model: Any) -> bool:
+    """Whether a sequence-classification model, adapters around it aside, is one whose forward pass Transformers has for all families."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return isinstance(model, GenericForSequenceClassification)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from post_training import methods
 from post_training.config.load import Pipeline
 from post_training.config.names import dataset_name
 from post_training.core.errors import ConfigError, require
@@ -50,17 +51,39 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
     prompts = view["evaluation"]["prompts"]
     if prompts is not None:
         require(PROMPTS not in inputs, "evaluation.datasets", f"the name {PROMPTS!r} is that of evaluation.prompts")
-    if inputs or prompts is not None:
-        for name, model in models.items():
-            plan.evaluated[name] = plan.add(_evaluation(plan.pipeline, name, model, inputs, scores, data))
-    _add_lm_eval(plan, data, models)
+    pairs = {key: rows for key, rows in inputs.items() if key not in scores and _may_be_pairs(rows)}
+    for name, model in models.items():
+        ranks = name != "base" and not _answers(plan.pipeline, name)
+        base = base_model if name == "base" else plan.bases[name]
+        # A mix has the tokens of its own base model.
+        own = {
+            key: rows
+            for key, rows in (pairs if ranks else inputs).items()
+            if rows.kind != "mix" or plan.bases[key.removeprefix("held-out ")] is base
+        }
+        if own or (prompts is not None and not ranks):
+            found = _evaluation(plan.pipeline, name, model, own, {} if ranks else scores, data, prompts=not ranks)
+            plan.evaluated[name] = plan.add(found)
+    _add_lm_eval(
+        plan, data, {name: one for name, one in models.items() if name == "base" or _answers(plan.pipeline, name)}
+    )
     graph = {**{f"train_{name}": stage for name, stage in plan.trained.items()}}
     graph |= {f"export_{name}": stage for name, stage in plan.exported.items()}
     graph |= {f"evaluate_{name}": stage for name, stage in plan.evaluated.items()}
     graph |= {f"lm_eval_{name}": stage for name, stage in plan.lm_evaluated.items()}
     # Named by the run, which its page names, too: a run of another name has a page of its own.
-    runtime = {"run_name": plan.run_name, "shared": bool(plan.pipeline.run.name)}
+    runtime = {"run_name": plan.run_name, "shared": bool(plan.pipeline.run.name), "stages": plan.pipeline.stages}
     plan.report = plan.add(Stage("report", plan.run_name, config={}, inputs=graph, runtime=runtime))
+
+
+def _answers(pipeline: Pipeline, name: str) -> bool:
+    """Whether a stage's model writes answers, which a reward model does not."""
+    return methods.answers(pipeline.views[name]["method"])
+
+
+def _may_be_pairs(rows: Stage) -> bool:
+    """Whether rows, or those of a mix, can be pairs; only the job sees those of a dataset."""
+    return rows.kind != "mix" or bool(rows.config["rows"] == "preference")
 
 
 def _rewards(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]:
@@ -82,6 +105,7 @@ def _evaluation(
     rows: dict[str, Stage],
     scores: dict[str, tuple[list[Reward], dict[str, Any]]],
     data: DataStages,
+    prompts: bool,
 ) -> Stage:
     view = pipeline.last
     config = {key: view["evaluation"][key] for key in ("max_samples", "max_new_tokens")}
@@ -98,9 +122,9 @@ def _evaluation(
         runtime["score"] = {
             dataset: [str(one.source.file) for one in rewards] for dataset, (rewards, _) in scores.items()
         }
-    if view["evaluation"]["prompts"] is not None:
-        prompts = Path(view["evaluation"]["prompts"]).expanduser()
-        config["prompts"], runtime["prompts"] = data.files.checked(prompts, read_prompts), str(prompts)
+    if prompts and view["evaluation"]["prompts"] is not None:
+        file = Path(view["evaluation"]["prompts"]).expanduser()
+        config["prompts"], runtime["prompts"] = data.files.checked(file, read_prompts), str(file)
     return Stage("evaluate", _label(pipeline, name, model), config, {"model": model, **rows}, runtime=runtime)
 
 

@@ -22,6 +22,8 @@ class Plan:
     trained: dict[str, Stage] = field(default_factory=dict)
     """Name of a stage in the configuration -> its training, first to last."""
     exported: dict[str, Stage] = field(default_factory=dict)
+    bases: dict[str, Stage] = field(default_factory=dict)
+    """The same names -> the model that the first stage of their chain starts from."""
     mixed: dict[str, Stage] = field(default_factory=dict)
     evaluated: dict[str, Stage] = field(default_factory=dict)
     """`base` and each name -> the evaluation of that model."""

@@ -43,7 +43,7 @@ def check_held_out(name: str, view: dict[str, Any], mixed: Stage) -> None:
         return
     require(every >= 1, key, f"found {every}, expected 1 or more, or null")
     shape = methods.load(method).ROWS
-    can = shape == "messages" or (shape == "preference" and "beta" in view[method])
+    can = shape == "messages" or (shape == "preference" and ("beta" in view[method] or not methods.answers(method)))
     require(can, key, f"{name} is trained with {method}, for which there is no held-out loss; set {name}.{key}=null")
     other = view[method].get("ref_model_name_or_path")
     require(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from post_training import methods
 from post_training.config.names import dataset_name
 from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.data.rows import PROMPTS
@@ -95,6 +96,7 @@ class OnPolicy:
             own["model_name"] = section["model"]
         else:
             model, of_pipeline = self._model(section["model"], view, f"{key}.model", base_model)
+            self._check_kind(section["model"], True, f"{key}.model")
             inputs["model"] = model
             template = self.data.files.chat_template(view["data"]["chat_template"]) if of_pipeline else None
             own["chat_template"] = template if server is None else None
@@ -121,13 +123,23 @@ class OnPolicy:
         identity = {"prompts": prompts.fingerprint, "answers": answers}
         place = reward.source.options.get("place", "cpu")
         if any(parameter.arg == "model" for parameter in reward.parameters):
-            model, _ = self._model(arguments.pop("model"), view, f"{key}.model", base_model)
+            named = arguments.pop("model")
+            model, _ = self._model(named, view, f"{key}.model", base_model)
+            if reward.source.name == "reward_model":
+                self._check_kind(named, False, f"{key}.model")
             inputs["reward_model"], identity["reward_model"] = model, model.fingerprint
         fast = {part: arguments.pop(part) for part in _FAST if part in arguments}
         config = {"reward": reward.source.name, "arguments": arguments, "source": reward.source.digest}
         runtime = {"file": str(reward.source.file), "arguments": fast}
         kind = "score_model" if place == "gpu" else "score"
         return self.data.add(Stage(kind, f"{name}-{reward.name}", config, inputs, runtime, identity))
+
+    def _check_kind(self, named: str, answers: bool, key: str) -> None:
+        """Refuse a stage whose model cannot do what it is named for."""
+        if named == "base" or named in self.plan.exported:
+            can = named == "base" or methods.answers(self.plan.pipeline.views[named]["method"])
+            expected = "a model that answers" if answers else "a stage with method reward"
+            require(can == answers, key, f"found {named}, expected {expected}, or another model's id or folder")
 
     def _model(self, named: Any, view: dict[str, Any], key: str, base_model: Stage) -> tuple[Stage, bool]:
         """A model by `base`, a stage's name, an id or a folder; and whether it is asked in the pipeline's chat template."""

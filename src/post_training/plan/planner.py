@@ -64,8 +64,7 @@ def _plan_run(pipeline: Pipeline, graph: Graph, files: Files) -> Plan:
     plan.run_name = "-".join(filter(None, [_common_name(pipeline), pipeline.run.name]))
     for name, exported in plan.exported.items():
         exported.runtime.setdefault("title", plan.title(name))  # of a model that runs share, the first one's
-    assert planner.base_model is not None
-    add_evaluations(plan, planner.data, planner.base_model)
+    add_evaluations(plan, planner.data, plan.bases[pipeline.stages[-1]])
     add_publication(plan)
     add_probes(plan)
     return plan
@@ -121,21 +120,19 @@ class _Planner:
         self.models = ModelStages(plan.add, files)
         self.data = DataStages(plan.add, files)
         self.on_policy = OnPolicy(plan, self.data, self.models)
-        self.base_model: Stage | None = None
 
     def add_stage(self, name: str) -> None:
         """Data, training and export of one stage of the configuration."""
-        view = self.views[name]
+        view, bases = self.views[name], self.plan.bases
         parent = view[view["method"]]["init_from"]
         if parent == "base":
-            self.base_model = self.models.model(view["model"], view["offline"], "model", view["data"]["chat_template"])
-            start = self.base_model
+            start = self.models.model(view["model"], view["offline"], "model", view["data"]["chat_template"])
+            bases[name] = start
         else:
             self._check_same_as_parent(name, parent)
-            start = self.plan.exported[parent]
-        assert self.base_model is not None
-        generated = partial(self.on_policy.rows, base_model=self.base_model)
-        mixed = self.plan.mixed[name] = self.data.mix(view, self.base_model, generated)
+            start, bases[name] = self.plan.exported[parent], bases[parent]
+        generated = partial(self.on_policy.rows, base_model=bases[name])
+        mixed = self.plan.mixed[name] = self.data.mix(view, bases[name], generated)
         check_held_out(name, view, mixed)
         inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
         train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
@@ -207,6 +204,11 @@ class _Planner:
 
     def _check_same_as_parent(self, name: str, parent: str) -> None:
         ours, theirs = self.views[name], self.views[parent]
+        require(
+            methods.answers(theirs["method"]) or not methods.answers(ours["method"]),
+            f"{name}.init_from",
+            f"found {parent}, a reward model, which has no output layer for tokens; start from a model that answers",
+        )
         for section, key in (("model", "name_or_path"), ("model", "from_scratch"), ("data", "chat_template")):
             require(
                 ours[section][key] == theirs[section][key],

@@ -151,6 +151,8 @@ def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, in
     else:
         activations = shape.layers * layer + working
     activations += tokens * (2 * max(residual, 4) * shape.hidden)  # the last norm
+    if not shape.has_head:
+        return activations, 0
     tile = min(tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * compute
     if subject.topology.device == "CPU":
         tile *= 3  # without Triton each tile is turned into a gradient by several operations
@@ -197,7 +199,7 @@ def _autocast_bytes(subject: Subject) -> int:
     view, shape = subject.view, subject.shape
     if subject.deepspeed is not None or view["model"]["dtype"] == "float32" or view["model"]["lora"] is not None:
         return 0
-    return BYTES[view["model"]["dtype"]] * (shape.parameters - shape.embedding * (1 if shape.tied else 2))
+    return BYTES[view["model"]["dtype"]] * (shape.parameters - shape.embeddings)
 
 
 def _reference_bytes(subject: Subject) -> int:

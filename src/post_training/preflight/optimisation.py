@@ -10,8 +10,9 @@ from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
 # Learning rates of published recipes for full fine-tuning of models of a billion parameters and more, with room around them:
-# SFT 2e-6 (Tulu 3 70B) to 3e-4 (SmolLM2 1.7B), DPO 7e-8 (OLMo 3 Think) to 1e-6 (SmolLM2), KTO 5e-7 to 5e-6.
-_RATES = {"sft": (5e-7, 5e-4), "dpo": (2e-8, 1e-5), "kto": (5e-8, 2e-5)}
+# SFT 2e-6 (Tulu 3 70B) to 3e-4 (SmolLM2 1.7B), DPO 7e-8 (OLMo 3 Think) to 1e-6 (SmolLM2), KTO 5e-7 to 5e-6, reward models
+# 3e-6 (Tulu 3 8B) to 9e-6 (InstructGPT).
+_RATES = {"sft": (5e-7, 5e-4), "dpo": (2e-8, 1e-5), "kto": (5e-8, 2e-5), "reward": (5e-7, 5e-5)}
 _LORA = 10.0
 """Adapters take rates ten times as high."""
 _FAR = 30.0

@@ -88,7 +88,7 @@ def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
     from post_training.preflight.subject import Subject, holds_reference
 
     folder, trust = model_folder(task.inputs["model"]), bool(view["model"]["trust_remote_code"])
-    shape = ModelShape.of(folder, trust)
+    shape = ModelShape.of(folder, trust, methods.model_class(view["method"]))
     reference = shape if holds_reference(view) else None
     if "reference_model" in task.inputs:
         reference = ModelShape.of(model_folder(task.inputs["reference_model"]), trust)

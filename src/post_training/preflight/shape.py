@@ -32,12 +32,18 @@ class ModelShape:
     """Parameters of the weights of those linear layers."""
     idle_parameters: int = 0
     """Parameters of experts that a token does not go through."""
+    has_head: bool = True
+    """Whether there is an output embedding; a reward model has one output in its place."""
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of the input embedding, and of an output embedding that is another one."""
+        return self.embedding * (2 if self.has_head and not self.tied else 1)
 
     @property
     def largest_layer(self) -> int:
         """Parameters of one of the equal layers."""
-        outside = self.embedding * (1 if self.tied else 2)
-        return (self.parameters - outside) // max(self.layers, 1)
+        return (self.parameters - self.embeddings) // max(self.layers, 1)
 
     def adapter_parameters(self, r: int, targets: Any) -> int:
         """Parameters of LoRA adapters: two matrices beside each linear layer, r x inputs and outputs x r."""
@@ -45,29 +51,36 @@ class ModelShape:
         return r * sum(self.linear[name] for name in names)
 
     @classmethod
-    def of(cls, folder: Path, trust_remote_code: bool = False) -> "ModelShape":
-        """Of a model folder. Raises UserError where Transformers cannot build it."""
+    def of(
+        cls, folder: Path, trust_remote_code: bool = False, model_class: str = "AutoModelForCausalLM"
+    ) -> "ModelShape":
+        """Of a model folder, as a class of Transformers trains it. Raises UserError where that cannot build it."""
         import torch
         import transformers
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        auto_model: Any = transformers.AutoModelForCausalLM
+        auto_model: Any = getattr(transformers, model_class)
         auto_config: Any = transformers.AutoConfig
 
         try:
             config = auto_config.from_pretrained(folder, trust_remote_code=trust_remote_code)
             with torch.device("meta"):
+                config.num_labels = 1  # of a reward model
                 model = auto_model.from_config(config, trust_remote_code=trust_remote_code)
         except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}: cannot be built as a model: {' '.join(str(error).split())[:300]}") from None
+            what = model_class.removeprefix("AutoModelFor")
+            raise UserError(
+                f"{folder}: cannot be built as a model ({what}): {' '.join(str(error).split())[:300]}"
+            ) from None
         text: Any = config.get_text_config()
         intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         linear: dict[str, int] = {}
         linear_parameters = 0
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            output = module is head or (head is None and name in ("score", "classifier"))
+            if isinstance(module, nn.Linear | Conv1D) and not output:
                 last = name.rpartition(".")[2]
                 linear[last] = linear.get(last, 0) + sum(module.weight.shape)
                 linear_parameters += module.weight.numel()
@@ -80,7 +93,7 @@ class ModelShape:
             model_type=str(config.model_type),
             parameters=sum(p.numel() for p in model.parameters()),
             embedding=inputs.numel(),
-            tied=bool(getattr(text, "tie_word_embeddings", False)),
+            tied=head is not None and bool(getattr(text, "tie_word_embeddings", False)),
             layers=layers,
             hidden=hidden,
             intermediate=feed_forward * used,
@@ -91,6 +104,7 @@ class ModelShape:
             max_positions=_positions(text),
             linear=linear,
             linear_parameters=linear_parameters,
+            has_head=head is not None,
             idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
         )
 

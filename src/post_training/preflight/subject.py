@@ -80,7 +80,8 @@ class Subject:
         lora = self.view["model"]["lora"]
         if lora is None:
             return self.shape.parameters
-        return self.shape.adapter_parameters(lora["r"], lora["target_modules"])
+        output = 0 if self.shape.has_head else self.shape.hidden  # trained whole beside adapters
+        return output + self.shape.adapter_parameters(lora["r"], lora["target_modules"])
 
     @cached_property
     def mix(self) -> manifest.Manifest:

@@ -2,6 +2,7 @@
 
 import functools
 
+from post_training import methods
 from post_training.config import batch, resolve
 from post_training.core import devices
 from post_training.core.task import Task
@@ -34,7 +35,7 @@ def subjects_of(task: Task) -> list[Subject]:
         else:
             device = here(topology.device)
         folder, trust = model_folder(task.inputs[f"{name} model"]), bool(view["model"]["trust_remote_code"])
-        own = shape(folder, trust)
+        own = shape(folder, trust, methods.model_class(view["method"]))
         reference = own if holds_reference(view) else None
         if f"{name} reference_model" in task.inputs:
             reference = shape(model_folder(task.inputs[f"{name} reference_model"]), trust)

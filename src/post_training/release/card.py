@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from post_training import methods
 from post_training.core.fingerprint import write_atomically
 from post_training.core.format import with_error
 from post_training.core.task import Task
@@ -58,7 +59,8 @@ def card(lineage: Lineage, results: Results, tasks: Results, title: str | None =
     trained = trainings(lineage)[::-1]
     name = title or Path(lineage["root"]).parent.name.rpartition("-")[0] or "model"
     base = stages[trained[0]["inputs"]["model"]]
-    methods = [str(training["config"]["method"]) for training in trained]
+    names = [str(training["config"]["method"]) for training in trained]
+    answers = methods.answers(names[-1])
     datasets = {s["repository"] for s in stages.values() if s["stage"] == "download" and s.get("repository")}
     evaluations, benchmarks = results.get(THIS, {}), tasks.get(THIS, {})
     data = ModelCardData(
@@ -66,8 +68,8 @@ def card(lineage: Lineage, results: Results, tasks: Results, title: str | None =
         datasets=sorted(datasets) or None,
         license=base.get("license"),
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["trl", "post-training", "conversational", *dict.fromkeys(methods)],
+        pipeline_tag="text-generation" if answers else "text-classification",
+        tags=["trl", "post-training", "conversational" if answers else "reward-model", *dict.fromkeys(names)],
         model_name=name if evaluations or benchmarks else None,
         eval_results=_eval_results(evaluations, benchmarks) or None,
     )
@@ -82,7 +84,8 @@ def card(lineage: Lineage, results: Results, tasks: Results, title: str | None =
         data,
         template_path=str(Path(__file__).with_name("card.md.jinja")),
         name=name,
-        methods=methods,
+        methods=names,
+        answers=answers,
         start=start,
         evaluations=_evaluations(evaluations, results.get(BASE, {})),
         benchmarks=_benchmarks(benchmarks, tasks.get(BASE, {})),

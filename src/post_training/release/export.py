@@ -5,9 +5,11 @@ It is put together in a hidden folder beside `model/` and moved there once every
 
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from post_training import methods
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
@@ -19,7 +21,7 @@ from post_training.lineage.verify import CARD
 from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.files import make_portable, replace_folder, stop_tokens
-from post_training.models.loading import generate, load_for_inference, load_tokenizer
+from post_training.models.loading import generate, load_for_inference, load_tokenizer, padded_scores
 from post_training.models.quantization import round_weights
 from post_training.release import serving
 from post_training.release.card import card
@@ -45,13 +47,15 @@ def run(task: Task) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
 
-    row = sample_row(task.inputs["data"])
-    model, merged = load_trained(checkpoint, model_folder(trained["inputs"]["model"]["path"]), settings, row)
+    row, answers = sample_row(task.inputs["data"]), methods.answers(trained["config"]["method"])
+    start = model_folder(trained["inputs"]["model"]["path"])
+    model, merged = load_trained(checkpoint, start, settings, row, trained["config"]["method"])
     tokenizer = load_tokenizer(checkpoint, settings["trust_remote_code"])
     write_model(model, tokenizer, unfinished, task.runtime["max_shard_size"])
-    logits = logits_of(model, row)
+    logits = logits_of(model, row) if answers else scores_of(model, row)
     make_portable(unfinished)
-    checks = merged | verify(unfinished, logits, row, task.inputs["data"], settings)
+    verified = verify if answers else verify_scores
+    checks = merged | verified(unfinished, logits, row, task.inputs["data"], settings)
     write_config(task, unfinished)
     files = manifest.describe(unfinished, manifest.own_files(unfinished))
     provenance = write_provenance(task, unfinished, files)
@@ -74,7 +78,9 @@ def run(task: Task) -> None:
     print(f"export: {task.directory} ({len(weights)} file(s) of weights, {settings['dtype']})", flush=True)
 
 
-def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: list[int]) -> tuple[Any, dict[str, Any]]:
+def load_trained(
+    checkpoint: Path, start: Path, settings: dict[str, Any], row: list[int], method: str
+) -> tuple[Any, dict[str, Any]]:
     """The trained model, and the differences of logits when adapters were merged into the model that the run started from.
 
     Raises UserError for a checkpoint that holds shards of ZeRO-3 only.
@@ -85,17 +91,22 @@ def load_trained(checkpoint: Path, start: Path, settings: dict[str, Any], row: l
         raise UserError(f"{checkpoint}: holds DeepSpeed's shards and no weights; `{command}` makes them")
     if not lora.is_adapter(checkpoint):
         return load_for_inference(checkpoint, dtype, trust), {}
-    base = load_for_inference(start, dtype, trust)
+    answers = methods.answers(method)
+    arguments = {} if answers else {"model_class": methods.model_class(method), "num_labels": 1}
+    base = load_for_inference(start, dtype, trust, **arguments)
     if settings.get("quantization") is not None:
         round_weights(base, settings["quantization"])
-    return lora.merge(base, checkpoint, row, logits_of, dtype)
+    return lora.merge(base, checkpoint, row, logits_of if answers else scores_of, dtype)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
     """Write weights, configuration and tokenizer."""
-    model.generation_config._from_model_config = False  # so that it is not derived from the model again at load
-    model.generation_config.eos_token_id = stop_tokens(tokenizer, tokenizer.chat_template)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate():
+        model.generation_config._from_model_config = False  # so that it is not derived from the model again at load
+        model.generation_config.eos_token_id = stop_tokens(tokenizer, tokenizer.chat_template)
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    else:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by which an output finds the last token
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
 
@@ -107,13 +118,7 @@ def verify(folder: Path, expected: Any, row: list[int], data: Path, settings: di
     """
     model = load_for_inference(folder, "auto", settings["trust_remote_code"])
     tokenizer = load_tokenizer(folder, settings["trust_remote_code"])
-    found = logits_of(model, row)
-    if not bool(found.isfinite().all()):
-        raise UserError(f"{folder}: the exported model computes NaN or Inf; see the run's losses")
-    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-    if not difference <= TOLERANCE:
-        expected = f"expected {TOLERANCE} or less"
-        raise UserError(f"{folder}: logits differ by {difference:.3g} from the checkpoint's, {expected}")
+    difference = _difference(folder, logits_of(model, row), expected)
     if wrong := serving.problems(folder, stop_tokens(tokenizer, tokenizer.chat_template)):
         raise UserError("\n".join(wrong))
     prompt, answer = short_prompt(data)
@@ -121,6 +126,35 @@ def verify(folder: Path, expected: Any, row: list[int], data: Path, settings: di
     answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, budget=max(64, 4 * len(answer)))
     texts = {"prompt": tokenizer.decode(prompt), "answer": tokenizer.decode(answered)}
     return {"max_logit_difference": difference, **texts, "stopped": how}
+
+
+def verify_scores(folder: Path, expected: Any, row: list[int], data: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """As `verify`, of a reward model: its scores, which must be those that it gives when a batch is padded, too."""
+    model = load_for_inference(folder, "auto", settings["trust_remote_code"])
+    tokenizer = load_tokenizer(folder, settings["trust_remote_code"])
+    found = scores_of(model, row)
+    difference = _difference(folder, found, expected)
+    if wrong := serving.reward_problems(folder):
+        raise UserError("\n".join(wrong))
+    rows = [ids[:_ROW_TOKENS] for ids, _ in islice(_sequences(data, rows=100), _SAMPLES)]
+    alone = [score for ids in rows for score in scores_of(model, ids, parts=1)[:, 0].tolist()]
+    padded = padded_scores(model, rows, tokenizer.pad_token_id)
+    apart = max(abs(one - other) for one, other in zip(alone, padded, strict=True))
+    largest = max(float(found.abs().max()), *map(abs, alone))
+    if not apart <= lora.TOLERANCE[settings["dtype"]] * largest:
+        raise UserError(f"{folder}: scores of the same answers differ by {apart:.3g} where the batch is padded")
+    return {"max_logit_difference": difference, "max_padding_difference": apart, "scores": [min(alone), max(alone)]}
+
+
+def _difference(folder: Path, found: Any, expected: Any) -> float:
+    """Between the reloaded model's logits and the checkpoint's. Raises UserError where it is more than nothing."""
+    if not bool(found.isfinite().all()):
+        raise UserError(f"{folder}: the exported model computes NaN or Inf; see the run's losses")
+    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE:
+        wanted = f"expected {TOLERANCE} or less"
+        raise UserError(f"{folder}: logits differ by {difference:.3g} from the checkpoint's, {wanted}")
+    return difference
 
 
 def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int) -> tuple[list[int], str]:
@@ -151,6 +185,16 @@ def logits_of(model: Any, row: list[int]) -> Any:
 
     with torch.inference_mode():
         return model(input_ids=torch.tensor([row], device=model.device)).logits[0].float().cpu()
+
+
+def scores_of(model: Any, row: list[int], parts: int = 8) -> Any:
+    """Float32 scores `[parts, 1]` on the CPU of a reward model, of ever longer beginnings of a row."""
+    import torch
+
+    lengths = [max(1, len(row) * (part + 1) // parts) for part in range(parts)]
+    with torch.inference_mode():
+        found = [model(input_ids=torch.tensor([row[:size]], device=model.device)).logits for size in lengths]
+    return torch.cat(found).float().cpu()
 
 
 def sample_row(data: Path) -> list[int]:

@@ -43,6 +43,26 @@ def problems(folder: Path, stop: list[int]) -> list[str]:
     return [f"{folder}: {line}" for line in found]
 
 
+def reward_problems(folder: Path) -> list[str]:
+    """The same of a reward model, which answers nothing: one output, and the padding token by which it finds the last token."""
+    needed = [name for name in _NEEDED if name != "generation_config.json"]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        return [f"{folder / name}: is missing" for name in missing]
+    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in needed if name.endswith(".json")}
+    config, (tensors, wrong) = read["config.json"], _tensors(folder)
+    found = [
+        *wrong,
+        *_of_config({**config, "tie_word_embeddings": None}, tensors),
+        *_of_tokenizer(read["tokenizer.json"], read["tokenizer_config.json"], _vocabulary(config)),
+    ]
+    if len(config.get("id2label") or {}) != 1:
+        found.append(f"config.json: id2label is {config.get('id2label')!r}, expected one output")
+    if config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id")) is None:
+        found.append("config.json: pad_token_id is missing; without it no two answers can be scored together")
+    return [f"{folder}: {line}" for line in found]
+
+
 def _tensors(folder: Path) -> tuple[Tensors, list[str]]:
     """Every tensor of the weights, and problems of the files' names and their index."""
     files = sorted(path.name for path in folder.glob("*.safetensors"))

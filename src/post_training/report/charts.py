@@ -24,14 +24,17 @@ _OF_TRAINING: dict[str, dict[str, str]] = {
     "preference accuracy": {"rewards/accuracies": "training", "eval_rewards/accuracies": "held-out"},
     "rewards/chosen and rewards/rejected": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
     "rewards/margins": {"rewards/margins": "training", "eval_rewards/margins": "held-out"},
+    "accuracy of rewards": {"accuracy": "training", "eval_accuracy": "held-out"},
+    "margin of rewards": {"margin": "training", "eval_margin": "held-out"},
+    "rewards of answers": {"max_reward": "highest", "mean_reward": "mean", "min_reward": "lowest"},
     "FLOPs utilisation": {"mfu": "model (MFU)", "hfu": "hardware (HFU)"},
 }
 _TOGETHER = {metric for lines in _OF_TRAINING.values() for metric in lines}
-_SHARES = ("preference accuracy", "token accuracy", "FLOPs utilisation", TITLES["padding_share"])
+_SHARES = ("preference accuracy", "accuracy of rewards", "token accuracy", "FLOPs utilisation", TITLES["padding_share"])
 _FROM_ZERO = (*_SHARES, TITLES["peak_memory_bytes"], TITLES["tokens_per_second"], TITLES["learning_rate"])
 _FORMATS = {**dict.fromkeys(_SHARES, ".0%"), TITLES["tokens_per_second"]: "~s"}
 # Colours of the palette for second lines: orange, beside green for what is chosen.
-_COLOURS = {"held-out": 1, "chosen": 2, "rejected": 1, "hardware (HFU)": 1}
+_COLOURS = {"held-out": 1, "chosen": 2, "rejected": 1, "hardware (HFU)": 1, "highest": 2, "lowest": 1}
 
 
 def of_run(numbers: dict[str, Any]) -> dict[str, Chart]:
@@ -121,7 +124,9 @@ def _of_training(stage: dict[str, Any]) -> dict[str, Chart]:
 
 
 def _starts_at_ln2(config: dict[str, Any]) -> bool:
-    """Whether the loss of a policy that equals its reference is ln 2."""
+    """Whether the loss is ln 2 while nothing is preferred: of a policy that equals its reference, and of equal rewards."""
+    if config.get("method") == "reward":
+        return True
     loss = (config.get("dpo") or {}).get("loss_type", "sigmoid")
     return config.get("method") == "dpo" and loss in ("sigmoid", ["sigmoid"])
 

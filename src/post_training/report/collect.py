@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from post_training import lineage
+from post_training import lineage, methods
 from post_training.core.task import Task
 from post_training.lineage.collect import key_of
 from post_training.lineage.show import facts, sources
@@ -39,8 +39,11 @@ def collect(task: Task) -> dict[str, Any]:
     - `costs`: one entry per stage; `totals`: their sums.
     """
     names = [name.removeprefix("train_") for name in task.inputs if name.startswith("train_")]
-    names.sort(key=lambda name: _depth(task, name))
+    order: list[str] | None = task.runtime.get("stages")
+    names.sort(key=order.index if order else lambda name: _depth(task, name))
     models = ["base", *names]
+    # Of a chain to a model that answers, a reward model is no step.
+    steps = [name for name in models if name in ("base", names[-1]) or _answers(task, name)]
     traced = _lineage(task, names[-1])
     costs = [_cost(key, stage) for key, stage in traced["stages"].items()]
     energies = [cost["energy_joules"] for cost in costs if cost["energy_joules"] is not None]
@@ -55,7 +58,7 @@ def collect(task: Task) -> dict[str, Any]:
             "finished": task.input_manifest(f"train_{names[-1]}").get("finished"),
             "models": models,
             "measures": measured,
-            "headline": measures.headline(measured, models),
+            "headline": measures.headline(measured, steps),
             "stages": [_stage(task, name) for name in names],
             **results,
             "samples": _samples(task, models),
@@ -95,6 +98,10 @@ def finite(value: Any) -> Any:
 def _portable(lines: list[str]) -> list[str]:
     """Paths below the working directory without it: a page is shown to others."""
     return [line.removeprefix(f"{Path.cwd()}/") for line in lines]
+
+
+def _answers(task: Task, name: str) -> bool:
+    return methods.answers(task.input_manifest(f"train_{name}")["config"]["method"])
 
 
 def _depth(task: Task, name: str) -> int:

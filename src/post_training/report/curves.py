@@ -10,12 +10,15 @@ from typing import Any
 TITLES = {
     "loss": "loss", "rewards/accuracies": "rewards/accuracies", "rewards/margins": "rewards/margins",
     "rewards/chosen": "rewards/chosen", "rewards/rejected": "rewards/rejected",
+    "accuracy": "accuracy of rewards", "margin": "margin of rewards", "mean_reward": "mean reward",
+    "max_reward": "highest reward", "min_reward": "lowest reward",
     "mean_token_accuracy": "token accuracy", "entropy": "entropy (nats)", "grad_norm": "gradient norm",
     "learning_rate": "learning rate", "tokens_per_second": "tokens per second",
     "padding_share": "padding", "rank_imbalance": "most tokens of a rank / mean", "mfu": "model FLOPs utilisation (MFU)",
     "hfu": "hardware FLOPs utilisation (HFU)", "peak_memory_bytes": "peak memory (GiB)",
     "eval_loss": "held-out loss", "eval_rewards/accuracies": "held-out preference accuracy",
-    "eval_rewards/margins": "held-out rewards/margins",
+    "eval_rewards/margins": "held-out rewards/margins", "eval_accuracy": "held-out accuracy of rewards",
+    "eval_margin": "held-out margin of rewards",
 }  # fmt: skip
 AXES = ("step", "tokens", "seconds")
 """The axes of a curve; `seconds` are those of training, without those lost to restarts."""

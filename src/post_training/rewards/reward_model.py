@@ -14,7 +14,7 @@ def reward_model(
 ) -> list[float | None]:
     """The output of a sequence-classification model, asked in its own chat template; longer conversations than `max_length`
     tokens get no score. `model` is a stage, an id or a folder."""
-    import torch
+    from post_training.models.loading import padded_scores
 
     network, tokenizer, stop = _loaded(model)
     texts = [
@@ -28,11 +28,7 @@ def reward_model(
     )
     for start in range(0, len(fitting), batch_size):
         batch = fitting[start : start + batch_size]
-        padded = tokenizer.pad(
-            {"input_ids": [ids[index] for index in batch]}, return_tensors="pt", padding_side="right"
-        )
-        with torch.inference_mode():
-            scores = network(**padded.to(network.device)).logits[:, 0].float().tolist()
+        scores = padded_scores(network, [ids[index] for index in batch], tokenizer.pad_token_id)
         for index, score in zip(batch, scores, strict=True):
             found[index] = score
     return found

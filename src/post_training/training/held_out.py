@@ -9,6 +9,7 @@ Nothing is drawn from a random number generator: the weights of a run do not dep
 - Pairs: `eval_rewards/accuracies`, `eval_rewards/margins`, `eval_rewards/chosen` and `eval_rewards/rejected` as TRL defines
   them, and `eval_loss`, the DPO loss (sigmoid) whatever `loss_type` trains with. The reference's log-probabilities of these pairs
   are the policy's own at step 0, kept in the run directory.
+- Pairs of a reward model: `eval_loss`, the Bradley-Terry loss, `eval_accuracy` and `eval_margin`, named as TRL names those of training.
 """
 
 import time
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
+from post_training import methods
 from post_training.core.errors import UserError
 from post_training.data import shapes
 from post_training.data.collate import PaddedCollator
@@ -74,6 +76,9 @@ class HeldOut(TrainerCallback):
         numbers = np.random.default_rng(0).permutation(len(documents))[: view["evaluation"]["max_samples"]]
         self.sequences = [sequence for number in numbers for sequence in shape.sequences(documents[int(number)])]
         self.are_pairs = self.sequences[0][0] == "chosen"
+        self.ranks = not methods.answers(view["method"])
+        self.compares = self.are_pairs and not self.ranks
+        """Whether pairs are compared with a reference."""
 
     def facts(self) -> dict[str, Any]:
         """For a checkpoint's marker."""
@@ -81,7 +86,7 @@ class HeldOut(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Where a run begins, and where one resumes that was stopped before the evaluation of its step."""
-        if state.global_step > 0 and self.are_pairs:
+        if state.global_step > 0 and self.compares:
             if not self.reference_file.is_file():
                 raise UserError(
                     f"{self.reference_file}: is missing, so held-out pairs have no reference: this run began without "
@@ -108,7 +113,7 @@ class HeldOut(TrainerCallback):
         if record.step > 0:
             self._decide(loss, control)
         if state.is_world_process_zero:
-            accuracy = measured.get("eval_rewards/accuracies")
+            accuracy = measured.get("eval_rewards/accuracies", measured.get("eval_accuracy"))
             more = "" if accuracy is None else f", preference accuracy {accuracy:.3f}"
             best = f"; the best is {record.best_loss:.4f} at step {record.best_step:,}" if record.step > 0 else ""
             print(f"{self.name}: step {record.step:,}, held-out loss {loss:.4f}{more}{best}", flush=True)
@@ -139,9 +144,13 @@ class HeldOut(TrainerCallback):
         """The metrics at the current weights. Every rank must call it."""
         logps = self.log_probabilities()
         if not np.isfinite(logps).all():
-            raise UserError(
-                f"{self.name}: the log-probability of a held-out row is NaN or Inf; lower training.learning_rate"
-            )
+            what = "score" if self.ranks else "log-probability"
+            raise UserError(f"{self.name}: the {what} of a held-out row is NaN or Inf; lower training.learning_rate")
+        if self.ranks:
+            margins = logps[::2] - logps[1::2]
+            accuracy, margin = float((margins > 0).mean()), float(margins.mean())
+            loss = float(np.logaddexp(0, -margins).mean())
+            return {"eval_loss": loss, "eval_accuracy": accuracy, "eval_margin": margin}
         if not self.are_pairs:
             tokens = sum(int(trained[1:].sum()) for _, _, trained in self.sequences)
             return {"eval_loss": float(-logps.sum() / max(tokens, 1))}
@@ -161,7 +170,10 @@ class HeldOut(TrainerCallback):
         }
 
     def log_probabilities(self) -> np.ndarray:
-        """Summed log-probability of the tokens with loss of each sequence, nats `[sequences]`, float64, on every rank."""
+        """Summed log-probability of the tokens with loss of each sequence, nats `[sequences]`, float64, on every rank.
+
+        Of a reward model its score.
+        """
         model, device = self.trainer.model, self.trainer.args.device
         world, rank = self.trainer.args.world_size, self.trainer.args.process_index
         batches = self._batches()
@@ -174,11 +186,18 @@ class HeldOut(TrainerCallback):
             members = batches[number] if number < len(batches) else batches[0][:1]
             inputs = {name: tensor.to(device) for name, tensor in self._inputs(members).items()}
             with torch.no_grad():
-                found = model(**inputs, fused_lm_head=True).log_probs.double().sum(dim=1).cpu()
+                found = self._of_model(model, inputs).cpu()
             if number < len(batches):
                 sums[members] = found
         model.train(was_training)
         return np.asarray(ranks.gather(sums).cpu().sum(dim=0).numpy())
+
+    def _of_model(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.ranks:
+            scores: torch.Tensor = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            return scores[:, 0].double()
+        log_probs: torch.Tensor = model(**inputs, fused_lm_head=True).log_probs
+        return log_probs.double().sum(dim=1)
 
     def _batches(self) -> list[list[int]]:
         """Numbers of sequences in batches of like lengths."""

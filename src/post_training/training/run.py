@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import AutoTokenizer
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from post_training import methods
 from post_training.config import batch, resolve
@@ -224,16 +226,23 @@ def agree_on_checkpoint(directory: Path) -> Choice:
 
 
 def load_model(folder: Path, view: dict[str, Any]) -> Any:
-    """The model with its attention backend; one line where that backend or the folder cannot be used."""
+    """The model with its attention backend; one line where that backend or the folder cannot be used.
+
+    Layers that the folder has no weights for, a reward model's output, are those of `training.seed`.
+    """
     silence_progress_bars()
-    trust = view["model"]["trust_remote_code"]
+    trust, name = view["model"]["trust_remote_code"], methods.model_class(view["method"])
     attention = resolve_attention(view["model"]["attn_implementation"], folder, trust)
     device = torch.cuda.current_device() if batch.topology_from_environment().device == "GPU" else "cpu"
-    quantised = quantization.load_arguments(view["model"]["quantization"], view["model"]["dtype"], device)
+    arguments = quantization.load_arguments(view["model"]["quantization"], view["model"]["dtype"], device)
+    if name != methods.CAUSAL_LM:
+        arguments["num_labels"] = 1
+        transformers.set_seed(view["training"]["seed"])
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust, **quantised
-        )
+        with suppress_seqcls_warning():  # preflight has compared the tensors
+            model: Any = getattr(transformers, name).from_pretrained(
+                folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust, **arguments
+            )
         quantization.keep_exact(model)
     except (ImportError, ValueError, OSError) as error:
         if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):

@@ -11,6 +11,7 @@ from tiny import make_here
 from post_training.config import load_file, resolve
 from post_training.core import manifest
 from post_training.data import registry
+from post_training.data.view import open_rows
 from post_training.inspection import collect
 from post_training.models import folder as model_folder
 from post_training.on_policy import score
@@ -40,6 +41,10 @@ def finished(tmp_path_factory):
             entry["prompts"] |= {"rows": 24}
             entry["generate"] |= {"n": 3, "max_new_tokens": 8, "shards": 2, "batch_size": 16}
             entry |= {"score": reward, "select": {"cut": "keep", "pairs": "all_ordered"}}
+        pairs = {"name": "pairs", "path": "config/demo/preference_heldout.jsonl", "transform": "preference"}
+        config["reward"] = {"max_seq_length": 128, "data": {"datasets": [pairs], "eval_fraction": 0.1}}
+        second = config["dpo2"]["data"]["datasets"][0]
+        second["score"] = [*reward, {"reward": "reward_model", "model": "reward"}]
         config["dpo2"]["data"]["datasets"][0]["prompts"] = {"dataset": "instructions", "rows": 24}
         config["evaluation"] |= {"max_new_tokens": 8}
         config["evaluation"]["datasets"][0] |= {
@@ -94,10 +99,11 @@ def test_inspect_shows_all_candidates_of_a_pair(finished):
 def test_the_report_has_the_rounds(finished):
     found = collect_report(finished.report.task(finished.base))
     assert found["evaluations"]["kindness"].keys() == {"base", "sft", "dpo", "dpo2"}
-    assert [stage["name"] for stage in found["stages"]] == ["sft", "dpo", "dpo2"]
+    assert [stage["name"] for stage in found["stages"]] == ["sft", "dpo", "reward", "dpo2"]
     assert [[dataset["name"] for dataset in stage["generated"]] for stage in found["stages"]] == [
         [],
         ["round1"],
+        [],
         ["round2"],
     ]
     (dataset,) = found["stages"][1]["generated"]
@@ -114,6 +120,41 @@ def test_the_report_has_the_rounds(finished):
     assert all(rate["wins"] + rate["ties"] + rate["losses"] == pytest.approx(1) for rate in found["win_rates"])
     page = (finished.base / finished.report.directory / "report.html").read_text()
     assert "round1: answers of a model" in page and "dpo2 against dpo" in page
+
+
+@pytest.mark.slow
+def test_the_reward_model_of_a_stage_is_evaluated_and_scores(finished):
+    """Its accuracy and its scores against Transformers, one conversation at a time, on what the files hold."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = model_folder(finished.base / finished.exported["reward"].manifest)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def score_of(messages):
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            return model.eval()(input_ids=ids).logits.item()
+
+    select = finished.trained["dpo2"].inputs["data"].inputs["round2"].inputs["rows"]
+    lines = (finished.base / select.directory / "candidates.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines[:6]):
+        for one in line["answers"]:
+            expected = score_of([*line["prompt"], {"role": "assistant", "content": one["answer"]}])
+            assert one["scores"]["reward_model"] == pytest.approx(expected, abs=1e-5)
+    result = manifest.read(finished.base / finished.evaluated["reward"].manifest)["results"]
+    assert result.keys() == {"held-out reward"} and result["held-out reward"]["rows"] > 5
+    other = manifest.read(finished.base / finished.evaluated["dpo2"].manifest)["results"]
+    assert {"held-out reward", "held-out sft", "kindness"} == other.keys()
+    assert finished.stages["score_model"] and "reward" not in finished.lm_evaluated
+    held = open_rows(finished.base / finished.mixed["reward"].manifest, part="eval").distinct()
+    sides = ("chosen_ids", "rejected_ids")
+    ids = [[torch.tensor([[*row["prompt_ids"], *row[side]]]) for side in sides] for row in held]
+    right = [
+        model(input_ids=chosen).logits.item() > model(input_ids=rejected).logits.item() for chosen, rejected in ids
+    ]
+    assert result["held-out reward"]["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.slow
