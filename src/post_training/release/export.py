@@ -92,7 +92,7 @@ def load_trained(
     if not lora.is_adapter(checkpoint):
         return load_for_inference(checkpoint, dtype, trust), {}
     answers = methods.answers(method)
-    arguments = {} if answers else {"model_class": methods.model_class(method), "num_labels": 1}
+    arguments: dict[str, Any] = {} if answers else {"model_class": methods.model_class(method), "num_labels": 1}
     base = load_for_inference(start, dtype, trust, **arguments)
     if settings.get("quantization") is not None:
         round_weights(base, settings["quantization"])
