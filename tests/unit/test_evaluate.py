@@ -79,7 +79,7 @@ def test_log_probabilities_are_those_of_the_answer_alone(exported, tokenizer):
     with torch.inference_mode():
         log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
     expected = sum(log_probs[place - 1, ids[place]].item() for place in positions)
-    (total, count), _ = evaluator._log_probabilities([(ids, positions), (ids[:9], positions[:0])])
+    (total, count), _ = evaluator._scored([(ids, positions), (ids[:9], positions[:0])])
     assert (total, count) == (pytest.approx(expected, abs=1e-5), len(positions))
 
 

@@ -23,16 +23,23 @@ from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.data.view import open_rows
 from post_training.evaluation.fields import compare_answers
+from post_training.evaluation.probabilities import batches_of, log_probabilities
 from post_training.evaluation.prompts import PROMPTS, planned_prompts
 from post_training.evaluation.reward_model import Scorer, preference
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
-from post_training.models.loading import generate, gives_scores, load_for_inference, load_tokenizer, longest_input
+from post_training.models.loading import (
+    answers_that_fit,
+    generate,
+    gives_scores,
+    halving,
+    load_for_inference,
+    load_tokenizer,
+    longest_input,
+)
 from post_training.on_policy.engine import Engine
 
-# Logits of a batch stay below this many bytes, whatever the vocabulary.
-_LOGIT_BYTES = 1 << 30
 HELD_OUT = "held-out "
 """Before a stage's name: the input that is its mix."""
 _TOO_LONG = "too long for the model"
@@ -153,7 +160,7 @@ class Evaluator:
         samples = self.open_answers([{**row, "messages": row["messages"][:-1]} for row in rows])
         by_field = compare_answers(rows, samples, self._answer_text)
         encoded = [self._encode(row["messages"], tools=row.get("tools")) for row in rows]
-        loss = _mean_loss(self._log_probabilities(encoded))
+        loss = _mean_loss(self._scored(encoded))
         rates = {"exact_match": _share(samples, "correct"), "loss": loss, "stopped": _share(samples, "stopped")}
         return {"kind": "exact_match", "rows": len(rows), **rates, **by_field}, samples
 
@@ -177,7 +184,7 @@ class Evaluator:
         encoded = [
             self._encode(row["prompt"] + row[side], skip=_turns(row["prompt"])) for row in rows for side in sides
         ]
-        totals = [total for total, _ in self._log_probabilities(encoded)]
+        totals = [total for total, _ in self._scored(encoded)]
         samples = [
             {key: row[key] for key in ("prompt", *sides)}
             | {"chosen_logp": chosen, "rejected_logp": rejected, "correct": chosen > rejected}
@@ -197,7 +204,7 @@ class Evaluator:
         kept = [row for row in rows if max(len(ids) for _, ids, _ in row) <= self.longest]
         if not kept:
             raise UserError(f"{mix}: no held-out row of {len(rows)} is short enough for the model")
-        scored = self._log_probabilities(
+        scored = self._scored(
             # Nothing predicts the first token.
             [(ids.tolist(), (np.flatnonzero(trained[1:]) + 1).tolist()) for row in kept for _, ids, trained in row]
         )
@@ -207,13 +214,22 @@ class Evaluator:
             result = {"kind": "loss", "tokens": sum(count for _, count in scored), "loss": _mean_loss(scored)}
         return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
 
+    def _scored(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+        return log_probabilities(self.model, self.tokenizer.pad_token_id, rows, self.batch_size)
+
     def _generated(self, conversations: list[tuple[Messages, Any]]) -> list[list[int]]:
         """The greedy next turn of each conversation with its tools, as ids, a stop token among them."""
         prompts = [self._prompt(*conversation) for conversation in conversations]
         generated: list[list[int]] = [[] for _ in prompts]
         progress, pad = Progress("evaluate: answers", "rows", len(prompts)), self.tokenizer.pad_token_id
-        for batch in _batches([len(prompt) for prompt in prompts], self.batch_size):
-            ids = generate(self.model, [prompts[i] for i in batch], self.stop, pad, self.max_new_tokens)
+        lengths = [len(prompt) for prompt in prompts]
+        at_a_time = min(self.batch_size, answers_that_fit(self.model, max(lengths, default=0) + self.max_new_tokens))
+        for batch in batches_of(lengths, at_a_time):
+            ids = halving(
+                [prompts[i] for i in batch],
+                lambda some: generate(self.model, some, self.stop, pad, self.max_new_tokens),
+                "evaluate",
+            )
             for index, answer in zip(batch, ids, strict=True):
                 generated[index] = answer
             progress.update(sum(map(bool, generated)))
@@ -250,31 +266,6 @@ class Evaluator:
         chosen = runs[_turns(messages) - 1 if skip is None else skip :]
         return list(encoded["input_ids"]), [position for run in chosen for position in run]
 
-    def _log_probabilities(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-        """Summed log-probability (nats) of the answer's tokens, and their number, for each sequence."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-        lengths = [len(ids) for ids, _ in rows]
-        fitting = _LOGIT_BYTES // (4 * max(lengths) * self.model.config.get_text_config().vocab_size)
-        progress, done = Progress("evaluate: probabilities", "sequences", len(rows)), 0
-        for batch in _batches(lengths, max(1, min(self.batch_size, fitting))):
-            sequences = [torch.tensor(rows[index][0], device=self.model.device) for index in batch]
-            ids = pad_sequence(sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-            mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
-            with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            for line, index in enumerate(batch):
-                positions = torch.tensor(rows[index][1], device=ids.device, dtype=torch.long)
-                # The token at p is predicted at p - 1.
-                chosen = torch.log_softmax(logits[line, positions - 1].float(), dim=-1)
-                total = chosen.gather(1, ids[line, positions][:, None]).sum()
-                results[index] = (float(total), len(positions))
-            done += len(batch)
-            progress.update(done)
-        return results
-
 
 def _shown(sample: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sample.items() if key != "text"}
@@ -282,12 +273,6 @@ def _shown(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _turns(messages: Messages) -> int:
     return sum(message["role"] == "assistant" for message in messages)
-
-
-def _batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices in batches of like lengths, so that there is little padding."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _share(samples: list[dict[str, Any]], key: str) -> float:

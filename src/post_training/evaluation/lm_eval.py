@@ -12,6 +12,7 @@ from post_training.data.tokens.chat_template import resolve_template
 from post_training.evaluation.lm_tasks import prepare, task_manager
 from post_training.models import folder as model_folder
 from post_training.models.loading import load_tokenizer, silence_progress_bars
+from post_training.models.weights import load_arguments
 
 # Keys of lm_eval's results about the time and the machine.
 _NOT_KEPT = ("date", "pretty_env_info", "git_hash", "upper_git_hash")
@@ -98,7 +99,6 @@ def summary(found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _model(task: Task) -> Any:
-    import torch
     from lm_eval.models.huggingface import HFLM
 
     folder = model_folder(task.inputs["model"])
@@ -108,10 +108,12 @@ def _model(task: Task) -> Any:
         tokenizer = load_tokenizer(folder, trust)
         if tokenizer.chat_template is None:  # of a starting model
             tokenizer.chat_template = resolve_template(task.config["chat_template"], folder)
+    placed = load_arguments(folder)
     return HFLM(
         pretrained=str(folder),
         tokenizer=tokenizer,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device="cuda" if placed else "cpu",
+        parallelize="max_memory" in placed,  # over several GPUs
         batch_size=task.runtime["batch_size"],
         trust_remote_code=trust,
     )

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from post_training.core.devices import count_gpus
+from post_training.core.errors import UserError, brief
+from post_training.models.weights import load_arguments
 
 
 def silence_progress_bars() -> None:
@@ -19,13 +22,18 @@ def silence_progress_bars() -> None:
 
 
 def load_for_inference(
-    folder: Path, dtype: str = "auto", trust_remote_code: bool = False, model_class: str | None = None, **arguments: Any
+    folder: Path,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    model_class: str | None = None,
+    *,
+    on_cpu: bool = False,
+    **arguments: Any,
 ) -> Any:
-    """The model in evaluation mode, on the GPU if there is one; of the class that the folder's configuration names, unless given.
+    """The model in evaluation mode, on the GPU if there is one that holds it, on several, or on the CPU.
 
-    `arguments`: further ones of `from_pretrained`.
+    It is of the class that the folder's configuration names, unless given. `arguments`: further ones of `from_pretrained`.
     """
-    import torch
     import transformers
 
     silence_progress_bars()
@@ -33,10 +41,54 @@ def load_for_inference(
         transformers,
         model_class or ("AutoModelForSequenceClassification" if gives_scores(folder) else "AutoModelForCausalLM"),
     )
-    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, **arguments)
+    placed = {} if on_cpu else load_arguments(folder, dtype)
+    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code, **placed, **arguments)
     model.config.use_cache = True
     fix_generation_config(model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.eval()
+
+
+def answers_that_fit(model: Any, tokens: int, free_bytes: int | None = None) -> int:
+    """Sequences of so many tokens whose cache fits the free memory of the GPUs beside the model; no limit on a CPU.
+
+    Where the configuration does not have the sizes of a cache there is none either, and a batch is halved that does not fit.
+    """
+    import torch
+
+    if free_bytes is None:
+        if model.device.type != "cuda":
+            return 1 << 62
+        devices = {parameter.device for parameter in model.parameters()}
+        free_bytes = sum(torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda")
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    size = getattr(text, "head_dim", None) or text.hidden_size // max(heads and text.num_attention_heads, 1)
+    of_token = 2 * getattr(text, "num_hidden_layers", 0) * heads * size * model.dtype.itemsize
+    return max(1, int(0.8 * free_bytes) // (of_token * tokens)) if of_token and tokens else 1 << 62
+
+
+def halving(batch: list[Any], answer: Callable[[list[Any]], list[Any]], what: str) -> list[Any]:
+    """The results of a batch, in its order; cut in half, and again, where it does not fit the GPU's memory.
+
+    Args:
+        batch: what is asked.
+        answer: batch -> a result for each.
+        what: the stage, for the line that says so.
+
+    Raises:
+        UserError: where not even one fits.
+    """
+    import torch
+
+    try:
+        return answer(batch)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(batch) == 1:
+            raise UserError(f"{what}: out of GPU memory with one row: {brief(error)}") from None
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    print(f"{what}: {len(batch)} rows at a time do not fit the GPU's memory; trying {half}", flush=True)
+    return halving(batch[:half], answer, what) + halving(batch[half:], answer, what)
 
 
 def gives_scores(folder: Path) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from post_training.core.errors import DataError, UserError
+from post_training.core.errors import DataError
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.models.files import stop_tokens
-from post_training.models.loading import load_for_inference, load_tokenizer, longest_input
+from post_training.models.loading import answers_that_fit, halving, load_for_inference, load_tokenizer, longest_input
 from post_training.on_policy.answers import prompt_digest
 from post_training.on_policy.decoding import decode
 
@@ -94,18 +94,11 @@ class Engine:
         return size if size + self.max_new_tokens <= self.longest else None
 
     def answers(self, requests: list[Request]) -> list[Answer]:
-        """One batch; halved where it does not fit the GPU's memory. Raises UserError where not even one answer fits."""
-        import torch
-
-        try:
-            return self._answers(requests)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(requests) == 1:
-                raise UserError(f"out of GPU memory with one prompt: {error}") from None
-        torch.cuda.empty_cache()
-        half = len(requests) // 2
-        print(f"generate: {len(requests)} answers at a time do not fit the GPU's memory; trying {half}", flush=True)
-        return self.answers(requests[:half]) + self.answers(requests[half:])
+        """One batch, in parts where the GPU's memory asks for it. Raises UserError where not even one answer fits."""
+        longest = max(len(self.prompt_ids(one.prompt, one.tools)) for one in requests) + self.max_new_tokens
+        size = min(len(requests), answers_that_fit(self.model, longest))
+        parts = (requests[start : start + size] for start in range(0, len(requests), size))
+        return [answer for part in parts for answer in halving(part, self._answers, "generate")]
 
     def _answers(self, requests: list[Request]) -> list[Answer]:
         prompts, pad = [self.prompt_ids(one.prompt, one.tools) for one in requests], self.tokenizer.pad_token_id

@@ -37,18 +37,20 @@ def reward_model(
 @lru_cache(maxsize=1)
 def _loaded(folder: str) -> tuple[Any, Any, int]:
     """Model in evaluation mode, tokenizer, and the longest input."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     from post_training.models.loading import load_tokenizer, longest_input, silence_progress_bars
+    from post_training.models.weights import load_arguments
 
     silence_progress_bars()
     tokenizer = load_tokenizer(Path(folder))
     if not tokenizer.chat_template:
         raise DataError(f"{folder}: its tokenizer has no chat template; use a reward model for conversations")
-    network = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+    network: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype="auto", **load_arguments(Path(folder))
+    )
     if network.config.num_labels != 1:
         raise DataError(f"{folder}: has {network.config.num_labels} outputs, expected a reward model with 1")
     if network.config.pad_token_id is None:
         network.config.pad_token_id = tokenizer.pad_token_id
-    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, longest_input(network)
+    return network.eval(), tokenizer, longest_input(network)

@@ -145,7 +145,7 @@ def test_out_of_memory_halves_the_batch(model_manifest, monkeypatch, capsys):
 
     monkeypatch.setattr(engine, "_answers", small)
     assert engine.answers(requests) == expected
-    assert "5 answers at a time do not fit" in capsys.readouterr().out
+    assert "5 rows at a time do not fit" in capsys.readouterr().out
 
 
 def test_a_model_without_a_template_is_one_line(model_manifest, monkeypatch):

@@ -1,0 +1,49 @@
+"""Log-probabilities of answers, in batches of like lengths that fit the memory."""
+
+from typing import Any
+
+from post_training.core.progress import Progress
+from post_training.models.loading import halving
+
+# Logits of a batch stay below this many bytes, whatever the vocabulary.
+_LOGIT_BYTES = 1 << 30
+Row = tuple[list[int], list[int]]
+"""Ids of a sequence, and the positions of its answer, from 1."""
+
+
+def log_probabilities(model: Any, pad: int, rows: list[Row], batch_size: int) -> list[tuple[float, int]]:
+    """Summed log-probability (nats) of the answer's tokens, and their number, for each sequence."""
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    lengths = [len(ids) for ids, _ in rows]
+    fitting = _LOGIT_BYTES // (4 * max(lengths) * model.config.get_text_config().vocab_size)
+    progress, done = Progress("evaluate: probabilities", "sequences", len(rows)), 0
+    for batch in batches_of(lengths, max(1, min(batch_size, fitting))):
+        found = halving([rows[index] for index in batch], lambda some: _of_batch(model, pad, some), "evaluate")
+        for index, result in zip(batch, found, strict=True):
+            results[index] = result
+        done += len(batch)
+        progress.update(done)
+    return results
+
+
+def batches_of(lengths: list[int], size: int) -> list[list[int]]:
+    """Indices in batches of like lengths, so that there is little padding."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _of_batch(model: Any, pad: int, rows: list[Row]) -> list[tuple[float, int]]:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    sequences, results = [torch.tensor(ids, device=model.device) for ids, _ in rows], []
+    ids = pad_sequence(sequences, batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    for line, (_, answered) in enumerate(rows):
+        positions = torch.tensor(answered, device=ids.device, dtype=torch.long)
+        # The token at p is predicted at p - 1.
+        chosen = torch.log_softmax(logits[line, positions - 1].float(), dim=-1)
+        results.append((float(chosen.gather(1, ids[line, positions][:, None]).sum()), len(positions)))
+    return results

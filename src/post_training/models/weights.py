@@ -1,0 +1,102 @@
+"""How large a model's weights are, and on which devices they are held for inference. No torch at import."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from post_training.core.errors import UserError
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_ROOM_BYTES = 2 << 30
+"""Beside the weights: CUDA's context, the cache and the logits of one long answer. Batches are halved where they need more."""
+_SPREAD = 0.9
+"""Share of several GPUs' memory that layers fill, which are not cut."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that Transformers would read, or the pickles where there are none."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def stored(path: Path) -> Iterator[tuple[str, int]]:
+    """Number format (`float32`, ..., or safetensors' own name of another) and elements of each tensor of a safetensors file.
+
+    Raises UserError for a file that is cut off.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (ValueError, OverflowError, MemoryError):
+        raise UserError(f"{path}: is no safetensors file, or cut off; copy it again") from None
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield _NAMES.get(entry["dtype"], entry["dtype"]), math.prod(entry["shape"])
+
+
+def weight_bytes(folder: Path, dtype: str = "auto") -> int:
+    """Bytes of a model's weights in memory, loaded as `dtype`; `auto` = as they are stored."""
+    total = 0
+    for path in weight_files(folder):
+        if path.suffix == ".bin":
+            total += path.stat().st_size
+            continue
+        for kind, elements in stored(path):
+            total += elements * BYTES.get(kind if dtype == "auto" or kind not in BYTES else dtype, 1)
+    return total
+
+
+def inference_bytes(weights: int) -> int:
+    """What generation takes at least, of weights of so many bytes."""
+    return int(1.1 * weights) + _ROOM_BYTES
+
+
+def gpus_needed(weights: int, memory: int) -> int:
+    """GPUs of `memory` usable bytes each that hold a model for inference."""
+    needed = inference_bytes(weights)
+    return 1 if needed <= memory else math.ceil(needed / (_SPREAD * memory))
+
+
+def devices_for(weights: int, free: Sequence[int]) -> list[int]:
+    """The first GPUs that hold weights of so many bytes for inference; none = the CPU.
+
+    Args:
+        weights: bytes.
+        free: free bytes of each visible GPU.
+    """
+    needed = inference_bytes(weights)
+    if free and needed <= free[0]:
+        return [0]
+    several = (count for count in range(2, len(free) + 1) if needed <= _SPREAD * sum(free[:count]))
+    return list(range(next(several, 0)))
+
+
+def load_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
+    """Arguments of `from_pretrained` that put a model where it fits: one GPU, several, or the CPU; said where it is not one GPU."""
+    import torch
+
+    from post_training.core.format import gib
+
+    if not torch.cuda.is_available():
+        return {}
+    weights = weight_bytes(folder, dtype)
+    free = [torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())]
+    devices = devices_for(weights, free)
+    if not devices:
+        have = " + ".join(map(gib, free))
+        print(
+            f"{folder}: weights of {gib(weights)} do not fit the GPUs ({have}): on the CPU, which is slow", flush=True
+        )
+        return {}
+    if len(devices) == 1:
+        return {"device_map": {"": 0}}
+    print(f"{folder}: weights of {gib(weights)} over {len(devices)} GPUs", flush=True)
+    room = _ROOM_BYTES // len(devices)
+    return {"device_map": "auto", "max_memory": {device: free[device] - room for device in devices}}
