@@ -34,7 +34,7 @@ use rule ranks_stage as reference with:
 
 
 use rule gpu_stage as export with:
-    """Write the model that inference loads, then reload it, compare logits, and let it answer."""
+    """Write the model that inference loads, compare its tensors, reload it, and let it answer."""
     input:
         train=inputs("export", "train"),
         data=inputs("export", "data"),

@@ -61,9 +61,10 @@ def answers_that_fit(model: Any, tokens: int, free_bytes: int | None = None) -> 
         devices = {parameter.device for parameter in model.parameters()}
         free_bytes = sum(torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda")
     text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
-    size = getattr(text, "head_dim", None) or text.hidden_size // max(heads and text.num_attention_heads, 1)
-    of_token = 2 * getattr(text, "num_hidden_layers", 0) * heads * size * model.dtype.itemsize
+    every = int(getattr(text, "num_attention_heads", None) or 0)
+    heads = int(getattr(text, "num_key_value_heads", None) or every)
+    size = int(getattr(text, "head_dim", None) or (text.hidden_size // every if every else 0))
+    of_token = 2 * int(getattr(text, "num_hidden_layers", None) or 0) * heads * size * model.dtype.itemsize
     return max(1, int(0.8 * free_bytes) // (of_token * tokens)) if of_token and tokens else 1 << 62
 
 
