@@ -146,7 +146,11 @@ def left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[Any, A
 
 
 def padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:
-    """A reward model's score of each row of token ids, computed as one batch, padded on the right."""
+    """A reward model's score of each row of token ids, computed as one batch, padded on the right; halved where it does not fit."""
+    return halving(rows, lambda some: _padded_scores(model, some, pad), "scores")
+
+
+def _padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:
     import torch
 
     width = max(map(len, rows))
