@@ -15,6 +15,7 @@ import torch
 
 from post_training.data.loss_mask import IGNORED, Ids
 from post_training.data.view import Row, Rows
+from post_training.models.own_forward import offer_own_forward
 from post_training.models.padding_free import without_padding
 
 Batch = dict[str, Any]
@@ -43,9 +44,11 @@ class OnRows:
         self.train_dataset: Any = rows
         self.without_padding = padding_free
         self.data_collator: Any = as_fast(self.data_collator, padding_free)
-        for model in (self.model, getattr(self, "ref_model", None)) if padding_free else ():  # type: ignore[attr-defined]
-            if model is not None:
-                without_padding(self.accelerator.unwrap_model(model))  # type: ignore[attr-defined]
+        models = (self.model, getattr(self, "ref_model", None))  # type: ignore[attr-defined]
+        for model in [self.accelerator.unwrap_model(one) for one in models if one is not None]:  # type: ignore[attr-defined]
+            offer_own_forward(model)
+            if padding_free:
+                without_padding(model)
 
 
 def as_fast(collator: Any, padding_free: bool = False) -> Any:

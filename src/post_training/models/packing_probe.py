@@ -21,7 +21,8 @@ from post_training.models import attention
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit, that is rounding in float32."""
 _LENGTHS = (11, 13)
-_LARGEST = 50_000_000
+LARGEST = 50_000_000
+"""Parameters that a tiny model may have."""
 _WINDOW = 6
 # Sizes that the tiny model has where its family has the key. Heads divide them, experts cover them.
 _SIZES = {
@@ -184,7 +185,7 @@ def _logits(config: Any, implementation: str, trust_remote_code: bool, *, packed
     if implementation == "eager" and not packed:  # the first time
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in build().parameters())
-        if size > _LARGEST:
+        if size > LARGEST:
             raise ValueError(f"two layers have {size:,} parameters")
     torch.manual_seed(0)
     model = build()

@@ -46,8 +46,11 @@ def without_padding(model: Any) -> None:
         if "inputs" in layout:
             kwargs.pop("attention_mask", None)
             kwargs |= layout["inputs"]
-        with _only(backbone, layout["before"]):
-            found = original(*args, shift_labels=layout["targets"], **kwargs)
+        if model.uses_own_forward:
+            found = original(*args, shift_labels=layout["targets"], before=layout["before"], **kwargs)
+        else:
+            with _only(backbone, layout["before"]):
+                found = original(*args, shift_labels=layout["targets"], **kwargs)
         if "places" in layout:
             sequences, width = labels.shape
             for field in fields(found):

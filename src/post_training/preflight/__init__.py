@@ -81,7 +81,17 @@ def run(task: Task) -> None:
 
 def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: bool) -> list[Check]:
     """All checks of one training; a template that another stage has under the same tokenizer is checked once, for all."""
-    from post_training.preflight import assets, data, libraries, optimisation, resources, speed, start_model, template
+    from post_training.preflight import (
+        assets,
+        data,
+        libraries,
+        optimisation,
+        resources,
+        speed,
+        start_model,
+        template,
+        twin,
+    )
 
     key = (subject.view["data"]["chat_template"], subject.folder)
     shared = [] if key in templates else template.checks(subject)
@@ -93,6 +103,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
         *libraries.checks(subject),
         start_model.adapters(subject),
     ]
+    own.append(twin.check(subject, own))
     own += [resources.memory_check(subject), *speed.checks(subject)]
     own += [speed.wall_time(subject)] if on_slurm else []
     return [replace(rows, stage=subject.name), *shared, *(replace(check, stage=subject.name) for check in own)]

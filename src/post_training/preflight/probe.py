@@ -128,7 +128,7 @@ def probe_rank(task: Task) -> None:
     peak = PeakMemory(type(args))
     stored = None
     if "reference_model" not in task.inputs and getattr(method, "stored_reference", lambda _: None)(view) is not None:
-        stored = _ZeroReference(task.inputs["data"])
+        stored = ZeroReference(task.inputs["data"])
     tokens = TokenCounter()
     monitor = StepMonitor(args.device, StopRequest(), lambda index: rows.rows.sources(rows.number(index)))
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)
@@ -224,7 +224,7 @@ class LongestRows(Sequence[Any]):
         return self.rows.distinct()
 
 
-class _ZeroReference:
+class ZeroReference:
     """In place of stored log-probabilities, whose values cost nothing."""
 
     of_start = False
@@ -233,6 +233,7 @@ class _ZeroReference:
         self.path = path
 
     def join(self, rows: Any) -> Any:
+        """The rows with a reference of zeros."""
         import numpy as np
 
         from post_training.methods.dpo.reference import RowsWithReference

@@ -20,6 +20,7 @@ from post_training.models import folder as model_folder
 from post_training.models import lora
 from post_training.models.packing_probe import padding_free
 from post_training.training import ranks
+from post_training.training.loss_check import settle
 from post_training.training.run import arguments_of, load_model, load_tokenizer
 
 
@@ -45,6 +46,9 @@ def reference_rank(task: Task) -> None:
         made |= lora.adapter_arguments(view, model, folder)
     trainer = methods.load(name).trainer_class()(view, pairs, **made)
     scorer = Scorer(trainer, size)
+    checked = settle(trainer, pairs, view)
+    if args.process_index == 0:
+        print(f"reference: {checked}", flush=True)
     # Under ZeRO-3 every rank holds a part of each layer: all must take the same number of forward passes.
     zero = (deepspeed_config(view) or {}).get("zero_optimization") or {}
     lockstep = zero.get("stage") == 3

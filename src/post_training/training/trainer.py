@@ -9,6 +9,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from post_training import methods
 from post_training.data.deal import BY_LENGTH, BY_TOKENS, IN_ORDER, Dealing
+from post_training.training.loss_check import LossCheck
 from post_training.training.measure import TokenCounter
 from post_training.training.ranks import settle_buckets
 from post_training.training.saving import Checkpoints
@@ -50,6 +51,8 @@ class Monitored(Trainer):
         self.train_dataset: Any = MicroBatches(self.train_dataset, dealing, args.process_index, self.data_collator)
         self.remove_callback(PrinterCallback)
         self.add_callback(monitor)
+        self.loss_check = LossCheck(self, rows, view)
+        self.add_callback(self.loss_check)
         tokens.start()
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -27,6 +27,7 @@ CASES = {
     "model.weights": {"weights": False},
     "model.ids": {"vocabulary": 250},
     "model.adapters": {"model__lora": {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_porj"]}},
+    "model.step": {"training__trainer_args": {"optim": "lomo"}},
     "template.markers": {"template": TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
     "template.stop_token": {"template": NO_STOP},
     "template.same_text_always": {"template": "{{ range(9) | random }}" + TEMPLATE},
