@@ -75,7 +75,7 @@ def _on_one_cpu(subject: Subject) -> tuple[dict[str, Any], list[str]]:
         left_out.append("DeepSpeed")
     view["deepspeed"] = {**view["deepspeed"], "config_path": None, "config": {}}
     if view["model"]["quantization"] is not None:
-        left_out.append("model.quantization")
+        left_out.append("the 4 bits of model.quantization")
         view["model"]["quantization"] = None
     if view["accelerate"]["dynamo_backend"].lower() != "no":
         left_out.append("accelerate.dynamo_backend")
