@@ -112,7 +112,7 @@ class PackedCollator:
 def collate_step(collator: Any, parts: list[list[Row]]) -> list[Batch]:
     """The batches of several micro-batches, in one pass where the collator has a method `step`."""
     whole = getattr(collator, "step", None)
-    return whole(parts) if whole else [collator(rows) for rows in parts]
+    return whole(parts) if complete else [collator(rows) for rows in parts]
 
 
 class DocumentsCollator(PackedCollator):
@@ -131,7 +131,7 @@ def answers(parts: list[list[tuple[Ids, Ids]]], prefix: str = "") -> list[Batch]
 
     Of the padded batch TRL still reads where answers are, to sum up what belongs to one, and its shape: int64
     `[sequences, 1 + longest answer]`, one place for a prompt, as `completion_mask`. It is also what stands in for token
-    ids, which the model reads in `layout`; see models/padding_free.py. All are laid out in one pass, and are slices of it:
+    ids, which the model reads in `layout`; see models/padding_free.py. All are written in one pass, and are slices of it:
     small ones would take ten times as long each by itself.
 
     Args:

@@ -55,8 +55,8 @@ def _taken(subject: Subject) -> Check:
     except NoTwin as error:
         return Check(NAME, f"not known: {error}")
     except UserError as error:
-        told = f"{error.key}: {error.problem}" if isinstance(error, ConfigError) else str(error)
-        return Check(NAME, f"one step of a two-layer twin: {told}", FAILURE)
+        message = f"{error.key}: {error.problem}" if isinstance(error, ConfigError) else str(error)
+        return Check(NAME, f"one step of a two-layer twin: {message}", FAILURE)
     except Exception as error:  # of any library: it would be the training's traceback
         remedy = "the training would end in the same way: change training.trainer_args, or the model"
         return Check(NAME, f"one step of a two-layer twin: {type(error).__name__}: {brief(error)}", FAILURE, remedy)
@@ -99,7 +99,7 @@ def _needs_gpu(error: Exception, view: dict[str, Any]) -> str | None:
     """The optimizer as what cannot be checked here, where an error says that it wants a GPU."""
     optimizer = view["training"]["trainer_args"].get("optim")
     words = ("cuda", "gpu", "triton", "nvidia", "xpu", "hip", "cpu")
-    told = str(error).lower()
-    if optimizer is None or isinstance(error, ImportError) or not any(word in told for word in words):
+    message = str(error).lower()
+    if optimizer is None or isinstance(error, ImportError) or not any(word in message for word in words):
         return None
     return f"training.trainer_args.optim={optimizer}, which needs a GPU"

@@ -107,7 +107,7 @@ def take_step(view: dict[str, Any], folder: Path, manifest: Path, *, on_gpu: boo
     from post_training.training.trainer import trainer_class
 
     class OneStep(TrainerCallback):
-        """Ends the run after its first step; the schedule is that of the whole one."""
+        """Ends the run after its first step; the schedule is that of the full run."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop = True

@@ -23,7 +23,7 @@ from post_training.models.own_forward import use_own_forward
 from post_training.training.ranks import gather
 
 KEY = "model.step"
-"""The name in `preflight.only_warn` with which a run goes on all the same."""
+"""The name in `preflight.only_warn` with which a run trains all the same."""
 _DOCUMENTS, _TOKENS = 4, 256
 _TO_MODEL = (
     *("input_ids", "attention_mask", "position_ids", "seq_idx", "layout"),
