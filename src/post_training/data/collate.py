@@ -111,8 +111,8 @@ class PackedCollator:
 
 def collate_step(collator: Any, parts: list[list[Row]]) -> list[Batch]:
     """The batches of several micro-batches, in one pass where the collator has a method `step`."""
-    whole = getattr(collator, "step", None)
-    return whole(parts) if complete else [collator(rows) for rows in parts]
+    at_once = getattr(collator, "step", None)
+    return at_once(parts) if at_once else [collator(rows) for rows in parts]
 
 
 class DocumentsCollator(PackedCollator):
