@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import sampling
 from tiny import (
     TEMPLATE,
     build_task,
@@ -304,6 +305,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     good = run(options.kills, options.seed, folder)
+    good = sampling.run(options.kills, options.seed, folder / "sampling") and good
     if good and not options.keep:
         shutil.rmtree(folder)
     return 0 if good else 1
