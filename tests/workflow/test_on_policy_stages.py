@@ -92,6 +92,35 @@ def test_a_reward_s_weight_reruns_select_alone_and_its_arguments_its_scores(gene
     assert changed(generated, another) == {"score": ["round1"], **SELECTED}
 
 
+def test_a_reward_model_of_the_pipeline_is_trained_and_scores_again_and_answers_stay(generated):
+    generated.config["reward"] = {"data": {"datasets": [{"path": "p.jsonl", "transform": "preference"}]}}
+    dataset(generated.config)["score"] = [{"reward": "reward_model", "model": "reward"}]
+    generated.write()
+    trained = {"train": ["reward", "dpo"], "export": ["reward", "dpo"]}
+    found = kinds(generated.jobs())
+    assert {name: found[name] for name in trained} == {name: sorted(own) for name, own in trained.items()}
+    assert found["score_model"] == ["round1"] and "generate" not in found
+    generated.complete()
+
+    def rate(config):
+        config["reward"]["training"] = {"learning_rate": 1.0e-6}
+
+    again = changed(generated, rate)
+    assert "generate" not in again and "mix" in again and again["score_model"] == ["round1"]
+    assert again["train"] == sorted(trained["train"])
+    dataset(generated.config)["generate"]["model"] = "reward"
+    with pytest.raises(ConfigError, match=r"generate\.model: found reward, expected a model that answers"):
+        generated.plan()
+    dataset(generated.config)["generate"]["model"] = "sft"
+    dataset(generated.config)["score"][0]["model"] = "sft"
+    with pytest.raises(ConfigError, match=r"model: found sft, expected a stage with method reward"):
+        generated.plan()
+    dataset(generated.config)["score"][0]["model"] = "reward"
+    generated.config["dpo"]["init_from"] = "reward"
+    with pytest.raises(ConfigError, match=r"dpo\.init_from: found reward, a reward model"):
+        generated.plan()
+
+
 def test_another_engine_asks_again_and_where_its_server_is_decides_nothing(generated):
     server = {"command": "vllm serve {model} --port {port}"}
     dataset(generated.config)["generate"]["server"] = server

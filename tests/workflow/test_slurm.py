@@ -94,6 +94,31 @@ def test_resources_follow_the_configuration_and_local_runs_have_none(project):
     assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told
 
 
+def test_a_job_that_asks_a_server_elsewhere_has_no_gpu(project):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    project.config["slurm"] = {"gpus_per_node": 4, "cpu": {"partition": "cpu", "cpus_per_task": 3}}
+    project.config["training"]["effective_batch_size"] = 24
+    servers = {"theirs": {"url": "https://host/v1"}, "ours": {"command": "serve {model} --port {port}"}}
+    project.config["dpo"]["data"] = {
+        "datasets": [
+            {
+                "name": name,
+                "prompts": {"path": "p.jsonl"},
+                "generate": {"model": "their-model" if name == "theirs" else "sft", "server": server},
+                "score": [{"reward": "length"}],
+            }
+            for name, server in servers.items()
+        ]
+    }
+    project.write()
+    handler = announced(project, "slurm")
+    found = {r.wildcards.stage.split("-")[0]: r.resources for r in handler.records if r.rule_name == "generate"}
+    theirs, ours = found["theirs"], found["ours"]
+    assert (theirs.get("gres"), theirs.slurm_partition, theirs.cpus_per_task) == (None, "cpu", 3)
+    assert (ours.gres, ours.get("slurm_partition"), ours.cpus_per_task) == ("gpu:1", None, 8)
+    assert "generate ours" in handler.told and "generate theirs" not in handler.told
+
+
 def test_rules_are_submitted_by_their_place(project):
     """Only rules of the place `local` stay where snakemake is typed, also in a module of another workflow."""
     named = {

@@ -44,6 +44,12 @@ class Stage:
         return self.name
 
     @property
+    def placed_as(self) -> str:
+        """The kind whose place under Slurm its job has: one that only asks a server elsewhere needs no GPU, as rewards do not."""
+        elsewhere = (self.runtime.get("server") or {}).get("url") is not None
+        return "score" if self.kind == "generate" and elsewhere else self.kind
+
+    @property
     def directory(self) -> str:
         """Directory below the output base."""
         folder = STAGES[self.kind].folder

@@ -124,14 +124,16 @@ class Lookup:
                 (wildcard,) = wildcards
                 found = (self.graph.stages.get(kind, {}).get(wildcard) for kind in kinds)
                 stage = next(filter(None, found))  # names carry fingerprints: two kinds never share one
-                return placement.resources(self._view(stage), stage.kind)[name]
+                return placement.resources(self._view(stage), stage.placed_as)[name]
 
             return _signed(value)
 
         given: dict[str, bool] = {}
         for view in self._views:
-            for name, value in placement.resources(view, kinds[0]).items():
-                given[name] = given.get(name, False) or value is not None
+            # Jobs of the GPUs' place may be without one; see Stage.placed_as.
+            for found in (placement.resources(view, kind) for kind in (kinds[0], "score")):
+                for name, value in found.items():
+                    given[name] = given.get(name, False) or value is not None
         return {name: function(name) if some else None for name, some in given.items()}
 
     @property
@@ -176,8 +178,10 @@ class Lookup:
             return None
         _, stage = found
         view = self._view(stage)
-        resources = {name: job.resources.get(name) for name in placement.resources(view, stage.kind)}
-        return StageJob(stage.kind, view, Path(job.output[0]).absolute(), stage_command(job.params.task), resources)
+        resources = {name: job.resources.get(name) for name in placement.resources(view, stage.placed_as)}
+        return StageJob(
+            stage.placed_as, view, Path(job.output[0]).absolute(), stage_command(job.params.task), resources
+        )
 
     def is_main(self) -> bool:
         """Whether this is the invocation that a user made, not a job's own."""
