@@ -112,7 +112,7 @@ def test_a_job_that_asks_a_server_elsewhere_has_no_gpu(project):
     }
     project.write()
     handler = announced(project, "slurm")
-    found = {r.wildcards.stage.split("-")[0]: r.resources for r in handler.records if r.rule_name == "generate"}
+    found = {r.wildcards["stage"].split("-")[0]: r.resources for r in handler.records if r.rule_name == "generate"}
     theirs, ours = found["theirs"], found["ours"]
     assert (theirs.get("gres"), theirs.slurm_partition, theirs.cpus_per_task) == (None, "cpu", 3)
     assert (ours.gres, ours.get("slurm_partition"), ours.cpus_per_task) == ("gpu:1", None, 8)
