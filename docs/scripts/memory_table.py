@@ -12,7 +12,7 @@ from typing import Any
 
 from post_training.config import resolve
 from post_training.config.batch import Topology
-from post_training.core.devices import known_gpu
+from post_training.core.devices import USABLE, known_gpu
 from post_training.core.format import GIB
 from post_training.preflight import memory
 from post_training.preflight.shape import ModelShape
@@ -31,7 +31,8 @@ MODELS: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "Qwen3 32B": ("qwen3", 5120, 25600, 64, 64, 8, 128, 151936, False),
     "Llama 3.1 70B": ("llama", 8192, 28672, 80, 64, 8, 128, 128256, False),
 }
-LENGTH = 4096
+LENGTHS = (4096, 32768)
+GPU = "h100-80"
 # Heading -> keys, and devices.
 COLUMNS: dict[str, tuple[dict[str, Any], int]] = {
     "QLoRA, 1 GPU": ({"model": {"lora": {"r": 16}, "quantization": {}}}, 1),
@@ -59,12 +60,12 @@ def shape_of(name: str, folder: Path) -> ModelShape:
     return ModelShape.of(folder)
 
 
-def peak(shape: ModelShape, keys: dict[str, Any], devices: int) -> int:
-    """Predicted bytes on one device of SFT on packed rows of LENGTH tokens, one a device."""
+def peak(shape: ModelShape, keys: dict[str, Any], devices: int, length: int) -> int:
+    """Predicted bytes on one device of SFT on packed rows of so many tokens, one a device."""
     file = {
         "model": {"name_or_path": "any", "dtype": "bfloat16", "attn_implementation": "varlen", **keys.pop("model", {})},
         "training": {"max_steps": 1, "effective_batch_size": 2 * devices}, "data": {"datasets": [{"path": "any"}]},
-        "sft": {"max_seq_length": LENGTH}, **keys,
+        "sft": {"max_seq_length": length}, **keys,
     }  # fmt: skip
     view = resolve(file).views["sft"]
     subject = Subject(
@@ -74,21 +75,26 @@ def peak(shape: ModelShape, keys: dict[str, Any], devices: int) -> int:
         Path(),
         shape,
         Topology(-(-devices // 8), min(devices, 8), "GPU"),
-        known_gpu("h100-80"),
+        known_gpu(GPU),
         Path(),
     )
-    subject.__dict__["mix"] = {"config": {"rows": "messages", "packing": True}, "longest_row": LENGTH}
+    subject.__dict__["mix"] = {"config": {"rows": "messages", "packing": True}, "longest_row": length}
     return memory.predict(subject).peak + memory.CONTEXT_BYTES
 
 
 def table(models: Iterable[str] = MODELS) -> str:
-    """The table in Markdown, GiB on each GPU."""
-    lines = [f"| model | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    """The table in Markdown: a row a model and length, GiB on each GPU, in bold where it fits on one of GPU's size."""
+    lines = [f"| model | tokens | {' | '.join(COLUMNS)} |", "|---|---:|" + "---:|" * len(COLUMNS)]
+    memory_bytes = known_gpu(GPU).memory_bytes
+    assert memory_bytes is not None
     with tempfile.TemporaryDirectory() as folder:
         for name in models:
             shape = shape_of(name, Path(folder))
-            cells = [f"{peak(shape, {**keys}, devices) / GIB:,.0f}" for keys, devices in COLUMNS.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            for length in LENGTHS:
+                sizes = [peak(shape, {**keys}, devices, length) for keys, devices in COLUMNS.values()]
+                marks = ["**" if size <= USABLE * memory_bytes else "" for size in sizes]
+                cells = [f"{mark}{size / GIB:,.0f}{mark}" for size, mark in zip(sizes, marks, strict=True)]
+                lines.append(f"| {name} | {length:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

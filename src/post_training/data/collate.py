@@ -131,7 +131,7 @@ def answers(parts: list[list[tuple[Ids, Ids]]], prefix: str = "") -> list[Batch]
 
     Of the padded batch TRL still reads where answers are, to sum up what belongs to one, and its shape: int64
     `[sequences, 1 + longest answer]`, one place for a prompt, as `completion_mask`. It is also what stands in for token
-    ids, which the model reads in `layout`; see models/padding_free.py. All are written in one pass, and are slices of it:
+    ids, which the model reads in `layout`; see models/padding_free.py. All are made in one pass, and are slices of it:
     small ones would take ten times as long each by itself.
 
     Args:

@@ -1,6 +1,11 @@
 """Peak memory of training on one device, from the shape of the model and the longest batch.
 
-    peak = weights + optimizer + reference + buffers + max(kept gradients + activations + head, gradients)
+    peak = weights + optimizer + reference + buffers + the largest of these moments of a step:
+           forward     kept gradients + activations + cast weights
+           head        kept gradients + activations + tile and gradients of the output layer
+           layers      kept gradients + activations + what the last layer works with + the head's gradient, where embeddings are tied
+           embedding   kept gradients + its gradient, while it is added to what is there
+           optimizer   gradients + DeepSpeed's copies of them, in float32
 
 Sources. States: Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), section 3: weights, gradients and the two moments of Adam,
 with a float32 master copy under DeepSpeed, divided over the ranks by stage (1: optimizer, 2: and gradients, 3: and weights).
@@ -17,7 +22,11 @@ size, q = heads x head size, f = feed-forward size, c = bytes of the compute typ
 
 Under autocast each linear layer keeps an input of its own and its weights cast once more. With gradient checkpointing a layer
 keeps its input alone, and one layer at a time is computed again. The output embedding goes by tiles of TRL's fused head:
-4,096 tokens x 32,768 entries, and the gradients of its weight and input in float32.
+4,096 tokens x 32,768 entries, and the gradients of its weight and input in float32, which are then cast to the weights' type.
+
+DeepSpeed (0.19, runtime/zero): a rank's shard of the gradients, and a float32 copy of it at the step (under ZeRO-3 of a sub-group of
+1e9 elements, flattened first); buckets; under ZeRO-3 the parameters that are gathered, which are dropped before the step.
+tests/unit/preflight/test_preflight_memory.py holds all of this against torch's own tracker.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,7 +41,9 @@ _TILE = (4096, 32768)
 # Bytes a parameter of the moments that an optimizer of Transformers keeps; AdamW in all its forms unless named here.
 _MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop": 4, "adagrad": 4}
 # Elements, where a DeepSpeed file says nothing or `auto`.
-_BUCKET, _LIVE, _PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
+_BUCKET, _LIVE, _PREFETCH, _SUB_GROUP = 500_000_000, 1_000_000_000, 50_000_000, 1_000_000_000
+# Bytes of each of a tile's elements that operations hold which on a GPU are one Triton kernel.
+_CPU_TILE = 29
 # What libraries load with the first step: on the CPU memory is that of the process, and not of its tensors alone.
 _LOADED_BYTES = 40 << 20
 CONTEXT_BYTES = int(0.7 * GIB)
@@ -50,6 +61,8 @@ class Memory:
     activations: int
     head: int
     buffers: int
+    step: int
+    """DeepSpeed's copies of gradients while the optimizer steps."""
     peak: int
 
     def describe(self) -> str:
@@ -60,21 +73,21 @@ class Memory:
 
 
 def predict(subject: Subject) -> Memory:
-    """Memory of one training device at the longest micro-batch that the mix can give."""
+    """Memory of one training device at the longest micro-batch that the mix can give; the parts are those at the peak."""
     weights, gradients, optimizer, buffers = states(subject)
-    activations, head = batch_memory(subject, *longest_batch(subject))
-    casts = _autocast_bytes(subject)
     reference = _reference_bytes(subject)
-    kept = gradients if subject.accumulation > 1 else 0
-    moving = max(kept + activations + head, gradients)
-    if subject.view["training"]["gradient_checkpointing"]:
-        # Cast weights live to the end of the forward pass, while no gradient of this micro-batch is there yet.
-        moving = max(moving, kept + activations + casts)
-    else:
-        moving = max(kept + activations + head + casts, gradients)
-    peak = weights + optimizer + reference + buffers + moving
+    # A shard's gradients have a place of their own.
+    kept = gradients if subject.accumulation > 1 or (subject.zero_stage or 0) >= 2 else 0
+    moments = [(kept, *moment, 0, buffers) for moment in batch_moments(subject, *longest_batch(subject))]
+    embedding = _embedding_bytes(subject) * (3 if subject.shape.tied else 2 if subject.deepspeed else 1)
+    moments += [
+        (kept, 0, embedding, 0, buffers),
+        (gradients, 0, 0, _step_bytes(subject), buffers - _live_bytes(subject)),
+    ]
+    gradients, activations, head, step, buffers = max(moments, key=sum)
+    peak = weights + optimizer + reference + gradients + activations + head + step + buffers
     peak += _LOADED_BYTES if subject.topology.device == "CPU" else 0
-    return Memory(weights, gradients, optimizer, reference, activations + casts, head, buffers, peak)
+    return Memory(weights, gradients, optimizer, reference, activations, head, buffers, step, peak)
 
 
 def longest_batch(subject: Subject) -> tuple[int, int]:
@@ -99,7 +112,7 @@ def checkpoint_bytes(subject: Subject) -> int:
 def states(subject: Subject) -> tuple[int, int, int, int]:
     """Bytes of weights, gradients, optimizer states (with master weights), and communication buffers."""
     shape, view = subject.shape, subject.view
-    total, trained, ranks = shape.parameters, subject.trainable, subject.topology.world_size
+    trained, ranks = subject.trainable, subject.topology.world_size
     compute = BYTES[view["model"]["dtype"]]
     moments = _moments(view["training"]["trainer_args"].get("optim"))
     if subject.deepspeed is None:
@@ -115,14 +128,9 @@ def states(subject: Subject) -> tuple[int, int, int, int]:
     # Transformers puts hidden x hidden for `auto`.
     bucket = min(_elements(zero, "reduce_bucket_size", _BUCKET, shape.hidden**2), trained)
     buffers = compute * bucket * (2 if zero.get("overlap_comm") else 1)
-    if stage >= 3:
-        live = min(_elements(zero, "stage3_max_live_parameters", _LIVE, _LIVE), total)
-        prefetched = min(_elements(zero, "stage3_prefetch_bucket_size", _PREFETCH, shape.hidden**2), total)
-        # One rank holds all of it anyway.
-        buffers += compute * (max(live, shape.largest_layer, shape.embedding) + prefetched) if ranks > 1 else 0
-        if _offloads(zero, "offload_param"):
-            weights = 0
-    return weights, gradients, optimizer, buffers
+    if stage >= 3 and _offloads(zero, "offload_param"):
+        weights = 0
+    return weights, gradients, optimizer, buffers + _live_bytes(subject)
 
 
 def _base_bytes(shape: ModelShape, view: dict[str, Any]) -> int:
@@ -138,27 +146,61 @@ def _base_bytes(shape: ModelShape, view: dict[str, Any]) -> int:
     )
 
 
-def batch_memory(subject: Subject, sequences: int, length: int) -> tuple[int, int]:
-    """Bytes of the activations of one micro-batch, and of the output embedding's tiles and gradients."""
+def _live_bytes(subject: Subject) -> int:
+    """Parameters that ZeRO-3 has gathered; one rank holds all of them anyway."""
+    zero, shape, total = subject.zero, subject.shape, subject.shape.parameters
+    if subject.zero_stage != 3 or subject.topology.world_size == 1:
+        return 0
+    live = min(_elements(zero, "stage3_max_live_parameters", _LIVE, _LIVE), total)
+    prefetched = min(_elements(zero, "stage3_prefetch_bucket_size", _PREFETCH, shape.hidden**2), total)
+    return BYTES[subject.view["model"]["dtype"]] * (max(live, shape.largest_layer, shape.embedding) + prefetched)
+
+
+def _step_bytes(subject: Subject) -> int:
+    """What DeepSpeed's optimizer adds to a rank's gradients: their copy in float32, and one that is flattened before."""
+    stage, ranks = subject.zero_stage, subject.topology.world_size
+    if not stage or _offloads(subject.zero, "offload_optimizer"):
+        return 0
+    share = subject.trainable // ranks
+    if stage == 3:
+        share = min(share, _elements(subject.zero, "sub_group_size", _SUB_GROUP, _SUB_GROUP))
+    return share * (4 if stage == 2 else 4 + BYTES[subject.view["model"]["dtype"]])
+
+
+def _embedding_bytes(subject: Subject) -> int:
+    """The gradient of an embedding in the type of the weights; nothing where adapters are trained."""
+    if subject.view["model"]["lora"] is not None:
+        return 0
+    return subject.shape.embedding * (BYTES[subject.view["model"]["dtype"]] if subject.deepspeed is not None else 4)
+
+
+def batch_moments(subject: Subject, sequences: int, length: int) -> list[tuple[int, int]]:
+    """Bytes of activations, and of the output embedding, at the end of a forward pass, in the head's backward pass, and in a layer's."""
     shape, view = subject.shape, subject.view
     tokens = sequences * length
     compute, residual = BYTES[view["model"]["dtype"]], _residual_bytes(subject)
+    checkpointing, lora = view["training"]["gradient_checkpointing"], view["model"]["lora"]
     layer = layer_bytes(subject, sequences, length)
+    layers = shape.layers * (residual * shape.hidden * tokens if checkpointing else layer)
+    # The last norm, and what the output layer takes of it.
+    normed = tokens * shape.hidden * (12 if residual == 4 else 10)
+    casts = _autocast_bytes(subject)
+    held = 0 if checkpointing else casts  # the others live to the end of the forward pass alone
     # Gradients between the operations of a layer.
-    working = compute * tokens * (3 * shape.intermediate + 2 * shape.hidden)
-    if view["training"]["gradient_checkpointing"]:
-        activations = shape.layers * residual * shape.hidden * tokens + layer + working
-    else:
-        activations = shape.layers * layer + working
-    activations += tokens * (2 * max(residual, 4) * shape.hidden)  # the last norm
-    if not shape.has_head:
-        return activations, 0
-    tile = min(tokens, _TILE[0]) * min(shape.vocabulary, _TILE[1]) * compute
-    if subject.topology.device == "CPU":
-        tile *= 3  # without Triton each tile is turned into a gradient by several operations
-    trains_head = view["model"]["lora"] is None
-    head = tile + 4 * tokens * shape.hidden + (4 * shape.vocabulary * shape.hidden if trains_head else 0)
-    return activations, head
+    working = compute * tokens * ((3 if lora else 2) * shape.intermediate + (2 if lora else 1) * shape.hidden)
+    working += residual * shape.hidden * tokens + (layer if checkpointing else 0)
+    width = min(shape.vocabulary, _TILE[1])
+    tile = min(tokens, _TILE[0]) * width * (compute + (_CPU_TILE if subject.topology.device == "CPU" else 0))
+    tile += width * shape.hidden * compute if casts else 0
+    gradient = _embedding_bytes(subject)
+    # In float32, and then cast.
+    head = tile + 4 * tokens * shape.hidden + shape.embedding * 4 * bool(gradient)
+    head = head + (gradient if subject.deepspeed is not None else 0) if shape.has_head else 0
+    return [
+        (layers + normed + casts, 0),
+        (layers + normed + held, head),
+        (layers + held + working, gradient if shape.tied else 0),
+    ]
 
 
 def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
