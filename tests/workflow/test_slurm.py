@@ -11,6 +11,7 @@ from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from post_training.core.stages import STAGES
+from post_training.plan import inference
 from post_training.slurm.job import stage_command
 
 
@@ -90,6 +91,7 @@ def test_resources_follow_the_configuration_and_local_runs_have_none(project):
         "score_model",
     }:  # which are optional
         assert f"{kind} " in handler.told and "sbatch --job-name=" in handler.told
+    assert found["export", "sft"].gres == "gpu:1" and found["export", "sft"].mem_mb == 16384
     assert ": 2 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=sft-" in handler.told
     assert ": 3 nodes x 4 GPUs, 12:00:00\n    sbatch --job-name=dpo-" in handler.told
 
@@ -117,6 +119,33 @@ def test_a_job_that_asks_a_server_elsewhere_has_no_gpu(project):
     assert (theirs.get("gres"), theirs.slurm_partition, theirs.cpus_per_task) == (None, "cpu", 3)
     assert (ours.gres, ours.get("slurm_partition"), ours.cpus_per_task) == ("gpu:1", None, 8)
     assert "generate ours" in handler.told and "generate theirs" not in handler.told
+
+
+def test_a_job_has_the_gpus_that_its_model_needs(project, monkeypatch):
+    """150 GB of weights on GPUs of 64 GB."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    sizes = []
+
+    def size(folder, dtype):
+        sizes.append((folder, dtype))
+        return 150 << 30
+
+    monkeypatch.setattr(inference, "weight_bytes", size)
+    inference._of_folder.cache_clear()
+    model = project.path / "large"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"any")
+    project.config["model"] = {"name_or_path": str(model)}
+    project.config["slurm"] = {"partition": "gpu", "gpus_per_node": 4, "gpu_model": "a100-64", "mem": "400G"}
+    project.write()
+    found = {
+        (r.rule_name, r.resources.get("gres"), r.resources.get("mem_mb")) for r in announced(project, "slurm").records
+    }
+    assert {one for one in found if one[0] in ("export", "evaluate", "train")} == {
+        ("export", "gpu:3", 300 * 1024), ("evaluate", "gpu:3", 300 * 1024), ("train", "gpu:4", 400 * 1024),
+    }  # fmt: skip
+    assert set(sizes) == {(model, "auto"), (model, "bfloat16")}
 
 
 def test_rules_are_submitted_by_their_place(project):

@@ -47,7 +47,7 @@ use rule stage as cpu_stage with:
 
 
 use rule stage as gpu_stage with:
-    """A job with one GPU."""
+    """A job with one GPU, or as many as its model needs."""
     resources:
         **PLAN.resources("gpu"),
 

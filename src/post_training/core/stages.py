@@ -13,7 +13,7 @@ class StageKind:
 
     Attributes:
         module: module with `run(task: Task) -> int | None`, the stage's body.
-        place: `local`, where snakemake is typed; `cpu`, a job of `slurm.cpu`; `gpu`, a job with one GPU; `ranks`, one rank a
+        place: `local`, where snakemake is typed; `cpu`, a job of `slurm.cpu`; `gpu`, a job with one GPU, or more where its model asks for them; `ranks`, one rank a
             device on every node.
         version: raised when a change of the code changes what the stage writes; part of every fingerprint.
         folder: directory of its kind below the output base; empty for stages in a run directory.

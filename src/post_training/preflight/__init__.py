@@ -104,7 +104,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
         start_model.adapters(subject),
     ]
     own.append(twin.check(subject, own))
-    own += [resources.memory_check(subject), *speed.checks(subject)]
+    own += [resources.memory_check(subject), resources.inference_check(subject), *speed.checks(subject)]
     own += [speed.wall_time(subject)] if on_slurm else []
     return [replace(rows, stage=subject.name), *shared, *(replace(check, stage=subject.name) for check in own)]
 

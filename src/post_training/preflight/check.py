@@ -17,7 +17,7 @@ NAMES = (
     "optimisation.schedule",
     "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.packing",
     "libraries.kernels", "libraries.quantization", "libraries.deepspeed",
-    "resources.memory", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
+    "resources.memory", "resources.inference", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
     "resources.slurm",
 )  # fmt: skip
 """Every check; docs/preflight.md says what each means."""

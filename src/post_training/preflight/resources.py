@@ -6,6 +6,7 @@ from pathlib import Path
 from post_training.core.devices import USABLE
 from post_training.core.errors import UserError
 from post_training.core.format import gib
+from post_training.models.weights import gpus_needed, inference_bytes
 from post_training.preflight import memory
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.measurements import memory_correction
@@ -33,6 +34,30 @@ def memory_check(subject: Subject) -> Check:
         fails=needed > 1.15 * usable,
         warns=needed > 0.9 * usable,
         remedy=relief(subject),
+    )
+
+
+def inference_check(subject: Subject) -> Check:
+    """What export, evaluation and `generate` hold of the model, and on how many devices."""
+    name, device = "resources.inference", subject.device
+    size = subject.shape.parameters * memory.BYTES[subject.view["model"]["dtype"]]
+    if subject.topology.device == "CPU":
+        have = device.memory_bytes
+        return check(
+            name,
+            f"{gib(size)} of weights" + (f" in {gib(have)}" if have else ""),
+            warns=have and size > 0.9 * have,
+            remedy="export and evaluation need a machine with more memory",
+        )
+    needed = inference_bytes(size)
+    if device.memory_bytes is None:
+        return Check(name, f"{gib(needed)}; unknown device")
+    count, node = gpus_needed(size, int(device.memory_bytes * USABLE)), subject.topology.devices_per_node
+    return check(
+        name,
+        f"{gib(needed)} on {count} GPU{'s' * (count > 1)} of {gib(device.memory_bytes)}",
+        warns=count > node,
+        remedy=f"a node has {node}: export and evaluation would use the CPU, which is slow; use nodes with more GPUs or larger ones",
     )
 
 

@@ -161,18 +161,19 @@ def megabytes(mem: str) -> int:
     return -(-int(match[1]) * {"K": 1, "": 1024, "M": 1024, "G": 1024**2, "T": 1024**3}[match[2]] // 1024)
 
 
-def resources(view: dict[str, Any], kind: str) -> dict[str, Any]:
+def resources(view: dict[str, Any], kind: str, gpus_beside: int = 1) -> dict[str, Any]:
     """Resources of a rule's job.
 
     Args:
         view: the stage's flat configuration.
         kind: the rule.
+        gpus_beside: GPUs of a job that is not of ranks.
     """
     slurm = view["slurm"]
     if STAGES[kind].on_gpu:
         topology = slurm_topology(view)
         alone = STAGES[kind].place != "ranks"
-        gpus = min(1, slurm["gpus_per_node"]) if alone else slurm["gpus_per_node"]
+        gpus = min(gpus_beside, slurm["gpus_per_node"]) if alone else slurm["gpus_per_node"]
         share = gpus / slurm["gpus_per_node"] if gpus else 1
         shape = {
             "nodes": 1 if alone else topology.num_nodes,

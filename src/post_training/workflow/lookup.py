@@ -18,7 +18,7 @@ from post_training.core.errors import UserError
 from post_training.core.manifest import NAME
 from post_training.core.stages import STAGES, Place
 from post_training.core.task import Task, task_file
-from post_training.plan import Graph, Stage
+from post_training.plan import Graph, Stage, inference
 from post_training.plan.preflight import LOCAL, SLURM
 from post_training.run_dir import predictions
 from post_training.slurm import placement
@@ -124,7 +124,8 @@ class Lookup:
                 (wildcard,) = wildcards
                 found = (self.graph.stages.get(kind, {}).get(wildcard) for kind in kinds)
                 stage = next(filter(None, found))  # names carry fingerprints: two kinds never share one
-                return placement.resources(self._view(stage), stage.placed_as)[name]
+                view = self._view(stage)
+                return placement.resources(view, stage.placed_as, inference.gpus(stage, self.graph.base, view))[name]
 
             return _signed(value)
 

@@ -57,6 +57,7 @@ CASES = {
     "libraries.quantization": {"model__lora": {}, "model__quantization": {}, "no_bitsandbytes": True},
     "libraries.deepspeed": {"deepspeed__config": {"zero_optimization": {"stage": 5}}},
     "resources.memory": {"gpu": Device("l4", 24 * GIB, 1e12)},
+    "resources.inference": {"gpu": Device("small", GIB // 4, 1e12)},
     "resources.time": {"gpu": Device("unknown GPU", None, None)},
     "resources.checkpoint_interval": {"rates": SLOW, "checkpointing__save_steps": 20},
     "resources.wall_time": {"rates": SLOW, "slurm__wall_time": "00:20:00"},

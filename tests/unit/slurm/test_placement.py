@@ -277,6 +277,7 @@ def test_gpus_of_a_type(template, monkeypatch):
     view = view_of(template, slurm={"partition": "gpu", "gpus_per_node": 4, "gpu_type": "a100"})
     assert placement.resources(view, "train")["gres"] == "gpu:a100:4"
     assert placement.resources(view, "export")["gres"] == "gpu:a100:1"
+    assert [placement.resources(view, "export", n)["gres"] for n in (3, 9)] == ["gpu:a100:3", "gpu:a100:4"]
     assert placement.describe(placement.resources(view, "train"), view, "train").startswith("1 node x 4 GPUs")
     listed = subprocess.CompletedProcess([], 0, "gpu*|2|64|500000|gpu:a100:4(S:0-1),gpu:1g.5gb:7|1-00:00:00\n", "")
     monkeypatch.setattr(check.cluster, "run", lambda *_: listed)

@@ -70,7 +70,7 @@ class GenerateConfig:
     seed: int = 0
     """Seed of the answers: each has a random generator of its own, from this seed, its prompt and its number."""
     shards: int = 1
-    """Jobs that the work is divided among; a shard is one GPU. Never makes a finished dataset stale."""
+    """Jobs that the work is divided among; a shard has a GPU, or as many as the model needs. Never makes a finished dataset stale."""
     batch_size: int = 64
     """Answers that are generated at a time; halved where they do not fit the memory. Never makes stale."""
     server: ServerConfig | None = None

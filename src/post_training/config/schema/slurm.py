@@ -32,7 +32,7 @@ class SlurmCpuConfig:
 
 @dataclass
 class SlurmGenerateConfig:
-    """Where a generate shard runs, or a reward model: a job with one GPU, many at once."""
+    """Where a generate shard runs, or a reward model: a job with the GPUs that its model needs, many at once."""
 
     partition: str | None = None
     """Partition. Null = `slurm.partition`."""
@@ -81,13 +81,14 @@ class SlurmConfig:
     gpu_type: str | None = None
     """Type of the GPUs that are asked for, as in the cluster's gres: `a100` for `gpu:a100:4`. Null = of any type."""
     gpu_model: str | None = None
-    """GPU model, for preflight: `a100-64`, `h100-80`, `gh200`, `mi250x`, ... Null = as the partition's gres says."""
+    """GPU model: `a100-64`, `h100-80`, `gh200`, `mi250x`, ... Preflight predicts for it, and export, evaluations and generate jobs
+    ask for as many as their model needs. Null = as the partition's gres says; jobs go by `gpu_type`, or have one GPU."""
     cpus_per_gpu: int = 8
     """Cores a rank."""
     cpus_per_task: int | None = None
     """Cores a rank, for clusters that count them by task. Null = `cpus_per_gpu`."""
     mem: str | None = None
-    """Memory a node, such as `200G`, of which a rule on one GPU takes its share; `0` = all of it, for every rule. Null =
+    """Memory a node, such as `200G`, of which a rule beside training takes its share; `0` = all of it, for every rule. Null =
     the partition's default."""
     wall_time: str = "24:00:00"
     """Time limit of one allocation, `HH:MM:SS` or `D-HH:MM:SS`, in quotes."""
