@@ -122,13 +122,13 @@ def test_a_job_that_asks_a_server_elsewhere_has_no_gpu(project):
 
 
 def test_a_job_has_the_gpus_that_its_model_needs(project, monkeypatch):
-    """150 GB of weights on GPUs of 64 GB."""
+    """140 GiB of weights on GPUs of 64 GiB."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
     sizes = []
 
     def size(folder, dtype):
         sizes.append((folder, dtype))
-        return 150 << 30
+        return 140 << 30
 
     monkeypatch.setattr(inference, "weight_bytes", size)
     inference._of_folder.cache_clear()
