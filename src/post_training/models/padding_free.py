@@ -46,7 +46,7 @@ def without_padding(model: Any) -> None:
         if "inputs" in layout:
             kwargs.pop("attention_mask", None)
             kwargs |= layout["inputs"]
-        if model.uses_own_forward:
+        if getattr(model, "uses_own_forward", False):
             found = original(*args, shift_labels=layout["targets"], before=layout["before"], **kwargs)
         else:
             with _only(backbone, layout["before"]):
