@@ -131,3 +131,38 @@ def test_transformers_4_computes_the_same(exported):
     assert old[0].startswith("4.") and new[0].startswith("5.")
     assert (old[1:3], old[4]) == (new[1:3], new[4])
     assert old[3] == pytest.approx(new[3], abs=1e-5)
+
+
+def test_parts_that_the_architecture_keeps_in_float32_stay_so(tmp_path, tokenizer, stop):
+    import torch
+    from tiny import TEMPLATE
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    from post_training.models.loading import load_for_inference
+    from post_training.models.packing_probe import two_layers
+    from post_training.release.export import write_model
+
+    config = two_layers(CONFIG_MAPPING["deepseek_v3"]())
+    config.vocab_size = 512
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "start")
+    model = load_for_inference(tmp_path / "start", "bfloat16")
+    tokenizer.chat_template = TEMPLATE
+    write_model(model, tokenizer, tmp_path / "model", "1GB")
+    make_portable(tmp_path / "model")
+    kinds = {part["dtype"] for part in serving.read_header(tmp_path / "model" / "model.safetensors").values()}
+    assert kinds == {"BF16", "F32"}
+    assert [line for line in serving.problems(tmp_path / "model", stop) if "dtype" in line] == []
+
+
+def test_files_beside_the_weights_are_carried_over(tmp_path):
+    from post_training.models.files import carry_over
+
+    start, target = tmp_path / "start", tmp_path / "model"
+    for folder in (start, target):
+        folder.mkdir()
+        (folder / "preprocessor_config.json").write_text(folder.name)
+    for name in ("processor_config.json", "LICENSE.txt", "modeling_own.py", "optimizer.pt", "README.md", "vocab.json"):
+        (start / name).write_text("x")
+    assert carry_over(start, target, False) == ["LICENSE.txt", "processor_config.json"]
+    assert carry_over(start, target, True) == ["modeling_own.py"]
+    assert (target / "preprocessor_config.json").read_text() == "model"

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+CARRIED = ("*processor_config.json", "LICENSE*", "NOTICE*")
+"""Files of a starting model that its export has, too."""
 # Transformers 5 writes into tokenizer_config.json how this machine loaded the tokenizer.
 _LEAKS = ("is_local", "local_files_only", "name_or_path")
 
@@ -22,6 +24,20 @@ def make_portable(folder: Path) -> None:
     edit_json(folder / "config.json", _portable_config)
     edit_json(folder / "generation_config.json", lambda config: {k: v for k, v in config.items() if k[0] != "_"})
     set_permissions(folder)
+
+
+def carry_over(start: Path, folder: Path, trust_remote_code: bool) -> list[str]:
+    """Copy what a model needs beside weights and tokenizer from the folder that training started from, where it is not there already.
+
+    That are the configurations of processors (images, sound), licences and notices, and code that comes with the model, where it is
+    trusted. Returns the names.
+    """
+    patterns = (*CARRIED, *(["*.py"] if trust_remote_code else []))
+    found = sorted({path.name for pattern in patterns for path in start.glob(pattern) if path.is_file()})
+    missing = [name for name in found if not (folder / name).exists()]
+    for name in missing:
+        shutil.copyfile(start / name, folder / name)
+    return missing
 
 
 def _portable_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from post_training.lineage.collect import PROVENANCE
 from post_training.lineage.verify import CARD
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.files import make_portable, replace_folder, stop_tokens
+from post_training.models.files import carry_over, make_portable, replace_folder, stop_tokens
 from post_training.models.loading import generate, load_for_inference, load_tokenizer, padded_scores
 from post_training.models.quantization import round_weights
 from post_training.release import serving
@@ -86,6 +86,7 @@ def write_trained(
     model, checks = load_trained(checkpoint, start, settings, row, method)
     tokenizer = load_tokenizer(checkpoint, settings["trust_remote_code"])
     write_model(model, tokenizer, folder, max_shard_size)
+    carry_over(start, folder, settings["trust_remote_code"])
     make_portable(folder)
     merged, tied = lora.is_adapter(checkpoint), set(model.all_tied_weights_keys)
     trained = model.state_dict() if merged else StoredTensors(checkpoint)

@@ -101,7 +101,9 @@ def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:
         yield f"config.json: architectures is {named!r} and model_type {config.get('model_type')!r}; vLLM and llama.cpp choose their code by them"
     dtype = config.get("dtype")
     kinds = sorted({tensor["dtype"] for tensor in tensors.values()} & set(_DTYPES.values()))
-    if [_DTYPES.get(str(dtype))] != kinds:
+    # Some architectures keep parts, such as a router's bias, in float32 whatever the others are in.
+    named_kind = _DTYPES.get(str(dtype))
+    if named_kind not in kinds or set(kinds) - {named_kind, "F32"}:
         yield f"config.json: dtype is {dtype!r}, the weights are {' and '.join(kinds) or 'of another kind'}"
     if config.get("torch_dtype") != dtype:
         yield f"config.json: torch_dtype, which Transformers before 4.56 reads, is {config.get('torch_dtype')!r} and not {dtype!r}"

@@ -45,6 +45,8 @@ class Compared:
     """The same by the model's own forward, a document at a time."""
     distance: float
     """Mean over tokens of the absolute difference, in nats."""
+    balances: bool = True
+    """Whether training's forward pass gives the loss of a router that balances its experts, where TRL asks for it."""
 
     def agrees(self, args: Any) -> bool:
         """Whether they differ by no more than rounding in the number format of TRL's arguments `args`."""
@@ -104,6 +106,8 @@ def settle(trainer: Any, rows: Any, view: dict[str, Any]) -> str:
         if one is not None and answers:
             use_own_forward(trainer.accelerator.unwrap_model(one))
     second = compare(trainer, rows, answers)
+    if not second.balances:
+        trainer.aux_loss_enabled = False  # the model has none, and TRL would multiply nothing
     if _all_agree(second, trainer.args):
         cost = "the model's own forward is used, which holds all logits of a micro-batch"
         return f"TRL's fused output layer {problem}; {cost}"
@@ -130,22 +134,25 @@ def compare(trainer: Any, rows: Any, answers: bool = True) -> Compared:
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=cuda), trainer.accelerator.autocast():
-            trained = _log_probs(model, batch, inputs) if answers else model(**inputs).logits[:, 0]
+            if getattr(trainer, "aux_loss_enabled", False):
+                inputs["output_router_logits"] = True
+            found = model(**inputs, **(_labelled(batch) if answers else {}))
+            trained = found.log_probs[found.label_mask.bool()] if answers else found.logits[:, 0]
             trained = trained.double().cpu()
             own = torch.cat([_own(model, ids, begin if answers else None, device) for ids, begin in documents])
     finally:
         model.train(training)
-    return Compared(len(own), float(-trained.mean()), float(-own.mean()), float((trained - own).abs().mean()))
+    balances = "output_router_logits" not in inputs or found.aux_loss is not None
+    distance = float((trained - own).abs().mean())
+    return Compared(len(own), float(-trained.mean()), float(-own.mean()), distance, balances)
 
 
-def _log_probs(model: Any, batch: dict[str, Any], inputs: dict[str, Any]) -> torch.Tensor:
-    """Of all tokens that have a label, document by document, as TRL computes them."""
+def _labelled(batch: dict[str, Any]) -> dict[str, Any]:
+    """What TRL adds to a batch for the log-probabilities of all tokens that have a label, document by document."""
     labels = batch.get("labels")
     if labels is None:
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    found = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-    scored: torch.Tensor = found.log_probs[found.label_mask.bool()]
-    return scored
+    return {"labels": labels, "use_cache": False, "fused_lm_head": True}
 
 
 def _own(model: Any, ids: Ids, begin: int | None, device: torch.device) -> torch.Tensor:
