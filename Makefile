@@ -11,7 +11,7 @@ SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs site lock clean
+.PHONY: help install vllm demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs site lock clean
 
 # The environment is complete when its stamp exists; a changed lock makes it stale.
 ifeq ($(BUILD),site)
@@ -32,6 +32,16 @@ help:  ## this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
 
 install: $(VENV)/.$(BUILD)  ## the environment in .venv; BUILD=cuda for GPUs, BUILD=site on top of a torch that is there
+
+# vLLM needs another torch and another Transformers than training: nothing of this project is in there.
+.venv-vllm/.done: envs/lock-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --upgrade pip
+	@echo "installing envs/lock-vllm.txt into .venv-vllm: about 10 GB; minutes without a word"
+	.venv-vllm/bin/pip install --quiet --requirement envs/lock-vllm.txt
+	touch $@
+
+vllm: .venv-vllm/.done  ## vLLM in an environment of its own, for generate.server
 
 flash: $(VENV)/.$(BUILD)  ## FlashAttention 2, compiled against the torch in there: needs nvcc of its CUDA version, and hours
 	$(BIN)/pip install --no-deps --no-build-isolation "flash-attn>=2.8"
@@ -77,7 +87,7 @@ site: $(VENV)/.$(BUILD)  ## the documentation as a site, in site/; a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The second has the first's versions and the index's build of torch, whatever torch pip's settings here would prefer.
-lock:  ## resolve the newest versions that pyproject.toml allows, for CPU and CUDA; names and versions only
+lock:  ## resolve the newest versions that pyproject.toml allows, for CPU, CUDA and vLLM; names and versions only
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip install --quiet --upgrade pip setuptools wheel
 	DS_BUILD_OPS=0 .lock/bin/pip install --quiet torch==2.13.0
@@ -86,6 +96,9 @@ lock:  ## resolve the newest versions that pyproject.toml allows, for CPU and CU
 	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= DS_BUILD_OPS=0 .lock/bin/pip install --quiet --dry-run --ignore-installed \
 	  --report .lock/report.json --constraint envs/lock-cpu.txt ".[cuda,slurm,evaluation,dev]"
 	.lock/bin/python envs/lock.py .lock/report.json > envs/lock-cuda.txt
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= .lock/bin/pip install --quiet --dry-run --ignore-installed --only-binary :all: \
+	  --report .lock/vllm.json "vllm==0.33.0"
+	.lock/bin/python envs/lock.py .lock/vllm.json > envs/lock-vllm.txt
 	rm -rf .lock build
 
 clean:  ## remove the environment and the demo's results

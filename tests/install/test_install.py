@@ -71,6 +71,14 @@ def test_the_locks_differ_in_what_cuda_needs_alone():
     assert more == {"triton", "liger-kernel"}
 
 
+def test_vllm_has_versions_of_its_own():
+    pinned, makefile = lock("vllm"), (ROOT / "Makefile").read_text()
+    assert f'"vllm=={pinned["vllm"]}"' in makefile and ".venv-vllm/.done: envs/lock-vllm.txt" in makefile
+    assert all(pinned.values()) and not {"trl", "post-training", "snakemake"} & pinned.keys()
+    # If it could have those of training, it would need no environment of its own.
+    assert any(pinned[name] != lock("cuda")[name] for name in ("torch", "transformers"))
+
+
 def test_nothing_in_a_lock_is_compiled_against_another_part_of_it():
     assert not {"flash-attn", "kernels"} & lock("cuda").keys()
     assert "flash-attn" in (ROOT / "Makefile").read_text()

@@ -130,6 +130,15 @@ def test_another_engine_asks_again_and_where_its_server_is_decides_nothing(gener
     server |= {"command": "/opt/vllm serve {model} --port {port} -tp 4", "concurrency": 9, "startup_seconds": 5}
     generated.write()
     assert generated.jobs() == {}
+    del server["command"]  # then it is that of slurm.generate
+    generated.write()
+    assert generated.jobs() == {}
+    commands = {one.runtime["server"]["command"] for one in generated.plan().stages["generate"].values()}
+    assert commands == {".venv-vllm/bin/vllm serve {model} --port {port}"}
+    generated.config["slurm"] = {"generate": {"server_command": "vllm serve {model}"}}
+    with pytest.raises(ConfigError, match=r"slurm\.generate\.server_command: .*expected \{port\} in it"):
+        generated.plan()
+    del generated.config["slurm"]
     dataset(generated.config)["generate"] |= {"model": "their-model", "server": {"url": "https://host/v1"}}
     generated.write()
     assert kinds(generated.jobs()) == GENERATED
@@ -263,7 +272,6 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
         ({"generate": {"model": "dpo"}}, "generate.model: dpo cannot start from itself"),
         ({"generate": {"model": ""}}, "generate.model: found ''"),
         ({"generate": {"modle": "sft"}}, "generate.modle: unknown key. Did you mean 'model'"),
-        ({"generate": {"model": "sft", "server": {}}}, "generate.server.command: found neither it nor url"),
         ({"generate": {"model": "sft", "server": {"command": "vllm serve {model}"}}}, "generate.server.command: found 'vllm serve {model}', expected {port}"),
         ({"generate": {"model": "sft", "server": {"command": "a '{model} {port}"}}}, "generate.server.command: found"),
         ({"generate": {"model": "sft", "server": {"command": "a {model} {port}", "url": "http://x"}}}, "generate.server.command: found command and url"),

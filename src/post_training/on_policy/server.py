@@ -71,7 +71,8 @@ class Process:
                 )  # fmt: skip
         except OSError as error:
             raise UserError(
-                f"generate.server.command: {words[0]} cannot be started ({error}); give the path of the program"
+                f"generate.server.command: {words[0]} cannot be started ({error}); give the path of the program, "
+                "or for vLLM make its environment: make vllm"
             ) from None
         print(f"server: {shlex.join(words)}; output: {self.log}", flush=True)
         deadline = time.monotonic() + self.startup_seconds

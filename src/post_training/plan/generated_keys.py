@@ -81,27 +81,26 @@ def check_sampling(section: dict[str, Any], key: str) -> None:
     )
 
 
-def server_keys(section: dict[str, Any] | None, key: str) -> dict[str, Any] | None:
-    """The checked section; None for the engine in the job itself. Raises ConfigError."""
+def server_keys(section: dict[str, Any] | None, key: str, usual: str) -> dict[str, Any] | None:
+    """The checked section; None for the engine in the job itself. Raises ConfigError.
+
+    `usual`: `slurm.generate.server_command`, for a section with neither command nor url.
+    """
     if section is None:
         return None
-    given = [name for name in ("command", "url") if section[name] is not None]
-    require(
-        len(given) == 1,
-        f"{key}.command",
-        f"found {' and '.join(given) or 'neither it nor url'}; give one of command and url",
-    )
-    if section["command"] is not None:
+    both = section["command"] is not None and section["url"] is not None
+    require(not both, f"{key}.command", "found command and url; give one of command and url")
+    if section["url"] is None:
+        where = f"{key}.command"
+        if section["command"] is None:
+            where, section = "slurm.generate.server_command", {**section, "command": usual}
         try:
             words = shlex.split(section["command"])
         except ValueError as error:
-            raise ConfigError(f"{key}.command", f"found {section['command']!r}: {error}") from None
+            raise ConfigError(where, f"found {section['command']!r}: {error}") from None
         for place in ("{model}", "{port}"):
-            require(
-                any(place in word for word in words),
-                f"{key}.command",
-                f"found {section['command']!r}, expected {place} in it",
-            )
+            found = any(place in word for word in words)
+            require(found, where, f"found {section['command']!r}, expected {place} in it")
     else:
         require(
             section["url"].startswith(("http://", "https://")),

@@ -89,7 +89,7 @@ class OnPolicy:
     ) -> tuple[dict[str, Stage], str]:
         """The shards by their name among inputs, and the fingerprint of all their answers, whatever their number."""
         check_sampling(section, key)
-        server = server_keys(section["server"], f"{key}.server")
+        server = server_keys(section["server"], f"{key}.server", view["slurm"]["generate"]["server_command"])
         inputs, own = {"prompts": prompts}, {}
         if server is not None and server["url"] is not None:
             require(bool(section["model"]), f"{key}.model", "is missing; give the name of the server's model")

@@ -29,7 +29,8 @@ class PromptsConfig:
 
 @dataclass
 class ServerConfig:
-    """A program with OpenAI's chat API in place of Transformers. One of `command` and `url`."""
+    """A program with OpenAI's chat API in place of Transformers: by `command`, at `url`, or, with neither of them (`server: {}`), by
+    `slurm.generate.server_command`."""
 
     command: str | None = None
     """Starts it for each shard, in its own environment or container; `{model}` is the model's folder and `{port}` a free port:

@@ -42,6 +42,9 @@ class SlurmGenerateConfig:
     """Time limit, `HH:MM:SS` or `D-HH:MM:SS`, in quotes; the job continues in the next one. Null = `slurm.wall_time`."""
     constraint: str | None = None
     """Node features. Null = `slurm.constraint`."""
+    server_command: str = ".venv-vllm/bin/vllm serve {model} --port {port}"
+    """Command of a `generate.server` that gives neither `command` nor `url`: `make vllm` makes that environment. One place for every
+    dataset, and for a cluster's `profiles/<cluster>/slurm.yaml`."""
 
 
 @dataclass
