@@ -75,6 +75,22 @@ def test_layers_that_mix_packed_documents_stop_the_run_with_both_numbers(start, 
     assert step(folder, view_of(template, "sft", sft__packing=False)).said.startswith("loss of ")
 
 
+def test_a_tokenizer_without_end_and_padding(start, template):
+    """The end token is for padding, too, where there is no other; with neither it is one line."""
+    folder = start({"model_type": "llama"})
+    file = folder / "tokenizer_config.json"
+    named = json.loads(file.read_text())
+    for name in ("pad_token", "eos_token"):
+        named.pop(name)
+        file.write_text(json.dumps(named))
+        if name == "pad_token":
+            assert step(folder, view_of(template)).loss > 0
+    with pytest.raises(
+        UserError, match="neither an end token nor one for padding; set eos_token in its tokenizer_config"
+    ):
+        step(folder, view_of(template))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_rewards_are_the_models_own_too(start, template, family):
     """Without padding, and for a family whose forward pass is its own, with it."""

@@ -156,6 +156,12 @@ def two_layers(config: Any) -> Any:
             changed[name] = 4 if value == heads else 2
         elif name == "rope_parameters":
             changed[name] = _plain_rope(value)
+        elif name == "per_layer_config" and value:  # sizes of some layers, by their number
+            places = {index: place for place, index in enumerate(sorted(kept))}
+            own = {places[int(layer)]: sizes for layer, sizes in value.items() if int(layer) in places}
+            changed[name] = {
+                layer: {key: _SIZES.get(key, size) for key, size in sizes.items()} for layer, sizes in own.items()
+            }
     return type(config).from_dict(changed)
 
 

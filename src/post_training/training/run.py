@@ -267,5 +267,8 @@ def check_packing(folder: Path, view: dict[str, Any]) -> None:
 def load_tokenizer(folder: Path, view: dict[str, Any]) -> Any:
     """The model's tokenizer, with our chat template so that every save carries it."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=view["model"]["trust_remote_code"])
+    if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
+        remedy = "set eos_token in its tokenizer_config.json to the token that ends an answer"
+        raise UserError(f"{folder}: the tokenizer has neither an end token nor one for padding; {remedy}")
     tokenizer.chat_template = resolve_template(registry.chat_template_text(view["data"]["chat_template"]), folder)
     return tokenizer
