@@ -51,6 +51,30 @@ def triton_head(device, monkeypatch):
     assert chunked_logprob._use_triton(torch.device(device))
 
 
+@pytest.fixture
+def liger(device, monkeypatch):
+    """Liger's kernels; on a CPU by Triton's interpreter, which knows neither arguments that are floats nor CUDA's libdevice."""
+    if importlib.util.find_spec("liger_kernel") is None or importlib.util.find_spec("triton") is None:
+        pytest.skip("Liger is not installed; tests/contracts/test_triton_head.py installs it aside")
+    if device == "cpu":
+        assert os.environ.get("TRITON_INTERPRET") == "1", "without a GPU Triton needs TRITON_INTERPRET=1"
+        import numpy as np
+        import triton.language as tl
+        from liger_kernel.ops import rms_norm
+        from triton.runtime import interpreter
+
+        convert = interpreter._implicit_cvt
+
+        def with_floats(argument):
+            if not isinstance(argument, float):
+                return convert(argument)
+            return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+        monkeypatch.setattr(interpreter, "_implicit_cvt", with_floats)
+        monkeypatch.setattr(rms_norm, "rsqrt", lambda value: tl.rsqrt(value))
+        monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
+
+
 @pytest.fixture(scope="session")
 def rows_of(tmp_path_factory, tokenizer, sft_rows, dpo_rows):
     """Method -> manifest of a mix for it."""

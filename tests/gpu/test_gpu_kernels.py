@@ -102,3 +102,38 @@ def test_the_fused_output_layer_is_a_log_softmax(device, case, dtype, triton_hea
     expected += [leaf.grad for leaf in leaves]
     for one, other in zip(found, expected, strict=True):
         assert close(one.float(), other, 1e-5 if dtype == torch.float32 and device == "cpu" else 2e-2)
+
+
+@pytest.mark.parametrize("layer", ["norm", "feed-forward", "rotary positions"])
+def test_ligers_layers_are_those_of_transformers(device, layer, liger):
+    """The kernels that `training.use_liger_kernel` puts into a Llama, forward and backward."""
+    from liger_kernel.transformers.rms_norm import LigerRMSNorm
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+    from liger_kernel.transformers.swiglu import LigerSwiGLUMLP
+    from transformers.models.llama import modeling_llama as llama
+
+    torch.manual_seed(0)
+    if layer == "rotary positions":
+        angles = torch.randn(2, 5, 8, device=device)
+        position = tuple(torch.cat([values] * 2, dim=-1) for values in (angles.cos(), angles.sin()))
+        inputs = [torch.randn(2, heads, 5, 16, device=device) for heads in (4, 2)]
+        ours, theirs = (lambda *given, f=f: f(*given, *position) for f in (llama.apply_rotary_pos_emb, liger_rotary_pos_emb))  # fmt: skip
+        parameters = [[], []]
+    else:
+        config = llama.LlamaConfig(hidden_size=64, intermediate_size=128)
+        norm, inputs = layer == "norm", [torch.randn(2, 5, 64, device=device)]
+        ours = (llama.LlamaRMSNorm(64) if norm else llama.LlamaMLP(config)).to(device)
+        theirs = (LigerRMSNorm(64) if norm else LigerSwiGLUMLP(config)).to(device)
+        weights = {name: torch.randn_like(tensor) for name, tensor in ours.state_dict().items()}
+        for one in (ours, theirs):
+            one.load_state_dict(weights)
+        parameters = [list(one.parameters()) for one in (ours, theirs)]
+    found = []
+    for one, own in zip((ours, theirs), parameters, strict=True):
+        given = [tensor.clone().requires_grad_() for tensor in inputs]
+        results = one(*given)
+        results = list(results) if isinstance(results, tuple) else [results]
+        torch.autograd.backward(results, [torch.linspace(-1, 1, r.numel(), device=device).view_as(r) for r in results])
+        found.append([*results, *(leaf.grad for leaf in (*given, *own))])
+    for one, other in zip(*found, strict=True):
+        assert close(one, other, 1e-5 if device == "cpu" else 1e-2)

@@ -136,7 +136,9 @@ def schedule(subject: Subject) -> list[float] | None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     kwargs = scheduler_kwargs(subject.training)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's, that the scheduler steps before the optimizer: nothing is trained here
         made: Any = get_scheduler(
             kind, optimizer, warmup_steps(subject), subject.steps, scheduler_specific_kwargs=kwargs
         )
