@@ -1,9 +1,10 @@
 """What computing without padding gains over TRL's own trainers on the same rows: steps, the reference stage, peak memory.
 
-    python benchmarks/padding.py [--quick]
+    python benchmarks/padding.py [--repeats 5] [--quick]
 
 Ours and TRL's take turns in one process, a step each, as in training.py; lengths are those of real chats (corpus.py), up to 1,024
-tokens (2,048 packed). Losses must be equal. Peak memory is of processes of their own.
+tokens (2,048 packed). Losses must be equal. Peak memory is of processes of their own, which take two steps. On two cores it ends
+within eight minutes.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import plain_trl
 from prepared import as_arrow, model_folder, spread, training_task
 from training import MEDIUM, SMALL, Child, Turns, launcher, losses, ours, plain_job
 
-WARM_UP = 2
+WARM_UP, OF_MEMORY = 1, 2
 # Rows a device holds at a time, tokens of the longest row, and the ratio that is wanted.
 STEPS = {
     "dpo, 4 pairs": ("dpo", 4, 1024, 2.0),
@@ -71,9 +72,10 @@ def step(task: Any, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def memory(task: Any, job: Path) -> dict[str, int]:
-    """Peak bytes of a process each."""
-    shutil.rmtree(task.directory, ignore_errors=True)
+def memory(folder: Path, name: str, architecture: dict[str, Any], quick: bool) -> dict[str, int]:
+    """Peak bytes of a process each, of runs of OF_MEMORY steps."""
+    task, _ = task_and_job(folder, name, OF_MEMORY, architecture, quick)
+    job = folder / name.replace(" ", "-").replace(",", "") / "job.json"
     plain = Child([sys.executable, str(Path(__file__).with_name("plain_trl.py")), str(job)]).peak_bytes()
     return {"ours": Child(launcher(task)).peak_bytes(), "plain": plain}
 
@@ -99,7 +101,7 @@ def reference(task: Any, job: dict[str, Any], repeats: int) -> dict[str, Any]:
         view, pairs, model=load_model(folder, view), args=arguments_of(task, view, plan, 1, report_to=["none"]),
         processing_class=load_tokenizer(folder, view), padding_free=padding_free(folder, view),
     )  # fmt: skip
-    count = min(16, view["training"]["max_steps"] * size)
+    count = min(8, view["training"]["max_steps"] * size)
     scorer, rows = Scorer(made, size), [pairs[index] for index in range(count)]
     plain = plain_trl.trainer({**job, "arguments": job["arguments"] | {"precompute_ref_log_probs": False}})
     plain.model.eval()
@@ -142,10 +144,10 @@ def layout(size: int) -> float:
     return min(best)
 
 
-def run(quick: bool) -> None:
+def run(repeats: int, quick: bool) -> None:
     """Measure, and print a line each."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    steps, architecture = (WARM_UP + 1, SMALL) if quick else (WARM_UP + 5, MEDIUM)
+    steps, architecture = WARM_UP + repeats, SMALL if quick else MEDIUM
     folder = Path(tempfile.mkdtemp(prefix="bench-padding-"))
     show = partial(print, flush=True)
     show("padding: plain TRL's seconds / ours as median (smallest-largest) of pairs taken in turn")
@@ -158,13 +160,13 @@ def run(quick: bool) -> None:
                 f"largest relative difference of losses {found['largest_loss_difference']:.1e}"
             )
             if name == "dpo, 4 pairs":
-                scored = reference(task, job, 1 if quick else 5)
+                scored = reference(task, job, repeats)
                 show(
                     f"  reference, 4 pairs: {spread(scored['ratios'])}   goal >= 2.0; "
                     f"largest relative difference of log-probabilities {scored['largest_difference']:.1e}"
                 )
             if name != "dpo, 2 pairs":
-                peak = memory(task, folder / name.replace(" ", "-").replace(",", "") / "job.json")
+                peak = memory(folder / "memory", name, architecture, quick)
                 shown = ", ".join(f"{kind} {size / 2**20:,.0f} MiB" for kind, size in peak.items())
                 show(f"  {name}, peak memory, ours / TRL: {peak['ours'] / peak['plain']:.3f}   goal <= 1; {shown}")
     finally:
@@ -176,4 +178,6 @@ def run(quick: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run")
-    run(parser.parse_args().quick)
+    parser.add_argument("--repeats", type=int, help="steps of each, after one that warms up; 5, or 1 with --quick")
+    options = parser.parse_args()
+    run(options.repeats or (1 if options.quick else 5), options.quick)

@@ -4,10 +4,14 @@ import os
 import sys
 from pathlib import Path
 from signal import Signals
+from typing import TYPE_CHECKING
 
 from post_training.core.secrets import mask_output
 from post_training.run_dir.stop import REQUEST, die_with_parent, write_stopped
 from post_training.training import compile_cache
+
+if TYPE_CHECKING:
+    from post_training.core.task import Task
 
 # Before everything that takes time. Slurm's warning, or a Ctrl-C, may come while torch is being imported.
 REQUEST.listen()
@@ -16,6 +20,20 @@ REQUEST.listen()
 def _leave(directory: Path, number: Signals) -> None:
     write_stopped(directory, number, None)
     os._exit(1)
+
+
+def decide_micro_batch(task: "Task") -> None:
+    """The number for `training.per_device_train_batch_size: auto`, which rank 0 prints."""
+    from post_training.config import batch
+
+    tree = task.runtime["pipeline"]
+    if tree[tree["method"]]["training"][batch.PER_DEVICE] != batch.AUTO:
+        return
+    from post_training.preflight.micro_batch import decide
+
+    number = decide(task, batch.topology_from_environment())
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training.{batch.PER_DEVICE}: {number}, by the predicted memory", flush=True)
 
 
 def main() -> int:
@@ -35,6 +53,7 @@ def main() -> int:
     parser.add_argument("task", type=Path, help="the task's file")
     task = Task.read(parser.parse_args().task)
     try:
+        decide_micro_batch(task)
         if task.stage == "reference":
             # Its shards are complete or absent: the rank ends at once, and its exit code ends all others.
             REQUEST.act_at_once(lambda number: _leave(task.directory, number))

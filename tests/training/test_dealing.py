@@ -129,7 +129,8 @@ def alone():
 def test_two_ranks_with_pairs_of_any_length_train_like_one(train, alone, case, strategy):
     one = alone[case] = alone.get(case) or train(case, per_device=1)
     deepspeed = {} if strategy == "ddp" else {"deepspeed__config_path": strategy}
-    two = train(case, per_device=2, ranks=2, **deepspeed)
+    # All of its share at once, as the machine's memory allows, or two at a time.
+    two = train(case, per_device="auto" if strategy == "ddp" else 2, ranks=2, **deepspeed)
     names = {
         "several dpo losses": [
             "rewards/chosen",

@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import view_of
 
 from post_training.config import batch, resolve
 from post_training.config.batch import Topology
@@ -21,6 +22,31 @@ def test_the_line_that_is_printed():
     assert plan.describe(1204) == (
         "2 nodes x 4 GPUs x 2 sequences x 6 accumulation = 96 sequences, 393,216 tokens a step; 1,204 steps"
     )
+
+
+def test_an_automatic_micro_batch_is_decided_by_the_job():
+    made = view(effective_batch_size=96, per_device_train_batch_size="auto")
+    plan = batch.batch_plan(made, "sft", Topology(2, 4, "GPU"))
+    assert plan.describe(1204) == (
+        "2 nodes x 4 GPUs x 12 sequences, as many at a time as fit, = 96 sequences, 393,216 tokens a step; 1,204 steps"
+    )
+    with pytest.raises(
+        ConfigError, match="96 sequences do not divide over 1 node x 7 GPUs x 1 sequence = 7; use 91 or"
+    ):
+        batch.batch_plan(made, "sft", Topology(1, 7, "GPU"))
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("sft", "many", "found 'many', expected a number or auto"),
+        ("sft", 0, "found 0, expected 1 or more"),
+        ("kto", "auto", "rows are compared within a micro-batch"),
+    ],
+)
+def test_micro_batches_that_cannot_be(template, method, value, message):
+    with pytest.raises(ConfigError, match=message):
+        batch.check_length(view_of(template, method, training__per_device_train_batch_size=value), method)
 
 
 def test_refusal_names_the_nearest_numbers():

@@ -76,8 +76,10 @@ def _train(plan: Plan, task: Task, view: dict[str, Any], steps: int, first: bool
         clear_stop_marker(task.directory)
         inputs.check(task)
         reshard(task, view, int(os.environ.get("WORLD_SIZE", "1")))
+    from post_training.preflight.micro_batch import decide
     from post_training.training.run import train_rank
 
+    decide(task, batch.topology_from_environment())
     try:
         stopped = train_rank(task)
     except PeerError:

@@ -9,6 +9,7 @@ from post_training import methods
 from post_training.core.devices import count_gpus
 from post_training.core.errors import ConfigError, require
 
+AUTO, PER_DEVICE = "auto", "per_device_train_batch_size"
 LENGTHS = ("max_steps", "num_training_samples", "num_training_tokens", "num_train_epochs")
 
 
@@ -39,10 +40,15 @@ class BatchPlan:
     row_tokens: int | None
     """Tokens of a full sequence, known with packing."""
     unit: str = "sequence"
+    automatic: bool = False
+    """Whether the job will take more at a time, as its memory allows, with as much less accumulation."""
 
     def describe(self, steps: int | None, epochs: float | None = None) -> str:
         """One line: `2 nodes x 4 GPUs x 2 sequences x 6 accumulation = 96 sequences, 393,216 tokens a step; 1,204 steps`."""
         factors = f"{_devices(self.topology)} x {_count(self.per_device, self.unit)} x {self.accumulation} accumulation"
+        if self.automatic:
+            share = _count(self.per_device * self.accumulation, self.unit)
+            factors = f"{_devices(self.topology)} x {share}, as many at a time as fit,"
         tokens = f", {self.rows * self.row_tokens:,} tokens" if self.row_tokens else ""
         length = _count(steps, "step") if steps is not None else f"{epochs:g} epochs"
         return f"{factors} = {_count(self.rows, self.unit)}{tokens} a step; {length}"
@@ -88,8 +94,15 @@ def check_length(view: dict[str, Any], method: str) -> None:
     if key == "num_training_tokens" and not methods.load(method).packs(view[method]):
         remedy = "set sft.packing=true or give another length" if method == "sft" else "give another length"
         raise ConfigError(f"training.{key}", f"found {training[key]}; works for SFT with packing only; {remedy}")
-    for name in ("effective_batch_size", "per_device_train_batch_size"):
-        require(training[name] >= 1, f"training.{name}", f"found {training[name]}, expected 1 or more")
+    per_device, key = training[PER_DEVICE], f"training.{PER_DEVICE}"
+    if isinstance(per_device, str):
+        require(per_device == AUTO, key, f"found {per_device!r}, expected a number or {AUTO}")
+        decides = methods.micro_batch_decides(view)
+        require(not decides, key, f"found {AUTO}, but these rows are compared within a micro-batch; give a number")
+    else:
+        require(per_device >= 1, key, f"found {per_device}, expected 1 or more")
+    batch = training["effective_batch_size"]
+    require(batch >= 1, "training.effective_batch_size", f"found {batch}, expected 1 or more")
     ratio = training["warmup_ratio"]
     require(0 <= ratio < 1, "training.warmup_ratio", f"found {ratio}, expected a share from 0 to below 1")
 
@@ -97,7 +110,8 @@ def check_length(view: dict[str, Any], method: str) -> None:
 def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPlan:
     """Derive gradient accumulation. Raises ConfigError with the nearest batch sizes that work."""
     training, module = view["training"], methods.load(method)
-    wanted, per_device = training["effective_batch_size"], training["per_device_train_batch_size"]
+    wanted, automatic = training["effective_batch_size"], training[PER_DEVICE] == AUTO
+    per_device = 1 if automatic else training[PER_DEVICE]
     unit = "pair" if module.ROWS == "preference" else "sequence"
     at_once = topology.world_size * per_device
     if wanted % at_once:
@@ -110,7 +124,7 @@ def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPl
         problem = f"{_count(wanted, unit)} do not divide over {divisor}; use {nearest}{other}"
         raise ConfigError("training.effective_batch_size", problem)
     row_tokens = view[method]["max_seq_length"] if module.packs(view[method]) else None
-    return BatchPlan(topology, per_device, wanted // at_once, wanted, row_tokens, unit)
+    return BatchPlan(topology, per_device, wanted // at_once, wanted, row_tokens, unit, automatic)
 
 
 def steps(view: dict[str, Any], method: str, rows: int | None = None) -> int | None:

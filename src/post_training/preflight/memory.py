@@ -48,6 +48,8 @@ _CPU_TILE = 29
 _LOADED_BYTES = 40 << 20
 CONTEXT_BYTES = int(0.7 * GIB)
 """What a CUDA context and the libraries' workspaces take beside the tensors."""
+_PROCESS_BYTES = 700 << 20
+"""Of a rank on the CPU without any tensor: Python, torch, TRL."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def predict(subject: Subject) -> Memory:
     peak = weights + optimizer + reference + gradients + activations + head + step + buffers
     peak += _LOADED_BYTES if subject.topology.device == "CPU" else 0
     return Memory(weights, gradients, optimizer, reference, activations, head, buffers, step, peak)
+
+
+def needed_bytes(subject: Subject, peak: float) -> float:
+    """What a peak takes of the memory that the device has; on the CPU all ranks of the machine share it."""
+    topology = subject.topology
+    return peak + CONTEXT_BYTES if topology.device == "GPU" else (peak + _PROCESS_BYTES) * topology.devices_per_node
 
 
 def longest_batch(subject: Subject) -> tuple[int, int]:

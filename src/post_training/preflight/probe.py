@@ -28,11 +28,14 @@ def run(task: Task) -> int:
     from post_training.launch.processes import run_together
     from post_training.preflight import predicted
     from post_training.preflight.measurements import batch_of, work
+    from post_training.preflight.micro_batch import decide
     from post_training.run_dir import failures
     from post_training.run_dir.stop import REQUEST
 
+    task.saved()  # the rank decides by itself
+    topology = one_device(resolve(task.runtime["pipeline"]).last)
+    decide(task, topology)
     view = resolve(task.runtime["pipeline"]).last
-    topology = one_device(view)
     (task.directory / "logs").mkdir(parents=True, exist_ok=True)
     failed = task.directory / "logs" / "failures"
     failures.clear(failed)
@@ -82,21 +85,9 @@ def probed_view(view: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def probed_subject(task: Task, view: dict[str, Any], topology: Topology) -> Any:
     """The probe as preflight would check it."""
-    from post_training.core import devices
-    from post_training.models import folder as model_folder
-    from post_training.preflight.shape import ModelShape
-    from post_training.preflight.subject import Subject, holds_reference
+    from post_training.preflight.micro_batch import subject_of
 
-    folder, trust = model_folder(task.inputs["model"]), bool(view["model"]["trust_remote_code"])
-    shape = ModelShape.of(folder, trust, methods.model_class(view["method"]))
-    reference = shape if holds_reference(view) else None
-    if "reference_model" in task.inputs:
-        reference = ModelShape.of(model_folder(task.inputs["reference_model"]), trust)
-    changed = probed_view(view, task.config["steps"])
-    device = devices.here(topology.device)
-    return Subject(
-        view["stage"], changed, task.inputs["data"], folder, shape, topology, device, task.directory, reference
-    )
+    return subject_of(task, probed_view(view, task.config["steps"]), topology)
 
 
 def side_by_side(predicted: dict[str, Any], measured: dict[str, Any]) -> str:

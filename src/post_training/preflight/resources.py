@@ -12,18 +12,13 @@ from post_training.preflight.check import Check, check, failed
 from post_training.preflight.measurements import memory_correction
 from post_training.preflight.subject import Subject
 
-_PROCESS_BYTES = 700 << 20
-"""Of a rank on the CPU without any tensor: Python, torch, TRL."""
-
 
 def memory_check(subject: Subject) -> Check:
     """Predicted memory a device against what it has; on the CPU all ranks of the machine share it."""
     predicted, device, name = memory.predict(subject), subject.device, "resources.memory"
     factor, source = memory_correction(subject) or (1.0, None)
     value = predicted.describe() + (f", times {factor:.2f} as measured by {source}" if source else "")
-    peak = predicted.peak * factor
-    on_gpu = subject.topology.device == "GPU"
-    needed = peak + memory.CONTEXT_BYTES if on_gpu else (peak + _PROCESS_BYTES) * subject.topology.devices_per_node
+    needed = memory.needed_bytes(subject, predicted.peak * factor)
     if device.memory_bytes is None:
         remedy = "name the GPUs with slurm.gpu_model"
         return Check(name, f"{value}; unknown device", "warning", remedy)

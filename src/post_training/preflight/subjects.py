@@ -9,6 +9,7 @@ from post_training.core.task import Task
 from post_training.models import folder as model_folder
 from post_training.preflight import resources
 from post_training.preflight.measurements import measurements, same_work, work
+from post_training.preflight.micro_batch import largest, with_number
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject, holds_reference
 
@@ -41,6 +42,8 @@ def subjects_of(task: Task) -> list[Subject]:
             reference = shape(model_folder(task.inputs[f"{name} reference_model"]), trust)
         run = base / training["run"]
         subject = Subject(name, view, task.inputs[f"{name} data"], folder, own, topology, device, run, reference)
+        if view["training"][batch.PER_DEVICE] == batch.AUTO:
+            subject = with_number(subject, largest(subject))
         subject.runs, subject.complete = tuple(training["names"]), (run / "manifest.json").is_file()
         subject.rates = [entry for entry in measured if same_work(entry, work(subject))]
         found.append(subject)

@@ -29,8 +29,9 @@ class TrainingConfig:
     steps."""
     effective_batch_size: int = 32
     """Sequences (pairs for DPO) per optimizer step over all devices; gradient accumulation follows from it."""
-    per_device_train_batch_size: int = 1
-    """Sequences (pairs for DPO) per forward pass of one device. Never makes a stage stale."""
+    per_device_train_batch_size: int | str = 1
+    """Sequences (pairs for DPO) per forward pass of one device, or `auto`: the largest power of two that divides a device's share
+    of the step and fits by the predicted memory, decided when the job starts. Never makes a stage stale."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute. Never makes stale."""
     use_liger_kernel: bool = False
