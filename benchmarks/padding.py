@@ -3,8 +3,8 @@
     python benchmarks/padding.py [--repeats 5] [--quick]
 
 Ours and TRL's take turns in one process, a step each, as in training.py; lengths are those of real chats (corpus.py), up to 1,024
-tokens (2,048 packed). Losses must be equal. Peak memory is of processes of their own, which take two steps. On two cores it ends
-within eight minutes.
+tokens (2,048 packed). Losses must be equal. Peak memory is of processes of their own, which take two steps. The whole is sized for
+eight minutes of two cores that do nothing else.
 """
 
 import argparse
