@@ -118,8 +118,9 @@ def outcome(family, method, template, tokenizer, place):
     config = CONFIG_MAPPING[family]()
     text = config.get_text_config()
     for one in {id(config): config, id(text): text}.values():
-        for name in [name for name, value in vars(one).items() if "drop" in name and isinstance(value, float)]:
-            setattr(one, name, 0.0)
+        for name in [name for name, value in vars(one).items() if isinstance(value, float)]:
+            if "drop" in name or "jitter" in name:  # noise of training
+                setattr(one, name, 0.0)
     experts = hasattr(text, "output_router_logits") and hasattr(text, "router_aux_loss_coef")
     config.save_pretrained(place)
     for file in tokenizer.iterdir():
