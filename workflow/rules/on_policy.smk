@@ -21,7 +21,6 @@ use rule gpu_stage as generate with:
         "<outputs>/data/generated/{stage}/manifest.json",
     log:
         "<outputs>/logs/generate/{stage}.log",
-    threads: PLAN.all_threads
 
 
 use rule cpu_stage as score with:
@@ -43,7 +42,6 @@ use rule gpu_stage as score_model with:
         "<outputs>/data/scored_by_model/{stage}/manifest.json",
     log:
         "<outputs>/logs/score_model/{stage}.log",
-    threads: PLAN.all_threads
 
 
 use rule cpu_stage as select with:

@@ -14,6 +14,7 @@ from snakemake.io import ancient
 
 from post_training.config import batch
 from post_training.console.jobs import Job as ConsoleJob
+from post_training.core.devices import count_gpus
 from post_training.core.errors import UserError
 from post_training.core.manifest import NAME
 from post_training.core.stages import STAGES, Place
@@ -146,6 +147,11 @@ class Lookup:
     def all_threads(self) -> int:
         """All cores of this machine: two trainings must not share its devices."""
         return self.workflow.resource_settings.cores or os.cpu_count() or 1
+
+    @property
+    def gpu_threads(self) -> int:
+        """Cores of a job on one GPU: all, so that no other job is on this machine's GPUs; without one, half of them."""
+        return self.all_threads if count_gpus() else max(1, self.all_threads // 2)
 
     def task_of(self, job: Any) -> Task | None:
         """What a job of Snakemake's is to do; None when it is no stage of this plan."""
