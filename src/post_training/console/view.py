@@ -69,13 +69,13 @@ def panel(console: Console, board: Board) -> RenderableType:
 
 
 def plain_progress(board: Board) -> list[str]:
-    """The same for a log: a line for each running job."""
-    lines = [
-        f"running {job.kind} {job.label} {duration(_since(began))}  {_says(board, output, job)}".rstrip()
+    """The same for a log: a line for each running job, with the count of all."""
+    counted = f"{len(board.finished):,} of {len(board.jobs):,} jobs done"
+    return [
+        f"running {job.kind} {job.label} {duration(_since(began))} ({counted})  {_says(board, output, job)}".rstrip()
         for output, began in list(board.running.items())[:_SHOWN]
         if (job := board.jobs.get(output))
     ]
-    return lines and [*lines, f"{len(board.finished):,} of {len(board.jobs):,} jobs done"]
 
 
 def plan_lines(planned: list[tuple[str, str]]) -> list[str]:
