@@ -23,8 +23,12 @@ def leave_out_unless_used(task: Task) -> None:
 
     PEFT imports it wherever it is installed, and it torch's compiler: seconds of every start.
     """
-    told = json.dumps([task.config, task.runtime], default=str)
-    if '"quantization": {' not in told and '"optim"' not in told and task.stage not in ("generate", "score_model"):
+    settings = json.dumps([task.config, task.runtime], default=str)
+    if (
+        '"quantization": {' not in settings
+        and '"optim"' not in settings
+        and task.stage not in ("generate", "score_model")
+    ):
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
