@@ -122,7 +122,7 @@ def test_zero_trains_the_same_and_its_checkpoint_exports(
     (checkpoint / "model.safetensors").unlink()
     settings = {"dtype": "float32", "trust_remote_code": False}
     with pytest.raises(UserError, match=r"shards and no weights; `python .*zero_to_fp32\.py"):
-        export.load_trained(checkpoint, checkpoint, settings, [])
+        export.load_trained(checkpoint, checkpoint, settings, [], "sft")
 
 
 def test_dpo_on_two_processes(tmp_path, model_manifest, dpo_rows, template):
