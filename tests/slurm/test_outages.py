@@ -78,11 +78,12 @@ def test_an_outage_at_srun_is_waited_for_and_counts_as_no_failure(make, undistur
     wrapper = tmp_path / "bin" / "srun"
     wrapper.parent.mkdir()
     wrapper.write_text(
-        f'#!/bin/sh\nif mkdir {called} 2>/dev/null; then sleep 2; fi\nexec {shutil.which("srun")} "$@"\n'
+        f'#!/bin/sh\nif mkdir {called} 2>/dev/null; then sleep 15; fi\nexec {shutil.which("srun")} "$@"\n'
     )
     wrapper.chmod(0o755)
     main = project.start(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
     until(called.exists, "the start of the ranks")
+    time.sleep(10)  # the controller has written down that the job runs
     restart(120)
     main.ends(0)
     assert "Slurm does not answer (squeue: " in next((project.run_of() / "slurm").glob("slurm-*.err")).read_text()
