@@ -41,6 +41,11 @@ def use_own_forward(model: Any) -> None:
     _base(model).uses_own_forward = True
 
 
+def uses_own_forward(model: Any) -> bool:
+    """Whether it has been switched over."""
+    return bool(getattr(_base(model), "uses_own_forward", False))
+
+
 def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -1,4 +1,4 @@
-"""Before the first step of every start: the loss is the model's own.
+"""Before the first step of every start (under ZeRO-3, of a run): the loss is the model's own.
 
 The log-probabilities that training computes go through packing or padding, an attention kernel, and TRL's fused output layer. Each
 could be wrong for a model that nobody has tried: nothing fails, and another model is trained than the one that is exported. So some
@@ -9,21 +9,25 @@ layer; where they still do, the run stops. No gradient, no random number, and no
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from post_training import methods
 from post_training.core.errors import UserError, brief
 from post_training.data.collate import collate_step
 from post_training.data.loss_mask import Ids
-from post_training.models.own_forward import use_own_forward
+from post_training.models.own_forward import use_own_forward, uses_own_forward
 from post_training.training.ranks import gather
 
 KEY = "model.step"
 """The name in `preflight.only_warn` with which a run trains all the same."""
+OWN_FORWARD = "own_forward"
+"""A file beside the checkpoints of a run that trains by the model's own forward."""
 _DOCUMENTS, _TOKENS = 4, 256
 _TO_MODEL = (
     *("input_ids", "attention_mask", "position_ids", "seq_idx", "layout"),
@@ -72,7 +76,17 @@ class LossCheck(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every rank takes the same rows, so that all decide alike. Raises UserError."""
         began = time.monotonic()
-        self.said = settle(self.trainer, self.rows, self.view)
+        chosen = Path(args.output_dir) / OWN_FORWARD
+        if state.global_step and is_deepspeed_zero3_enabled():
+            # After a checkpoint DeepSpeed would not gather again, for the first backward pass, what this has gathered.
+            self.said = "loss compared with the model's own forward when the run began"
+            if chosen.exists():
+                use_own_forwards(self.trainer)
+        else:
+            self.said = settle(self.trainer, self.rows, self.view)
+            if args.process_index == 0 and uses_own_forward(self.trainer.accelerator.unwrap_model(self.trainer.model)):
+                chosen.parent.mkdir(parents=True, exist_ok=True)
+                chosen.touch()
         self.trainer.tokens.leave_out(time.monotonic() - began)
         if args.process_index == 0:
             print(f"{self.view['stage']}: {self.said}", flush=True)
@@ -102,9 +116,8 @@ def settle(trainer: Any, rows: Any, view: dict[str, Any]) -> str:
         problem = f"does not serve this model ({type(error).__name__}: {brief(error, 100)})"
     if first is not None and _all_agree(first, trainer.args):
         return f"{what.format(first.tokens)} before the first step: {first}"
-    for one in (trainer.model, getattr(trainer, "ref_model", None)):
-        if one is not None and answers:
-            use_own_forward(trainer.accelerator.unwrap_model(one))
+    if answers:
+        use_own_forwards(trainer)
     second = compare(trainer, rows, answers)
     if not second.balances:
         trainer.aux_loss_enabled = False  # the model has none, and TRL would multiply nothing
@@ -116,6 +129,13 @@ def settle(trainer: Any, rows: Any, view: dict[str, Any]) -> str:
     if KEY in view["preflight"]["only_warn"]:
         return f"warning: {found}; {remedy}"
     raise UserError(f"{found}; {remedy}, or let it run with preflight.only_warn='[{KEY}]'")
+
+
+def use_own_forwards(trainer: Any) -> None:
+    """Switch the trainer's models over, for good."""
+    for one in (trainer.model, getattr(trainer, "ref_model", None)):
+        if one is not None:
+            use_own_forward(trainer.accelerator.unwrap_model(one))
 
 
 def _alternative(trainer: Any) -> str:
