@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from post_training import methods
 from post_training.core.errors import UserError, brief
@@ -77,7 +77,7 @@ class LossCheck(TrainerCallback):
         """Every rank takes the same rows, so that all decide alike. Raises UserError."""
         began = time.monotonic()
         chosen = Path(args.output_dir) / OWN_FORWARD
-        if state.global_step and is_deepspeed_zero3_enabled():
+        if state.global_step and is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
             # After a checkpoint DeepSpeed would not gather again, for the first backward pass, what this has gathered.
             self.said = "loss compared with the model's own forward when the run began"
             if chosen.exists():
