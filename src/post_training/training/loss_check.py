@@ -7,6 +7,7 @@ through the model's own forward. Where they differ by more than rounding, the mo
 layer; where they still do, the run stops. No gradient, no random number, and no step is taken.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,12 @@ class LossCheck(TrainerCallback):
             self.said = "loss compared with the model's own forward when the run began"
             if chosen.exists():
                 use_own_forwards(self.trainer)
+                self.trainer.aux_loss_enabled = json.loads(chosen.read_text())["aux_loss_enabled"]
         else:
             self.said = settle(self.trainer, self.rows, self.view)
             if args.process_index == 0 and uses_own_forward(self.trainer.accelerator.unwrap_model(self.trainer.model)):
                 chosen.parent.mkdir(parents=True, exist_ok=True)
-                chosen.touch()
+                chosen.write_text(json.dumps({"aux_loss_enabled": getattr(self.trainer, "aux_loss_enabled", False)}))
         self.trainer.tokens.leave_out(time.monotonic() - began)
         if args.process_index == 0:
             print(f"{self.view['stage']}: {self.said}", flush=True)
