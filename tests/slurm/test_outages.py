@@ -39,6 +39,15 @@ def restart(seconds: float) -> None:
     until(lambda: "UP" in slurm("scontrol", "ping"), "the controller")
 
 
+def waiting(program: str, script: str, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A program of Slurm's with some lines of shell before it: the folder that they make when they wait, and the environment."""
+    called, wrapper = tmp_path / "called", tmp_path / "bin" / program
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\n{script.format(called=called)}\nexec {shutil.which(program)} "$@"\n')
+    wrapper.chmod(0o755)
+    return called, {"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize(
     ("outage", "seconds"),
     [
@@ -48,16 +57,10 @@ def restart(seconds: float) -> None:
 )
 def test_an_outage_at_sbatch_is_waited_for_and_gives_one_job(make, undisturbed, outage, seconds, tmp_path):
     project = make(slurm__gpus_per_node=1)
-    called = tmp_path / "called"
-    wrapper = tmp_path / "bin" / "sbatch"
-    wrapper.parent.mkdir()
     # Waits until the controller is away, at the first submission of all; `--test-only` comes before.
-    wrapper.write_text(
-        f'#!/bin/sh\ncase "$*" in *--parsable*) if mkdir {called} 2>/dev/null; then sleep 1; fi;; esac\n'
-        f'exec {shutil.which("sbatch")} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    main = project.start(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    script = 'case "$*" in *--parsable*) if mkdir {called} 2>/dev/null; then sleep 1; fi;; esac'
+    called, environment = waiting("sbatch", script, tmp_path)
+    main = project.start(**environment)
     until(called.exists, "the submission")
     away = threading.Thread(target=outage, args=(seconds,))
     away.start()
@@ -74,14 +77,8 @@ def test_an_outage_at_sbatch_is_waited_for_and_gives_one_job(make, undisturbed, 
 @pytest.mark.skipif("not os.environ.get('LONG')", reason="LONG=1")
 def test_an_outage_at_srun_is_waited_for_and_counts_as_no_failure(make, undisturbed, tmp_path):
     project = make(slurm__gpus_per_node=1)
-    called = tmp_path / "called"
-    wrapper = tmp_path / "bin" / "srun"
-    wrapper.parent.mkdir()
-    wrapper.write_text(
-        f'#!/bin/sh\nif mkdir {called} 2>/dev/null; then sleep 15; fi\nexec {shutil.which("srun")} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    main = project.start(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    called, environment = waiting("srun", "if mkdir {called} 2>/dev/null; then sleep 15; fi", tmp_path)
+    main = project.start(**environment)
     until(called.exists, "the start of the ranks")
     time.sleep(10)  # the controller has written down that the job runs
     restart(120)

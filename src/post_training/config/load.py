@@ -14,16 +14,7 @@ from post_training.config.hints import unknown_key
 from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED
 from post_training.config.schema.data import DatasetConfig
-from post_training.config.trees import (
-    INDEX,
-    Tree,
-    apply_dotted,
-    get,
-    load_file,
-    merge_into,
-    parse_dotted,
-    plain,
-)
+from post_training.config.trees import INDEX, Tree, apply_dotted, get, load_file, merge_into, parse_dotted, plain
 from post_training.config.views import section, stage_view
 from post_training.core.errors import ConfigError, did_you_mean, one_of
 

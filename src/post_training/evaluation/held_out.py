@@ -19,18 +19,18 @@ from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.progress import Progress
 from post_training.core.task import Task
-from post_training.data import shapes
 from post_training.data.tokens.chat_template import resolve_template
-from post_training.data.view import open_rows
 from post_training.evaluation.fields import compare_answers
-from post_training.evaluation.probabilities import batches_of, log_probabilities
+from post_training.evaluation.preferences import SIDES, Result, held_out_rows, on_pairs, preference
+from post_training.evaluation.probabilities import log_probabilities
 from post_training.evaluation.prompts import PROMPTS, planned_prompts
-from post_training.evaluation.reward_model import Scorer, preference
+from post_training.evaluation.reward_model import Scorer
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.files import stop_tokens
 from post_training.models.loading import (
     answers_that_fit,
+    batches_of,
     generate,
     gives_scores,
     halving,
@@ -44,8 +44,6 @@ HELD_OUT = "held-out "
 """Before a stage's name: the input that is its mix."""
 _TOO_LONG = "too long for the model"
 Messages = list[dict[str, Any]]
-Result = dict[str, Any]
-"""`kind`, `rows` (how many examples), and the measures of that kind."""
 
 
 def run(task: Task) -> None:
@@ -180,39 +178,26 @@ class Evaluator:
 
     def preferences(self, rows: list[dict[str, Any]]) -> tuple[Result, list[dict[str, Any]]]:
         """Share of pairs whose chosen answer has the higher log-probability, and the mean difference in nats."""
-        sides = ("chosen", "rejected")
         encoded = [
-            self._encode(row["prompt"] + row[side], skip=_turns(row["prompt"])) for row in rows for side in sides
+            self._encode(row["prompt"] + row[side], skip=_turns(row["prompt"])) for row in rows for side in SIDES
         ]
-        totals = [total for total, _ in self._scored(encoded)]
-        samples = [
-            {key: row[key] for key in ("prompt", *sides)}
-            | {"chosen_logp": chosen, "rejected_logp": rejected, "correct": chosen > rejected}
-            for row, chosen, rejected in zip(rows, totals[::2], totals[1::2], strict=True)
-        ]
-        return {"kind": "preference", "rows": len(rows), **preference(totals)}, samples
+        return on_pairs(rows, [total for total, _ in self._scored(encoded)], "logp")
 
     def held_out(self, mix: Path, limit: int | None) -> tuple[Result, int, int]:
         """The result on the held-out examples of a mix; how many were used, and how many are too long for the model.
 
         Raises UserError when all are too long.
         """
-        documents = open_rows(mix, part="eval").distinct()
-        shape = shapes.of_columns(documents.columns)
-        numbers = np.random.default_rng(0).permutation(len(documents))[:limit]
-        rows = [shape.sequences(documents[int(number)]) for number in numbers]
-        kept = [row for row in rows if max(len(ids) for _, ids, _ in row) <= self.longest]
-        if not kept:
-            raise UserError(f"{mix}: no held-out row of {len(rows)} is short enough for the model")
+        kept, dropped = held_out_rows(mix, limit, self.longest)
         scored = self._scored(
             # Nothing predicts the first token.
             [(ids.tolist(), (np.flatnonzero(trained[1:]) + 1).tolist()) for row in kept for _, ids, trained in row]
         )
-        if [name for name, _, _ in kept[0]] == ["chosen", "rejected"]:
+        if [name for name, _, _ in kept[0]] == [*SIDES]:
             result = {"kind": "preference", **preference([total for total, _ in scored])}
         else:
             result = {"kind": "loss", "tokens": sum(count for _, count in scored), "loss": _mean_loss(scored)}
-        return {**result, "rows": len(kept)}, len(kept), len(rows) - len(kept)
+        return {**result, "rows": len(kept)}, len(kept), dropped
 
     def _scored(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
         return log_probabilities(self.model, self.tokenizer.pad_token_id, rows, self.batch_size)

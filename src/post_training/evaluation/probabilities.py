@@ -3,7 +3,7 @@
 from typing import Any
 
 from post_training.core.progress import Progress
-from post_training.models.loading import halving
+from post_training.models.loading import batches_of, halving
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
 _LOGIT_BYTES = 1 << 30
@@ -24,12 +24,6 @@ def log_probabilities(model: Any, pad: int, rows: list[Row], batch_size: int) ->
         done += len(batch)
         progress.update(done)
     return results
-
-
-def batches_of(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices in batches of like lengths, so that there is little padding."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _of_batch(model: Any, pad: int, rows: list[Row]) -> list[tuple[float, int]]:

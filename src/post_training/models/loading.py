@@ -145,9 +145,27 @@ def left_padded(prompts: list[list[int]], pad: int, device: Any) -> tuple[Any, A
     return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
 
 
-def padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:
-    """A reward model's score of each row of token ids, computed as one batch, padded on the right; halved where it does not fit."""
-    return halving(rows, lambda some: _padded_scores(model, some, pad), "scores")
+def batches_of(lengths: list[int], size: int) -> list[list[int]]:
+    """Indices in batches of like lengths, so that there is little padding."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def padded_scores(
+    model: Any, rows: list[list[int]], pad: int, batch_size: int, progress: Callable[[int], None] = lambda done: None
+) -> list[float]:
+    """A reward model's score of each row of token ids, in batches padded on the right; halved where they do not fit.
+
+    `progress` is called with the number of rows that are done.
+    """
+    found, done = [0.0] * len(rows), 0
+    for batch in batches_of([len(row) for row in rows], batch_size):
+        scores = halving([rows[index] for index in batch], lambda some: _padded_scores(model, some, pad), "scores")
+        for index, score in zip(batch, scores, strict=True):
+            found[index] = score
+        done += len(batch)
+        progress(done)
+    return found
 
 
 def _padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:

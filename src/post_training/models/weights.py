@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from post_training.core.errors import UserError
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+Tensors = dict[str, dict[str, Any]]
+"""Name of a tensor -> its `dtype` as safetensors writes it, and its `shape`."""
 _ROOM_BYTES = 2 << 30
 """Beside the weights: CUDA's context, the cache and the logits of one long answer. Batches are halved where they need more."""
 _SPREAD = 0.9
@@ -26,30 +28,34 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
-def stored(path: Path) -> Iterator[tuple[str, int]]:
-    """Number format (`float32`, ..., or safetensors' own name of another) and elements of each tensor of a safetensors file.
+def read_header(path: Path) -> Tensors:
+    """Names, types and shapes of a safetensors file's tensors. Raises SafetensorError when it is damaged."""
+    from safetensors import safe_open
 
-    Raises UserError for a file that is cut off.
-    """
-    try:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (ValueError, OverflowError, MemoryError):
-        raise UserError(f"{path}: is no safetensors file, or cut off; copy it again") from None
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield _NAMES.get(entry["dtype"], entry["dtype"]), math.prod(entry["shape"])
+    with safe_open(path, "numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
 
 
 def weight_bytes(folder: Path, dtype: str = "auto") -> int:
-    """Bytes of a model's weights in memory, loaded as `dtype`; `auto` = as they are stored."""
+    """Bytes of a model's weights in memory, loaded as `dtype`; `auto` = as they are stored.
+
+    Raises UserError for a file that is cut off.
+    """
+    from safetensors import SafetensorError
+
     total = 0
     for path in weight_files(folder):
         if path.suffix == ".bin":
             total += path.stat().st_size
             continue
-        for kind, elements in stored(path):
-            total += elements * BYTES.get(kind if dtype == "auto" or kind not in BYTES else dtype, 1)
+        try:
+            tensors = read_header(path).values()
+        except SafetensorError:
+            raise UserError(f"{path}: is no safetensors file, or cut off; copy it again") from None
+        for tensor in tensors:
+            kind = _NAMES.get(tensor["dtype"], "")
+            total += math.prod(tensor["shape"]) * BYTES.get(kind if dtype == "auto" or not kind else dtype, 1)
     return total
 
 

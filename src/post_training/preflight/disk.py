@@ -8,6 +8,7 @@ from getpass import getuser
 from pathlib import Path
 
 from post_training.core.format import gib
+from post_training.models.weights import BYTES
 from post_training.preflight import memory
 from post_training.preflight.check import Check, check
 from post_training.preflight.subject import Subject
@@ -44,7 +45,7 @@ def predict(subject: Subject) -> Files:
     # The newest one is written before the oldest one goes.
     kept = written if limit is None else min(written, limit + 1)
     kept += subject.view["export"]["checkpoint"] == "best"
-    model = memory.BYTES[subject.view["model"]["dtype"]] * subject.shape.parameters
+    model = BYTES[subject.view["model"]["dtype"]] * subject.shape.parameters
     inference = 4 * subject.trainable if subject.view["model"]["lora"] is not None else model
     every = keeping["inference_checkpoint_steps"]
     here = every is not None and every > 0 and keeping["inference_checkpoint_path"] is None

@@ -33,10 +33,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from post_training.core.format import GIB, gib
+from post_training.models.weights import BYTES
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = (4096, 32768)
 # Bytes a parameter of the moments that an optimizer of Transformers keeps; AdamW in all its forms unless named here.
 _MOMENTS = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 0, "lion": 4, "rmsprop": 4, "adagrad": 4}

@@ -136,9 +136,8 @@ def schedule(subject: Subject) -> list[float] | None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     kwargs = scheduler_kwargs(subject.training)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's, that the scheduler steps before the optimizer: nothing is trained here
+        # Torch's, that the scheduler steps before the optimizer: nothing is trained here.
+        warnings.simplefilter("ignore")
         made: Any = get_scheduler(
             kind, optimizer, warmup_steps(subject), subject.steps, scheduler_specific_kwargs=kwargs
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from post_training.core.devices import USABLE
 from post_training.core.errors import UserError
 from post_training.core.format import gib
-from post_training.models.weights import gpus_needed, inference_bytes
+from post_training.models.weights import BYTES, gpus_needed, inference_bytes
 from post_training.preflight import memory
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.measurements import memory_correction
@@ -35,7 +35,7 @@ def memory_check(subject: Subject) -> Check:
 def inference_check(subject: Subject) -> Check:
     """What export, evaluation and `generate` hold of the model, and on how many devices."""
     name, device = "resources.inference", subject.device
-    size = subject.shape.parameters * memory.BYTES[subject.view["model"]["dtype"]]
+    size = subject.shape.parameters * BYTES[subject.view["model"]["dtype"]]
     if subject.topology.device == "CPU":
         have = device.memory_bytes
         return check(

@@ -7,6 +7,7 @@ from typing import Any
 from post_training.core import manifest
 from post_training.core.errors import UserError, brief, did_you_mean
 from post_training.models import folder as model_folder
+from post_training.models.weights import weight_files
 from post_training.preflight.check import Check, check
 from post_training.preflight.subject import Subject
 
@@ -65,19 +66,14 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    index = folder / "model.safetensors.index.json"
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif "model.safetensors" in names:
-        names = ["model.safetensors"]
     tensors: dict[str, Any] = {}
-    for name in names:
-        with safe_open(folder / name, framework="pt") as file:
+    for path in weight_files(folder):
+        if path.suffix == ".bin":
+            tensors |= torch.load(path, map_location="meta", mmap=True, weights_only=True)
+            continue
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (it is no mapping)
                 tensors[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
-    for path in [] if names else sorted(folder.glob("pytorch_model*.bin")):
-        tensors |= torch.load(path, map_location="meta", mmap=True, weights_only=True)
     return tensors
 
 

@@ -150,7 +150,7 @@ def verify_scores(folder: Path, data: Path, settings: dict[str, Any]) -> dict[st
         raise UserError("\n".join(wrong))
     rows = [ids[:_ROW_TOKENS] for ids, _ in islice(_sequences(data, rows=100), _SAMPLES)]
     alone = [score for ids in rows for score in scores_of(model, ids, parts=1)[:, 0].tolist()]
-    padded = padded_scores(model, rows, tokenizer.pad_token_id)
+    padded = padded_scores(model, rows, tokenizer.pad_token_id, len(rows))
     apart = max(abs(one - other) for one, other in zip(alone, padded, strict=True))
     largest = max(map(abs, alone))
     if not apart <= lora.TOLERANCE[settings["dtype"]] * largest:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-Tensors = dict[str, dict[str, Any]]
-"""Name -> `dtype`, such as `BF16`, and `shape`."""
+from post_training.models.weights import Tensors, read_header
+
 _NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Prefixes that training wrappers add to the names of tensors; inference programs expect names without.
@@ -86,13 +86,6 @@ def _tensors(folder: Path) -> tuple[Tensors, list[str]]:
         if listed != {tensor: name for name, header in headers.items() for tensor in header}:
             wrong.append(f"{index.name}: does not list the tensors that the files hold")
     return {tensor: facts for header in headers.values() for tensor, facts in header.items()}, wrong
-
-
-def read_header(path: Path) -> Tensors:
-    """Names, types and shapes of a safetensors file's tensors. Raises SafetensorError when it is damaged."""
-    with safe_open(path, "numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
 
 
 def _of_config(config: dict[str, Any], tensors: Tensors) -> Iterator[str]:

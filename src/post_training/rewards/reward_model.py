@@ -23,34 +23,24 @@ def reward_model(
     ]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     found: list[float | None] = [None] * len(ids)
-    fitting = sorted(
-        (index for index, one in enumerate(ids) if len(one) <= min(max_length, stop)), key=lambda i: len(ids[i])
-    )
-    for start in range(0, len(fitting), batch_size):
-        batch = fitting[start : start + batch_size]
-        scores = padded_scores(network, [ids[index] for index in batch], tokenizer.pad_token_id)
-        for index, score in zip(batch, scores, strict=True):
-            found[index] = score
+    fitting = [index for index, one in enumerate(ids) if len(one) <= min(max_length, stop)]
+    scores = padded_scores(network, [ids[index] for index in fitting], tokenizer.pad_token_id, batch_size)
+    for index, score in zip(fitting, scores, strict=True):
+        found[index] = score
     return found
 
 
 @lru_cache(maxsize=1)
 def _loaded(folder: str) -> tuple[Any, Any, int]:
     """Model in evaluation mode, tokenizer, and the longest input."""
-    from transformers import AutoModelForSequenceClassification
+    from post_training.models.loading import load_for_inference, load_tokenizer, longest_input
 
-    from post_training.models.loading import load_tokenizer, longest_input, silence_progress_bars
-    from post_training.models.weights import load_arguments
-
-    silence_progress_bars()
     tokenizer = load_tokenizer(Path(folder))
     if not tokenizer.chat_template:
         raise DataError(f"{folder}: its tokenizer has no chat template; use a reward model for conversations")
-    network: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype="auto", **load_arguments(Path(folder))
-    )
+    network = load_for_inference(Path(folder), model_class="AutoModelForSequenceClassification")
     if network.config.num_labels != 1:
         raise DataError(f"{folder}: has {network.config.num_labels} outputs, expected a reward model with 1")
     if network.config.pad_token_id is None:
         network.config.pad_token_id = tokenizer.pad_token_id
-    return network.eval(), tokenizer, longest_input(network)
+    return network, tokenizer, longest_input(network)
