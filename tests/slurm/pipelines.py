@@ -150,7 +150,11 @@ class Project:
                 where = os.readlink(path.with_name("cwd"))
             except OSError:
                 continue
-            if b"post_training.rank" in words and any(task in w.decode() for w in words) and where == str(self.path):
+            if (
+                b"post_training.commands.rank" in words
+                and any(task in w.decode() for w in words)
+                and where == str(self.path)
+            ):
                 found.append(int(path.parent.name))
         return found
 

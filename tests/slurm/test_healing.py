@@ -103,7 +103,7 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
         "    print('RuntimeError: the disk of this node is broken', file=sys.stderr, flush=True)\n"
         "    os._exit(7)\n"
         "CRASH_AFTER = 6\n"
-        "if 'post_training.rank' in ' '.join(sys.orig_argv) and os.environ.get('RANK') == '1':\n"
+        "if 'post_training.commands.rank' in ' '.join(sys.orig_argv) and os.environ.get('RANK') == '1':\n"
         "    threading.Thread(target=crash, daemon=True).start()\n"
     )
     path = f"{faults}:{Path(__file__).parents[2] / 'src'}"

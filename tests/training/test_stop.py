@@ -125,7 +125,7 @@ def test_a_dead_rank_ends_the_run_within_seconds(tmp_path, two_ranks):
 
 def test_signals_have_handlers_before_anything_slow_is_imported():
     code = (
-        "import sys\nimport post_training.rank\n"
+        "import sys\nimport post_training.commands.rank\n"
         "import signal; from post_training.run_dir.stop import REQUEST\n"
         "assert signal.getsignal(signal.SIGUSR1) == REQUEST._receive\n"
         "slow = {'torch', 'numpy', 'transformers', 'omegaconf', 'subprocess'} & set(sys.modules)\nassert not slow, slow"

@@ -1,1 +1,1 @@
-"""The commands of `python -m post_training`."""
+"""The commands of `python -m post_training`, and the process of a rank."""

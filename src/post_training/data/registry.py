@@ -21,7 +21,7 @@ from post_training.core.fingerprint import write_atomically
 PACKAGE = Path(__file__).parents[1]
 TRANSFORMS = PACKAGE / "data" / "transforms"
 REWARDS = PACKAGE / "rewards"
-CHAT_TEMPLATES = PACKAGE / "chat_templates"
+CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
 KEPT = "source"
 """Folder of a stage's directory with the module of a user as it was used."""
 OWN_TEMPLATE = "tokenizer"

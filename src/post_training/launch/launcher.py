@@ -56,7 +56,7 @@ __all__ = ["INTERRUPTED", "LOCKED", "REQUEUE", "STOPPED", "run"]
 
 def rank_command(task_file: Path, python: str = sys.executable) -> list[str]:
     """Command line of a rank; everything else it needs is in the file and the environment."""
-    return [python, "-u", "-m", "post_training.rank", str(task_file)]
+    return [python, "-u", "-m", "post_training.commands.rank", str(task_file)]
 
 
 def run(task: Task) -> int:

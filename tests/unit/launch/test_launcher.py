@@ -87,7 +87,7 @@ def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
 
 def test_rank_command():
     assert launcher.rank_command(Path("out/logs/task.json"), "/env/python") == [
-        "/env/python", "-u", "-m", "post_training.rank", "out/logs/task.json",
+        "/env/python", "-u", "-m", "post_training.commands.rank", "out/logs/task.json",
     ]  # fmt: skip
 
 

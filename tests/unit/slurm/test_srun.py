@@ -11,7 +11,7 @@ from post_training.config.batch import Topology, slurm_topology
 from post_training.core.errors import UserError
 from post_training.slurm import srun
 
-RANK = ["/env/python", "-u", "-m", "post_training.rank", "out/logs/task.json"]
+RANK = ["/env/python", "-u", "-m", "post_training.commands.rank", "out/logs/task.json"]
 SCRATCH = (
     'scratch="${TMPDIR:-/tmp}/post-training-$(id -u)"; '
     'mkdir -p -m 700 "$scratch" && [ -O "$scratch" ] || scratch=$(mktemp -d); '
@@ -33,7 +33,7 @@ def test_two_nodes_of_four_gpus(template):
         "bash",
         "-c",
         f"trap '' USR1 USR2; {srun._VISIBLE.format(most=4)}; export RANK=$SLURM_PROCID "
-        f"LOCAL_RANK=$((SLURM_LOCALID % visible)); {SCRATCH}exec /env/python -u -m post_training.rank out/logs/task.json",
+        f"LOCAL_RANK=$((SLURM_LOCALID % visible)); {SCRATCH}exec /env/python -u -m post_training.commands.rank out/logs/task.json",
     ]
 
 
@@ -99,7 +99,7 @@ def test_container_reaches_the_ranks_command(template, monkeypatch, tmp_path):
     view = view_of(template, slurm__container=container)
     assert srun.rank_script(Topology(1, 2, "GPU"), view, RANK).endswith(
         f"exec env --unset=PYTHONPATH apptainer exec --nv --pwd {tmp_path} --bind {tmp_path} --bind /scratch --bind /data:/data:ro "
-        "--env-file nccl.env '/images/my train.sif' python -u -m post_training.rank out/logs/task.json"
+        "--env-file nccl.env '/images/my train.sif' python -u -m post_training.commands.rank out/logs/task.json"
     )
 
 

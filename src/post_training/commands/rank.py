@@ -1,4 +1,4 @@
-"""`python -m post_training.rank TASK`: one rank, started by `post_training.launch.launcher`."""
+"""`python -m post_training.commands.rank TASK`: one rank, started by `post_training.launch.launcher`."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def main() -> int:
         die_with_parent(int(os.environ[LAUNCHER]))
     lock.end_with_owner()
     compile_cache.remove_stale_locks()
-    parser = argparse.ArgumentParser(prog="python -m post_training.rank", description="One training rank.")
+    parser = argparse.ArgumentParser(prog="python -m post_training.commands.rank", description="One training rank.")
     parser.add_argument("task", type=Path, help="the task's file")
     task = Task.read(parser.parse_args().task)
     leave_out_unless_used(task)
