@@ -15,6 +15,8 @@ from pathlib import Path
 import pyte
 import pytest
 
+from post_training.console.jobs import LABELS
+
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
 STAND_IN = """
 import os, sys, time
@@ -183,6 +185,37 @@ def test_time_left_is_of_all_jobs(tmp_path, monkeypatch):
     (tmp_path / "sft.log").write_text("sft: step 3/60, loss 1.2, 1:02:03 left\n")
     now[0] += 1
     assert board.seconds_left() == pytest.approx(10 + 3723 + 36)
+
+
+def test_two_stages_of_a_method_are_told_apart(project):
+    """Directories are named by method; a line says the stage of the configuration, and of a sweep the run."""
+    project.config["method"], project.config["run_name"] = "dpo2", "demo"
+    project.config["dpo2"] = {
+        "method": "dpo", "init_from": "dpo", "data": {"datasets": [{"name": "p2", "path": "h.jsonl", "transform": "pairs"}]}
+    }  # fmt: skip
+    project.config["dpo"]["beta"] = 0.2
+    project.write()
+    assert _labels(project.graph()) == {
+        "mix": ["dpo", "dpo2", "sft"],
+        "reference": ["dpo", "dpo2"],
+        "preflight": ["dpo2-scratch-llama"],
+        "train": ["dpo-scratch-llama", "dpo2-scratch-llama", "sft-scratch-llama"],
+        "export": ["dpo-scratch-llama", "dpo2-scratch-llama", "sft-scratch-llama"],
+        "evaluate": ["base-scratch-llama", "dpo", "dpo2", "sft"],
+        "card": ["dpo-scratch-llama", "dpo2-scratch-llama", "sft-scratch-llama"],
+    }
+    project.jobs()
+    assert {"dpo2", "dpo2-scratch-llama"} <= {*LABELS.values()}, "of a dry run"
+    project.config["sweep"] = {"dpo.beta": [0.1, 0.3]}
+    found = _labels(project.graph())
+    both = [f"{stage} beta{beta}" for stage in ("dpo", "dpo2") for beta in (0.1, 0.3)]
+    assert found["train"] == [*both, "sft-scratch-llama"] and found["mix"] == ["dpo", "dpo2", "sft"]
+    assert found["evaluate"] == ["base-scratch-llama", *both, "sft"]
+
+
+def _labels(graph) -> dict[str, list[str]]:
+    kinds = ("mix", "reference", "preflight", "train", "export", "evaluate", "card")
+    return {kind: sorted({graph.label_of(stage) for stage in graph.stages[kind].values()}) for kind in kinds}
 
 
 def test_a_job_that_cannot_say_why_it_died(tmp_path):

@@ -177,7 +177,7 @@ def test_the_command(training, capsys, monkeypatch):
     config = next(path for path in project.path.rglob("*.yaml") if path.name == "config.yaml")
     assert main(["status", "--config", str(config), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {"kind", "name", "state", "progress", "job_id", "seconds_left"} == set(told[0])
+    assert {"kind", "name", "label", "state", "progress", "job_id", "seconds_left"} == set(told[0])
     assert main(["status", "--config", str(config)]) == 0
     printed = capsys.readouterr().out
     assert "step 4 of" in printed and "done" in printed and "reading [/scratch/a.jsonl]" in printed

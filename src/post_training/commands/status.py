@@ -21,7 +21,6 @@ from rich.text import Text
 
 from post_training.config import batch, read_config, resolve_runs
 from post_training.console.made import made
-from post_training.console.view import label_of
 from post_training.core import manifest
 from post_training.core.errors import UserError
 from post_training.core.format import duration
@@ -45,6 +44,7 @@ class Line:
 
     kind: str
     name: str
+    label: str
     state: str
     progress: str = ""
     job_id: str = ""
@@ -71,7 +71,7 @@ def status(options: Namespace) -> int:
         left = duration(line.seconds_left) if line.seconds_left is not None else ""
         cells: dict[str, str | Text] = {
             "stage": line.kind,
-            "of": label_of({"": line.name}),
+            "of": line.label,
             "progress": Text(line.progress),
             "job": line.job_id,
         }
@@ -125,7 +125,7 @@ def _live_jobs() -> cluster.Jobs:
 
 def _line(graph: Graph, stage: Stage, jobs: cluster.Jobs) -> Line:
     directory, path = graph.base / stage.directory, graph.base / stage.manifest
-    line = partial(Line, stage.kind, stage.wildcard)
+    line = partial(Line, stage.kind, stage.wildcard, graph.label_of(stage))
     if path.is_file():
         return line("done", made(path))
     progress, left = _steps(graph, stage, directory) if stage.kind == "train" else ("", None)

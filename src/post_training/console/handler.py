@@ -89,7 +89,7 @@ class LogHandler(LogHandlerBase):
         self._outputs[record.jobid] = output
         if self.common_settings.dryrun:
             if output:
-                self._planned.append((record.rule_name, view.label_of(record.wildcards)))
+                self._planned.append((record.rule_name, jobs.LABELS.get(output) or view.label_of(record.wildcards)))
             return
         if output in self.board.jobs:
             self.board.start(output)

@@ -20,7 +20,7 @@ class Job:
     kind: str
     """As in core/stages.py."""
     label: str
-    """Its dataset, stage or model, without a fingerprint."""
+    """Its dataset, stage or model, as `Graph.label_of` names it."""
     output: Path
     """Its manifest."""
     task_file: Path
@@ -39,7 +39,7 @@ class Job:
         path = self.log if slurm_job is None else attempts.folder_of(self.output.parent) / f"slurm-{slurm_job}.out"
         line = last_line(path)
         head, colon, rest = line.partition(": ")
-        return rest if colon and head in (self.kind, *re.split(r"[-@]", self.label)) else line
+        return rest if colon and head in (self.kind, *re.split(r"[-@ ]", self.label)) else line
 
     def predicted_seconds(self) -> float | None:
         """What preflight predicts of a training; None for other jobs, and where nothing is known."""
@@ -53,6 +53,9 @@ class Job:
 
 PLANNED: dict[str, Job] = {}
 """Manifest of a job, as Snakemake names it -> the job; of this call."""
+
+LABELS: dict[str, str] = {}
+"""The same manifests -> labels of a dry run's jobs."""
 
 TARGETS = ["all", "data", "preflight", "preflight_probe", "report"]
 """What can be asked for by name; of this call's workflow, once it is known."""

@@ -1,6 +1,8 @@
 """The stages of one run (`Plan`) and of all runs of a configuration, equal ones once (`Graph`)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ class Plan:
         own = (name for name, trained in self.trained.items() if stage in (trained, trained.inputs.get("reference")))
         return next(own, self.pipeline.stages[-1])
 
+    def of_trainings(self) -> Iterator[tuple[str, Stage]]:
+        """Each training's name with itself and what is made for it or of it alone."""
+        for name, trained in self.trained.items():
+            own = (found.get(name) for found in (self.mixed, self.evaluated, self.lm_evaluated, self.cards, self.probes))
+            # A preflight of several trainings is called by the last one, as its directory is.
+            checks = (stage for stage in self.preflights.values() if [*stage.inputs][-1].split()[0] == name)
+            for stage in (trained, self.exported[name], trained.inputs.get("reference"), *own, *checks):
+                if stage is not None:
+                    yield name, stage
+
     def links(self) -> dict[str, str]:
         """Name of each link below the base -> the run directory that it leads to."""
         named = {f"{self.run_name}-{name}": stage.directory for name, stage in self.trained.items()}
@@ -117,6 +129,26 @@ class Graph:
         """Name of a link below the base to each run's page -> the page below it: `<run_name>/report.html`."""
         runs = [(list(plan.trained.values())[-1].directory, plan.report) for plan in self.plans.values()]
         return {f"{directory}/report.html": f"{page.directory}/report.html" for directory, page in runs if page}
+
+    def label_of(self, stage: Stage) -> str:
+        """What a person calls it: `dpo2-llama`, and of several runs `dpo2 beta0.3` where it is one run's alone."""
+        return self._labels.get(stage.directory, stage.label)
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        """Directory -> label, of what is made for one training: directories are named by method, and two may have the same."""
+        users: dict[str, int] = {}
+        for plan in self.plans.values():
+            for directory in {stage.directory for stages in plan.stages.values() for stage in stages.values()}:
+                users[directory] = users.get(directory, 0) + 1
+        found: dict[str, str] = {}
+        for plan in self.plans.values():
+            for name, stage in plan.of_trainings():
+                method = str(plan.pipeline.views[name]["method"])
+                label = (plan.trained[name].label if stage.kind == "export" else stage.label).removeprefix(method)
+                own = len(self.plans) > 1 and users.get(stage.directory) == 1
+                found.setdefault(stage.directory, f"{name} {plan.pipeline.run.name}" if own else f"{name}{label}")
+        return found
 
     def every(self, what: str) -> list[Stage]:
         """Stages of all runs, each once: `mixed`, `trained`, `exported`, `evaluated`, `lm_evaluated`, `cards`, `published`."""

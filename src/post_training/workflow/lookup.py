@@ -169,7 +169,7 @@ class Lookup:
         """A job of Snakemake's as the console shows it."""
         _, stage = self._find(job.output) or (None, None)
         assert stage is not None
-        label = stage.inputs["train"].label if stage.kind == "export" else stage.label
+        label = self.graph.label_of(stage)
         checked = task.runtime.get("preflight")
         log = Path(job.log[0]) if job.log else task_file
         return ConsoleJob(stage.kind, label, Path(job.output[0]), task_file, log, Path(checked) if checked else None)

@@ -95,6 +95,8 @@ class Session:
                 # trainings would share its devices.
                 workflow.global_resources["_nodes"] = None
             if settings.dryrun_exec or settings.touch_exec:
+                stages = [stage for own in self.graph.stages.values() for stage in own.values()]
+                console.LABELS.update({f"{self.graph.base}/{one.manifest}": self.graph.label_of(one) for one in stages})
                 result = execute(executor_plugin, *arguments, **keywords)
                 self.announce_placement()
                 return result
