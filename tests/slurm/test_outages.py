@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,35 @@ def test_an_outage_at_srun_is_waited_for_and_counts_as_no_failure(make, undistur
     assert "Slurm does not answer (squeue: " in next((project.run_of() / "slurm").glob("slurm-*.err")).read_text()
     assert project.whys() == ["done"] and project.failure_count() == 0
     assert project.weights() == undisturbed[1].weights()
+
+
+def test_a_job_that_nodes_cannot_start_is_released_then_given_up(make, undisturbed, failing_prolog):
+    """Slurm drains a node whose prolog fails, and holds the job for ever."""
+    project = make(slurm__gpus_per_node=1, slurm__max_failures=1)
+    failing_prolog.touch()
+    said = project.start().ends(1)
+    assert "released (failure 1 of 1 allowed)" in said
+    assert "2 failures, slurm.max_failures is 1; not submitted again" in said
+    assert not project.jobs()
+    failing_prolog.unlink()
+    project.start().ends(0)
+    assert project.whys() == ["done"] and project.weights() == undisturbed[1].weights()
+
+
+@pytest.fixture
+def failing_prolog() -> Iterator[Path]:
+    """A file; while it is there no node can start a job."""
+    folder = Path(os.environ["CL_DIR"])
+    configuration, flag, prolog = folder / "etc" / "slurm.conf", folder / "no-job-starts", folder / "prolog.sh"
+    prolog.write_text(f"#!/bin/sh\n[ ! -e {flag} ]\n")
+    prolog.chmod(0o755)
+    before = configuration.read_text()
+    configuration.write_text(f"{before}\nProlog={prolog}\n")
+    slurm("scontrol", "reconfigure")
+    until(lambda: str(prolog) in slurm("scontrol", "show", "config"), "the prolog")
+    yield flag
+    flag.unlink(missing_ok=True)
+    configuration.write_text(before)
+    slurm("scontrol", "reconfigure")
+    for node in slurm("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split():
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")

@@ -39,6 +39,11 @@ class State:
         """Whether the job is over."""
         return self.name in ENDED
 
+    @property
+    def launch_failed(self) -> bool:
+        """Whether Slurm holds the job because its node could not start it (a failing prolog, say), until it is released."""
+        return self.name == "PENDING" and "launch failed" in self.where and "held" in self.where
+
     def __str__(self) -> str:
         return f"{self.name} {self.where}".strip()
 
@@ -180,6 +185,12 @@ def requeue(job: str) -> bool:
     return run("scontrol", "requeue", job).returncode == 0
 
 
+def release(job: str) -> str | None:
+    """Let a held job wait for nodes again; returns scontrol's error, if any."""
+    done = run("scontrol", "release", job)
+    return one_line(done.stderr) if done.returncode else None
+
+
 def cancel(jobs: list[str]) -> str | None:
     """Cancel jobs; returns scancel's error, if any."""
     done = run("scancel", *jobs)
@@ -188,6 +199,6 @@ def cancel(jobs: list[str]) -> str | None:
 
 def one_line(text: str) -> str:
     """Slurm's error message without its prefixes."""
-    prefix = r"^(sbatch|squeue|scancel|slurm_load_jobs|srun)?:? ?(error: )?"
+    prefix = r"^(sbatch|squeue|scancel|scontrol|slurm_load_jobs|srun)?:? ?(error: )?"
     lines = [re.sub(prefix, "", line).strip() for line in text.splitlines()]
     return "; ".join(filter(None, lines)) or "no answer"

@@ -133,7 +133,8 @@ class StageExecutor(PluginExecutor):
                 self.report_job_error(info, msg=state + "\n")
             elif state and not state.ended:
                 self._say(info, state)
-                yield info
+                if not state.launch_failed or await asyncio.to_thread(self._released, info):
+                    yield info
             elif after := await asyncio.to_thread(self._ended, info, state):
                 yield after
         self.next_seconds_between_status_checks = self._seconds
@@ -170,6 +171,16 @@ class StageExecutor(PluginExecutor):
         self._mine.pop(info.job, None)
         self.report_job_error(info, msg=message + "\n")
         return None
+
+    def _released(self, info: SubmittedJobInfo) -> bool:
+        """Whether a job that Slurm held after a failed launch waits for nodes again; else its end has been reported."""
+        verdict = info.aux["follower"].release(str(info.external_jobid))
+        if verdict.action == "wait":
+            self.logger.info(verdict.message)
+            return True
+        self._mine.pop(info.job, None)
+        self.report_job_error(info, msg=verdict.message + "\n")
+        return False
 
     def _say(self, info: SubmittedJobInfo, state: State) -> None:
         """A line when a job's state changes."""

@@ -28,7 +28,7 @@ class Verdict:
     """What to do now."""
 
     action: str
-    """`done`, `again` (submit it), or `end` (it failed, and stays so)."""
+    """`done`, `again` (submit it), `wait` (its job lives), or `end` (it failed, and stays so)."""
     message: str = ""
 
 
@@ -140,6 +140,23 @@ class Follower:
         return Verdict(
             "again", f"{job.name}: job {job_id} {why} (failure {count} of {allowed} allowed); submitted again; {error}"
         )
+
+    def release(self, job_id: str) -> Verdict:
+        """A job that its node could not start, and that Slurm therefore holds for ever: released, a failure each time.
+
+        Slurm has drained that node, so that the job begins on others.
+        """
+        self.failures += 1
+        what = f"{self.job.name}: a node could not start Slurm job {job_id} (`sinfo -R` says which and why)"
+        if self.failures > self.job.max_failures:
+            cluster.cancel([job_id])
+            limit = f"{self.failures} failures, slurm.max_failures is {self.job.max_failures}; not submitted again"
+            return Verdict("end", f"{what}; {limit}")
+        if problem := cluster.release(job_id):
+            return Verdict(
+                "wait", f"{what}; Slurm holds it and does not release it ({problem}): scontrol release {job_id}"
+            )
+        return Verdict("wait", f"{what}; released (failure {self.failures} of {self.job.max_failures} allowed)")
 
 
 def _add(job: StageJob, job_id: str, why: str, *, failure: bool) -> AttemptLine:
