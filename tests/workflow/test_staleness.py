@@ -10,6 +10,8 @@ import time
 import pytest
 from test_light import SNAKEMAKE
 
+from post_training.core.errors import ConfigError
+
 FOLLOWS_SFT = {"reference": ["dpo"], "train": ["dpo", "sft"], "export": ["dpo", "sft"], "evaluate": ["dpo", "sft"]}
 
 
@@ -189,6 +191,31 @@ def test_where_and_how_fast_is_never_stale(finished, section, values):
         config.setdefault(section, {}).update(values)
 
     assert changed(finished, edit) == {}
+
+
+def test_a_kernel_of_the_hub_is_fetched_first_and_is_an_input_of_training(finished):
+    def edit(config):
+        config["model"]["attn_implementation"] = "org/attention@v3:attend"
+
+    jobs = changed(finished, edit)
+    assert jobs["download_kernel"] == ["org"] and jobs["train"] == ["dpo", "sft"] and jobs["reference"] == ["dpo"]
+    finished.config["model"]["attn_implementation"] = "org/attention"
+    own = finished.plan()
+    for stage in (*own.trained.values(), *own.probes.values(), own.trained["dpo"].inputs["reference"]):
+        assert "download_kernel" in {one.kind for one in stage.inputs.values()}
+    assert {one.kind for one in own.preflights["slurm"].inputs.values()} >= {"download_kernel"}
+    # Which builds are fetched for a container does not decide what is trained.
+    finished.config["slurm"] = {"container": {"image": "i.sif"}}
+    inside = finished.plan()
+    assert inside.trained["dpo"].directory == own.trained["dpo"].directory
+    assert len({next(iter(plan.stages["download_kernel"])) for plan in (own, inside)}) == 2
+
+
+@pytest.mark.parametrize("name", ["flash_attention2", "org/attention/main", "org/attention@v1@v2", "kernels"])
+def test_an_attention_that_nothing_has_is_one_line(project, name):
+    project.config["model"]["attn_implementation"] = name
+    with pytest.raises(ConfigError, match=f"model.attn_implementation: found '{name}'.*flash_attention_2"):
+        project.plan()
 
 
 def test_run_name_shares_every_stage(finished):

@@ -1,4 +1,4 @@
-"""The model that the first stage starts from, as a folder on this machine."""
+"""The model that the first stage starts from, and the attention kernel, as folders on this machine."""
 
 
 use rule stage as download_model with:
@@ -9,6 +9,15 @@ use rule stage as download_model with:
         "<outputs>/logs/download_model/{stage}.log",
     wildcard_constraints:
         stage=PLAN.names("download_model"),
+    localrule: True
+
+
+use rule stage as download_kernel with:
+    """Fetch an attention kernel of the Hub at a recorded commit, for jobs without network; may use it itself."""
+    output:
+        "<outputs>/kernels/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/download_kernel/{stage}.log",
     localrule: True
 
 

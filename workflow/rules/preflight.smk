@@ -6,6 +6,7 @@ use rule stage as preflight_checks with:
     input:
         model=inputs("preflight", "model"),
         data=inputs("preflight", "data"),
+        kernel=inputs("preflight", "kernel"),
         reference_model=inputs("preflight", "reference_model"),
     output:
         "<outputs>/preflight/{stage}/manifest.json",
@@ -19,6 +20,7 @@ use rule gpu_stage as probe with:
     input:
         model=inputs("preflight_probe", "model"),
         data=inputs("preflight_probe", "data"),
+        kernel=inputs("preflight_probe", "kernel"),
         reference_model=inputs("preflight_probe", "reference_model"),
     output:
         "<outputs>/preflight_probe/{stage}/manifest.json",

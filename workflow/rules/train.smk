@@ -13,6 +13,7 @@ use rule ranks_stage as train with:
     input:
         model=inputs("train", "model"),
         data=inputs("train", "data"),
+        kernel=inputs("train", "kernel"),
         reference=inputs("train", "reference"),
         preflight=passed("train"),
     output:
@@ -26,6 +27,7 @@ use rule ranks_stage as reference with:
     input:
         model=inputs("reference", "model"),
         data=inputs("reference", "data"),
+        kernel=inputs("reference", "kernel"),
         preflight=passed("reference"),
     output:
         "<outputs>/data/reference/{stage}/manifest.json",

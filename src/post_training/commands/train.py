@@ -47,7 +47,7 @@ def train(options: Namespace) -> int:
     # Before torch is imported: preparing data may take long, and the other ranks only wait.
     make_inputs(plan, stage, first=rank == 0)
     task = task_of(plan, stage)
-    os.environ.update(library_environment(view, task.directory, topology.device))
+    os.environ.update(library_environment(view, task.directory, topology.device, task.inputs.get("kernel")))
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
     write_epochs(task.inputs["data"], steps * batches.rows)  # by every rank: none waits, and all write the same

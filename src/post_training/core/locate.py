@@ -223,7 +223,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def in_hub_cache(kind: str, hub_id: str) -> bool:
-    """Whether the Hugging Face cache of this machine holds any snapshot of a `model` or `dataset`."""
+    """Whether the Hugging Face cache of this machine holds any snapshot of a `model`, `dataset` or `kernel`."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
     )

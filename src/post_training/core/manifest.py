@@ -68,7 +68,7 @@ class Facts(TypedDict, total=False):
     dropped: dict[str, int]
     tokens: int
     trained_tokens: int
-    # download, download_model, build_model, export, push
+    # download, download_model, download_kernel, build_model, export, push
     folder: str
     repository: str
     revision: str
@@ -76,6 +76,9 @@ class Facts(TypedDict, total=False):
     license: str | None
     vocab_size: int
     trust_remote_code: bool
+    kernels: dict[str, str]
+    """Of a kernel of the Hub: each repository that it needs -> its folder, relative to the manifest."""
+    builds: list[str]
     # transform, filter, tokenize, mix, reference
     skipped: dict[str, int]
     dropped_examples: dict[str, int]
@@ -260,7 +263,7 @@ def own_files(directory: Path) -> list[Path]:
         inner[:] = sorted(
             name
             for name in inner
-            if not name.startswith(".")
+            if not name.startswith((".", "__pycache__"))
             and not (here / name / NAME).is_file()
             and not (here == directory and name in ("slurm", "logs"))
         )

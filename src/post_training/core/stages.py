@@ -47,6 +47,7 @@ STAGES: dict[str, StageKind] = {
     for kind in (
         StageKind("download", "post_training.data.download", "local", 2, "data/raw"),
         StageKind("download_model", "post_training.models.download", "local", 1, "models"),
+        StageKind("download_kernel", "post_training.models.hub_kernel", "local", 1, "kernels"),
         StageKind("build_model", "post_training.models.build", "cpu", 1, "models"),
         StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed", reads="whole"),
         StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered", reads="whole"),

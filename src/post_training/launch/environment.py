@@ -7,6 +7,7 @@ from typing import Any
 
 from post_training.config.batch import Topology
 from post_training.config.deepspeed import deepspeed_config
+from post_training.models import hub_kernel
 from post_training.slurm import srun
 from post_training.slurm.placement import cores as cores_of
 
@@ -16,17 +17,22 @@ Processes = tuple[list[list[str]], list[dict[str, str]]]
 """Command and environment of each process to start."""
 
 
-def library_environment(view: dict[str, Any], directory: Path, device: str) -> dict[str, str]:
+def library_environment(
+    view: dict[str, Any], directory: Path, device: str, kernel: Path | None = None
+) -> dict[str, str]:
     """Variables that our libraries read, the same on every rank.
 
     Args:
         view: the stage's flat configuration.
         directory: the run directory.
         device: `GPU` or `CPU`.
+        kernel: the manifest of an attention kernel from the Hub.
     """
     logs = str(directory / "logs")
     # TRL reports each start otherwise.
     variables = {"TENSORBOARD_LOGGING_DIR": logs, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if kernel is not None:
+        variables |= hub_kernel.environment(kernel)
     if view["training"]["deterministic"]:
         # Read when cuBLAS makes its first handle, and by flash-attn at each backward pass.
         variables |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}

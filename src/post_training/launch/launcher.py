@@ -132,7 +132,8 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
 
 def _start_and_wait(task: Task, view: dict[str, Any], topology: Topology, lock: Lock, beside: inputs.Beside) -> Ended:
     known = set(checkpoints(task.directory / "checkpoints"))
-    libraries = library_environment(view, task.directory, topology.device) | {VARIABLE: str(lock.path.absolute())}
+    libraries = library_environment(view, task.directory, topology.device, task.inputs.get("kernel"))
+    libraries |= {VARIABLE: str(lock.path.absolute())}
     on_slurm = bool(task.runtime.get("slurm"))
     start = srun_start if on_slurm else local_start
     commands, environments = start(topology, view, rank_command(task.saved()), libraries)

@@ -79,7 +79,7 @@ def _sources(crate: Any, lineage: Lineage) -> dict[str, Any]:
     for key, stage in lineage["stages"].items():
         if lines := sources(stage):
             repository = stage.get("repository")
-            kind = "datasets/" if stage["stage"] == "download" else ""
+            kind = {"download": "datasets/", "download_kernel": "kernels/"}.get(stage["stage"], "")
             identifier = (
                 f"https://huggingface.co/{kind}{repository}/tree/{stage.get('revision_sha')}"
                 if repository

@@ -17,6 +17,7 @@ from typing import Any
 
 from post_training.core.errors import ConfigError
 from post_training.models import attention
+from post_training.models.hub_kernel import parse
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit, that is rounding in float32."""
@@ -241,6 +242,7 @@ def _line(error: BaseException) -> str:
 def padding_free(folder: Path, view: dict[str, Any]) -> bool:
     """Whether a stage computes documents without padding: its model keeps them apart, and its attention takes boundaries, not a mask."""
     wanted, trust = str(view["model"]["attn_implementation"]), bool(view["model"]["trust_remote_code"])
-    takes_documents = resolve_attention(wanted, folder, trust).startswith(("varlen", "flash", "kernels-community/"))
+    found = resolve_attention(wanted, folder, trust)
+    takes_documents = found.startswith(("varlen", "flash_")) or parse(found) is not None
     compiled = view["accelerate"]["dynamo_backend"].lower() != "no"  # each length would be compiled again
     return takes_documents and not compiled and probe_folder(folder, wanted, trust).safe

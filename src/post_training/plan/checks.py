@@ -10,6 +10,7 @@ from post_training.core.devices import known_gpu
 from post_training.core.errors import ConfigError, one_of, require
 from post_training.core.fingerprint import is_safe_name
 from post_training.core.stages import STAGES
+from post_training.models import hub_kernel
 from post_training.models.lora import check_lora
 from post_training.models.quantization import KEY as QUANTIZATION
 from post_training.models.quantization import check_quantization
@@ -39,6 +40,9 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
     check_lora(view)
     check_quantization(view)
+    attention = view["model"]["attn_implementation"]
+    if hub_kernel.parse(attention) is None:
+        one_of(attention, hub_kernel.BUILT_IN, hub_kernel.KEY)
     placement.check(view)
     _check_preflight(view)
     limit = view["checkpointing"]["save_total_limit"]

@@ -66,7 +66,7 @@ class Files:
         return self._checked[check, path]
 
     def note_hub(self, kind: str, hub_id: str, key: str, download: Stage) -> None:
-        """Note a `model` or `dataset` that only the network can give: neither downloaded yet nor in the Hub's cache."""
+        """Note a `model`, `dataset` or `kernel` that only the network can give: neither downloaded yet nor in the Hub's cache."""
         if not (in_hub_cache(kind, hub_id) or (self._base / download.manifest).is_file()):
             self._missing.setdefault(f"{kind} {hub_id}", key)
 
@@ -74,10 +74,11 @@ class Files:
         """Refuse, all in one line, what was noted while `offline` is true."""
         if self._missing:
             found = ", ".join(f"{what} ({key})" for what, key in self._missing.items())
+            kernel = " download_kernel" if any(what.startswith("kernel ") for what in self._missing) else ""
             raise ConfigError(
                 "offline",
                 f"true, but {found} {'is' if len(self._missing) == 1 else 'are'} not on this machine; where there is internet, "
-                "type the same command with --until download download_model --config offline=false, or give local paths",
+                f"type the same command with --until download download_model{kernel} --config offline=false, or give local paths",
             )
 
 

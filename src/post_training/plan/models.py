@@ -10,6 +10,7 @@ from post_training.core.errors import ConfigError, require
 from post_training.core.fingerprint import digest, slug
 from post_training.core.locate import TOKENIZER_FILES, data_files, model_files, model_folder
 from post_training.data import registry
+from post_training.models import hub_kernel
 from post_training.plan.files import Files
 from post_training.plan.stage import Stage
 
@@ -56,6 +57,21 @@ class ModelStages:
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
         return self.add(Stage("download_model", slug(folder.name), config, runtime=runtime))
+
+    def kernel(self, view: dict[str, Any]) -> dict[str, Stage]:
+        """The kernel of the Hub that `model.attn_implementation` names, by the name of an input; none for what is built in."""
+        name = hub_kernel.parse(view["model"]["attn_implementation"])
+        if name is None:
+            return {}
+        # A container has a PyTorch of its own. It decides which builds are fetched, not which kernel it is.
+        every = bool(view["slurm"]["container"]["image"])
+        label = slug(name.repository) + "-all-builds" * every
+        config = {"hub": {"name_or_path": name.repository, "revision": name.revision}}
+        runtime = {"offline": view["offline"], "every_build": every}
+        stage = self.add(Stage("download_kernel", label, config, runtime=runtime))
+        if view["offline"]:
+            self.files.note_hub("kernel", name.repository, hub_kernel.KEY, stage)
+        return {"kernel": stage}
 
 
 def model_label(model: dict[str, Any]) -> str:

@@ -134,13 +134,16 @@ class _Planner:
         generated = partial(self.on_policy.rows, base_model=bases[name])
         mixed = self.plan.mixed[name] = self.data.mix(view, bases[name], generated)
         check_held_out(name, view, mixed)
-        inputs = {"model": start, "data": mixed, **self._reference(view, start, mixed)}
+        kernel = self.models.kernel(view)
+        inputs = {"model": start, "data": mixed, **kernel, **self._reference(view, start, mixed, kernel)}
         train = self.plan.trained[name] = self.plan.add(self._train(view, inputs))
         runtime = {"max_shard_size": view["export"]["max_shard_size"]}
         export = Export("export", "model", {"method": view["method"]}, {"train": train, "data": mixed}, runtime)
         self.plan.exported[name] = self.plan.add(export)
 
-    def _reference(self, view: dict[str, Any], start: Stage, mixed: Stage) -> dict[str, Stage]:
+    def _reference(
+        self, view: dict[str, Any], start: Stage, mixed: Stage, kernel: dict[str, Stage]
+    ) -> dict[str, Stage]:
         """What training needs besides model and rows: stored log-probabilities, or another model to compute them with."""
         method = view["method"]
         name, key = view[method].get("ref_model_name_or_path"), f"{view['stage']}.ref_model_name_or_path"
@@ -166,7 +169,7 @@ class _Planner:
             kind="reference",
             label=method,
             config=config,
-            inputs={"model": model or start, "data": mixed},
+            inputs={"model": model or start, "data": mixed, **kernel},
             runtime={"pipeline": self.plan.pipeline.frozen(view["stage"])},
         )
         return {"reference": self.plan.add(stored)}

@@ -73,13 +73,15 @@ def _needs_training(stage: Stage) -> bool:
 
 
 def _inputs(plan: Plan, names: list[str]) -> dict[str, Stage]:
-    """What is there before these trainings: model, data and another reference model of each."""
+    """What is there before these trainings: model, data, another reference model and an attention kernel of each."""
     inputs: dict[str, Stage] = {}
     for name in names:
         trained = plan.trained[name]
         inputs |= {f"{name} model": _base_model(trained), f"{name} data": plan.mixed[name]}
         if "reference_model" in trained.inputs and trained.inputs["reference_model"].kind != "export":
             inputs[f"{name} reference_model"] = trained.inputs["reference_model"]
+        if "kernel" in trained.inputs:
+            inputs[f"{name} kernel"] = trained.inputs["kernel"]
     return inputs
 
 

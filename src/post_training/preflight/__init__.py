@@ -113,9 +113,10 @@ def _general_checks(task: Task, subjects: "list[Subject]", on_slurm: bool) -> li
     from post_training.preflight import assets, disk, resources, start_model
 
     base = resources.base_of(task.output)
-    models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith(" data")}
-    named = {name: path for path, name in models.items()}
-    found = assets.models(named, FileHashes(base / ".file_hashes.json")) + start_model.models(named)
+    models = {path: name for name, path in reversed(task.inputs.items()) if not name.endswith((" data", " kernel"))}
+    named, hashes = {name: path for path, name in models.items()}, FileHashes(base / ".file_hashes.json")
+    found = assets.models(named, hashes) + start_model.models(named)
+    found += assets.kernels({path for name, path in task.inputs.items() if name.endswith(" kernel")}, hashes)
     found.append(disk.check_disk([subject for subject in subjects if not subject.complete], base))
     return found + (resources.slurm(subjects) if on_slurm else [])
 

@@ -22,15 +22,36 @@ def _model(name: str, path: Path, hashes: FileHashes) -> Check:
         folder, facts = model_folder(path), manifest.read(path)
     except UserError as error:
         return Check(label, str(error), "failure", remedy)
-    # Relative to the manifest's own directory; the user's own files are absolute.
-    recorded = {path.parent / entry["path"]: entry["sha256"] for entry in facts.get("files") or [] if "sha256" in entry}
-    recorded = {file: sha for file, sha in recorded.items() if file.is_relative_to(folder)}
-    wrong = [file.name for file, sha in recorded.items() if not file.is_file() or hashes(file) != sha]
+    # The user's own files are absolute.
+    recorded = {file: sha for file, sha in _recorded(path, facts).items() if file.is_relative_to(folder)}
+    wrong = _wrong(recorded, hashes)
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     value = f"{name}: {len(recorded):,} files by checksum, {len(weights)} of weights"
     if wrong or not weights:
         value = f"{name}: {', '.join(wrong[:4]) or 'no weights'} missing or changed in {folder}"
     return check(label, value, fails=wrong or not weights, remedy=remedy)
+
+
+def kernels(paths: set[Path], hashes: FileHashes) -> list[Check]:
+    """Files of each attention kernel from the Hub against the hashes of its manifest."""
+    found = []
+    for path in sorted(paths):
+        facts = manifest.read(path)
+        recorded = _recorded(path, facts)
+        wrong = _wrong(recorded, hashes)
+        value = f"{facts['repository']} at {facts['revision_sha'][:12]}: {len(recorded):,} files by checksum"
+        value = f"{', '.join(wrong[:4])} missing or changed in {path.parent}" if wrong else value
+        found.append(check("assets.kernel", value, fails=wrong, remedy=f"delete {path} to fetch it again"))
+    return found
+
+
+def _recorded(path: Path, facts: manifest.Manifest) -> dict[Path, str]:
+    """The files of a manifest -> their sha256."""
+    return {path.parent / entry["path"]: entry["sha256"] for entry in facts.get("files") or [] if "sha256" in entry}
+
+
+def _wrong(recorded: dict[Path, str], hashes: FileHashes) -> list[str]:
+    return [file.name for file, sha in recorded.items() if not file.is_file() or hashes(file) != sha]
 
 
 def rows(subject: Subject) -> Check:

@@ -7,6 +7,7 @@ from typing import Any
 
 from post_training import methods
 from post_training.core.errors import ConfigError, UserError, brief
+from post_training.models import hub_kernel
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -17,7 +18,6 @@ _ATTENTION = {
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn.cute",
 }
-_BUILT_IN = ("varlen", "eager", "sdpa", "flex_attention")
 
 
 def checks(subject: Subject) -> list[Check]:
@@ -67,15 +67,20 @@ def _attention(subject: Subject) -> Check:
     """Whether the backend can run on the devices of the run, and serves the model's family."""
     wanted, name = str(subject.view["model"]["attn_implementation"]), "libraries.attention"
     backend = subject.attention.partition("|")[-1] or subject.attention
-    package = _ATTENTION.get(backend) or ("kernels" if backend not in _BUILT_IN else None)
+    package, kernel = _ATTENTION.get(backend), hub_kernel.parse(backend)
     on_gpu, problem, remedy = subject.topology.device == "GPU", "", "set model.attn_implementation=auto"
     if not on_gpu and (package or backend == "flex_attention"):
         problem = f"{backend} cannot train on the CPU"
-    elif package and _in_container(subject):
+    elif (package or kernel) and _in_container(subject):
         return Check(name, f"{backend}, in the container: not checked")
     elif package and not installed(package):
         problem = f"{backend}: {package} is not installed"
         remedy = f"pip install {package.partition('.')[0].replace('_interface', '').replace('_', '-')}, or {remedy}"
+    elif kernel:  # fetched already: with it a build that runs on what this PyTorch is for
+        try:
+            hub_kernel.check_library()
+        except ConfigError as error:
+            problem, remedy = f"{backend}: {error.problem}", f"do so, or {remedy}"
     elif wanted == "varlen" and subject.packing.implementation != wanted:
         problem = f"{wanted} does not serve this model: {subject.packing.reason}"
     per_device = subject.training["per_device_train_batch_size"]

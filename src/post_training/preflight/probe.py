@@ -41,9 +41,8 @@ def run(task: Task) -> int:
     failures.clear(failed)
     (task.directory / _RESULT).unlink(missing_ok=True)
 
-    commands, environments = local_start(
-        topology, view, rank_command(task.saved()), library_environment(view, task.directory, topology.device)
-    )
+    libraries = library_environment(view, task.directory, topology.device, task.inputs.get("kernel"))
+    commands, environments = local_start(topology, view, rank_command(task.saved()), libraries)
     # So that freed memory goes back to the system, also on the CPU.
     environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))
     with REQUEST:

@@ -5,6 +5,7 @@ Data and models stay where they are and are recorded by their hashes; code is sm
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from post_training.core.fingerprint import write_atomically
 from post_training.data.mix import EVAL
 from post_training.data.registry import KEPT, TransformSource
 from post_training.lineage.collect import Lineage, Stage, Stages, to_source, trainings
+from post_training.models.hub_kernel import parse
 
 FOLDER = "provenance"
 Tree = dict[str, Any]
@@ -115,7 +117,7 @@ def keep_code(found: Sections, stages: Stages, folder: Path) -> None:
 
 
 def pin_revisions(found: Sections, stages: Stages) -> None:
-    """Replace the revisions of datasets and models of the Hub by the commits that were fetched."""
+    """Replace the revisions of datasets, models and kernels of the Hub by the commits that were fetched."""
     fetched = [stage for stage in stages.values() if stage.get("revision_sha")]
     hubs = [(stage["config"]["hub"], stage["revision_sha"]) for stage in fetched]
     commits = {(hub.get("path") or hub.get("name_or_path"), hub["revision"]): sha for hub, sha in hubs}
@@ -124,6 +126,9 @@ def pin_revisions(found: Sections, stages: Stages) -> None:
             entry["revision"] = commits.get((str(entry["path"]), entry["revision"]), entry["revision"])
         model = section["model"]
         model["revision"] = commits.get((model["name_or_path"], model["revision"] or "main"), model["revision"])
+        kernel = parse(model["attn_implementation"])
+        if kernel and (commit := commits.get((kernel.repository, kernel.revision))):
+            model["attn_implementation"] = str(replace(kernel, revision=commit))
 
 
 def leave_out_evaluation(found: Iterable[tuple[Tree, Any]]) -> None:

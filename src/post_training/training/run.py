@@ -23,7 +23,7 @@ from post_training.data.view import open_rows
 from post_training.launch.reshard import Resume, has_universal, how_to_resume
 from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
-from post_training.models import lora, quantization
+from post_training.models import hub_kernel, lora, quantization
 from post_training.models.loading import fix_generation_config, silence_progress_bars
 from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
@@ -249,6 +249,7 @@ def load_model(folder: Path, view: dict[str, Any]) -> Any:
                 folder, dtype=load_dtype(view), attn_implementation=attention, trust_remote_code=trust, **arguments
             )
         quantization.keep_exact(model)
+        hub_kernel.check_loaded(attention)
     except (ImportError, ValueError, OSError) as error:
         if any(word in str(error).lower() for word in ("attention", "attn", "kernels")):
             problem = f"{attention!r} cannot be used here: {brief(error, 400)}"

@@ -9,6 +9,7 @@ import pytest
 from tiny import TEMPLATE, task
 
 from post_training import preflight
+from post_training.core import manifest
 from post_training.core.devices import Device
 from post_training.core.format import GIB
 from post_training.preflight import libraries
@@ -24,6 +25,7 @@ NO_STOP = TEMPLATE.replace(
 CASES = {
     "assets.rows": {"mix": {"files": [{"path": "gone.npy", "bytes": 1}]}},
     "assets.model": {"weights": False},
+    "assets.kernel": {"kernel": "changed"},
     "model.weights": {"weights": False},
     "model.ids": {"vocabulary": 250},
     "model.adapters": {"model__lora": {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_porj"]}},
@@ -95,6 +97,7 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         model_type=None,
         vocabulary=None,
         no_bitsandbytes=False,
+        kernel="sound",
         **changes,
     ):
         if no_bitsandbytes:
@@ -125,7 +128,14 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         subject = subject_of(method, mix=facts, folder=folder, data__chat_template=str(text), **changes)
         subject.rates = list(rates)
         output = tmp_path / "outputs" / "preflight" / "p" / "manifest.json"
-        asked = task("preflight", {}, {}, {f"{method} model": model, f"{method} data": subject.data}, output)
+        own = tmp_path / "kernels" / "k" / "manifest.json"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.with_name("a.py").write_text("sound")
+        facts = {"files": manifest.describe(own.parent, [own.with_name("a.py")])}
+        own.write_text(json.dumps({"repository": "org/k", "revision_sha": "a" * 40, **facts}))
+        own.with_name("a.py").write_text(kernel)
+        inputs = {f"{method} model": model, f"{method} data": subject.data, f"{method} kernel": own}
+        asked = task("preflight", {}, {}, inputs, output)
         return preflight._checks_of(subject, seen or set(), True) + preflight._general_checks(asked, [subject], True)
 
     return run

@@ -64,8 +64,9 @@ class ModelConfig:
     of the rounded weights, which the adapters have learned on. Null = off."""
     attn_implementation: str = "auto"
     """Attention backend: `auto`, `varlen` (packed documents without a mask, nothing to install), `eager`, `sdpa`,
-    `flash_attention_2`, `flash_attention_3`, ... `auto` = `varlen`, or `sdpa` or `eager` for a model family that it cannot
-    compute. Never makes a stage stale."""
+    `flex_attention`, `flash_attention_2`, `_3`, `_4`, or a kernel of the Hub, `org/name` or `org/name@commit`, whose code then runs
+    on every rank. `auto` = `varlen`, or `sdpa` or `eager` for a model family that it cannot compute. Makes no stage stale, but
+    for a kernel of the Hub, which is an input of training."""
     dtype: str = "bfloat16"
     """Type of weights and activations in training: `float32`, `bfloat16`, `float16`."""
     trust_remote_code: bool = False
