@@ -8,10 +8,12 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import shtab
 
+from post_training import __version__, methods
+from post_training.console.jobs import TARGETS
 from post_training.core import inputs
 from post_training.core.errors import UserError, did_you_mean
 from post_training.core.secrets import masked_output
@@ -37,6 +39,7 @@ results
   lineage      where a run, a model or a file comes from; --verify hashes its files
   diff         keys, inputs, versions and results in which two runs differ
 this command
+  --version    of this workflow
   completion   for bash, zsh or tcsh: eval "$(post-training completion bash)"
 
 `post-training COMMAND --help` lists a command's options.
@@ -95,7 +98,13 @@ def run_stage(options: argparse.Namespace) -> int:
         raise
 
 
-class _Parser(argparse.ArgumentParser):
+class _Command(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as all errors are."""
+        raise UserError(f"{self.prog}: {message}; `{self.prog} --help` lists what there is")
+
+
+class _Parser(_Command):
     def format_help(self) -> str:
         """By subject, where argparse would list all commands alike."""
         return _HELP
@@ -103,7 +112,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="post-training")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
+    parser.add_argument("--version", action="version", version=f"post-training {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
 
     def command(name: str, run: str, text: str, config: str | None = "") -> argparse.ArgumentParser:
         public: dict[str, Any] = {"help": text} if name != "stage" else {}  # what the shell completes
@@ -172,6 +182,9 @@ def print_completion(options: argparse.Namespace) -> None:
 
 def _overrides(words: list[str]) -> list[str]:
     """As `snakemake --config` takes them, too: `set='a.b=1 c.d=2'` is two."""
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"{word}: expected key=value, such as dpo.beta=0.3; a file goes after --config")
     split = [word.removeprefix("set=").split() if word.startswith("set=") else [word] for word in words]
     return [word for words_of_one in split for word in words_of_one]
 
@@ -179,10 +192,16 @@ def _overrides(words: list[str]) -> list[str]:
 def _check_command(words: list[str], parser: argparse.ArgumentParser) -> None:
     """Raise UserError for a command that does not exist."""
     known = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    if words and not words[0].startswith("-") and words[0] not in known:
-        raise UserError(
-            f"{words[0]}: no such command. {did_you_mean(words[0], [name for name in known if name != 'stage'])}"
-        )
+    if not words or words[0].startswith("-") or words[0] in known:
+        return
+    name = words[0]
+    elsewhere = {one: ("is a stage", f"--until {one}") for one in STAGES}
+    elsewhere |= {one: ("is a method", f"--config method={one}") for one in methods.names()}
+    elsewhere |= {one: ("is a target of Snakemake's", one) for one in TARGETS}
+    if name in elsewhere:
+        what, typed = elsewhere[name]
+        raise UserError(f"{name}: {what}; type `snakemake {typed}`")
+    raise UserError(f"{name}: no such command. {did_you_mean(name, [one for one in known if one != 'stage'])}")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ def graph_of(config: str | None, overrides: list[str]) -> Graph:
         return make_graph(
             resolve_runs(last["config"], {**last["command_line"], **({"set": overrides} if overrides else {})})
         )
+    if config is None and not Path(DEFAULT_CONFIG).is_file():
+        raise UserError(
+            f"{DEFAULT_CONFIG}: cannot be read, and nothing was started in {Path.cwd()}; go where it was, or give --config FILE"
+        )
     return make_graph(resolve_runs(read_config(config or DEFAULT_CONFIG), {"set": overrides}))
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from post_training.config.trees import copied, load_file, merge_into
+from post_training.config.trees import copied, merge_into
+from post_training.config.yaml_file import load_file
 from post_training.core.errors import ConfigError, did_you_mean
 
 PLAIN = "ddp"

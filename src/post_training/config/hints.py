@@ -90,7 +90,8 @@ def unknown_key(name: str, offered: Collection[str], shown: str) -> str:
     """
     if RENAMED.get(name) in offered:
         return f"is called {shown.removesuffix(name)}{RENAMED[name]} now; rename it"
-    if (slip := closest(name, offered, _SIMILAR)) is not None:
+    similar = 0.6 if len(name) <= 4 and name not in COMING_FROM else _SIMILAR  # two letters swapped are half of `dpo`
+    if (slip := closest(name, offered, similar)) is not None:
         return f"unknown key. Did you mean {slip!r}? {_listed(offered)}"
     if (meant := COMING_FROM.get(name)) is not None:
         return (

@@ -14,11 +14,11 @@ from post_training.config.hints import unknown_key
 from post_training.config.runs import KEYS, Run, choose, expand
 from post_training.config.schema import GLOBAL, SHARED
 from post_training.config.schema.data import DatasetConfig
-from post_training.config.trees import INDEX, Tree, apply_dotted, get, load_file, merge_into, parse_dotted, plain
-from post_training.config.views import section, stage_view
+from post_training.config.trees import INDEX, Tree, apply_dotted, get, merge_into, parse_dotted, plain
+from post_training.config.views import no_mapping, section, stage_view
 from post_training.core.errors import ConfigError, did_you_mean, one_of
 
-__all__ = ["Pipeline", "load_file", "resolve", "resolve_runs"]
+__all__ = ["Pipeline", "resolve", "resolve_runs"]
 
 
 @dataclass
@@ -125,7 +125,8 @@ def _views(*layers: Tree) -> dict[str, Tree]:
     def visit(stage: str, key: str, after: tuple[str, ...]) -> None:
         """Resolve a stage, and before it those that it needs."""
         if stage in after:
-            raise ConfigError(key, f"{stage} cannot start from itself; use base or another stage")
+            circle = " -> ".join((*after[after.index(stage) :], stage))
+            raise ConfigError(key, f"{stage} cannot start from itself ({circle}); use base or another stage")
         if stage not in stages:
             offered = did_you_mean(stage, ["auto", "base", *stages])
             raise ConfigError(key, f"found {stage!r}, expected base or a stage. {offered}")
@@ -196,7 +197,7 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
         if key not in offered:
             raise ConfigError(key, unknown_key(key, offered, key))
         if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
-            raise ConfigError(key, f"found {value!r}, expected a mapping of keys")
+            raise ConfigError(key, no_mapping(key, value))
         if key in stages:
             own = ["method", *(f.name for f in fields(methods.load(stages[key]).Config))]
             unknown = [name for name in value if name not in own and name not in SHARED]

@@ -1,62 +1,20 @@
 """Plain nested containers: copying, merging, dotted keys."""
 
+import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from post_training.config.schema import SHARED
-from post_training.core.errors import ConfigError, UserError, brief
+from post_training.config.yaml_file import load_file
+from post_training.core.errors import ConfigError
 
 Tree = dict[str, Any]
 INDEX = re.compile(r"^(?P<list>[\w.]+?)\[(?P<index>\d+)\](?P<rest>.*)$")
-
-
-def load_file(path: str | Path) -> Tree:
-    """Read one YAML file into plain containers. Raises UserError when it is no mapping."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config error: {path}: cannot be read ({error}); give the path of a YAML file") from None
-    try:
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        tree = OmegaConf.to_container(loaded, resolve=False)
-    except yaml.MarkedYAMLError as error:
-        raise UserError(f"config error: {path}: {_yaml_problem(text, error)}") from None
-    except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
-        raise UserError(f"config error: {path}: not a YAML mapping: {brief(error, 2000)}") from None
-    if not isinstance(tree, dict) or (tree and ":" not in text):
-        kind = "a list" if isinstance(tree, list) else f"the text {text.strip()[:40]!r}"
-        raise UserError(f"config error: {path}: found {kind}, expected a mapping: lines of `key: value`")
-    return {str(key): value for key, value in tree.items()}
-
-
-def _yaml_problem(text: str, error: yaml.MarkedYAMLError) -> str:
-    """What is wrong in which line and column, and what to do."""
-    mark = error.problem_mark or error.context_mark
-    if mark is None:
-        return brief(error)
-    lines = [*text.splitlines(), ""]
-    where, line = f"line {mark.line + 1}, column {mark.column + 1}", lines[min(mark.line, len(lines) - 1)]
-    problem = error.problem or "not YAML"
-    if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
-        return f"{where}: found a tab in the indentation, which YAML forbids; use spaces"
-    if "duplicate key" in problem:
-        key = line.strip().partition(":")[0]
-        same = [
-            number
-            for number, other in enumerate(lines[: mark.line], 1)
-            if other.startswith(f"{line[: mark.column]}{key}:")
-        ]
-        first = f"in line {same[-1]}" if same else "above"
-        return f"{where}: {key} is there twice, {first} and here; keep one, with the keys of both"
-    if "did not find expected key" in problem or "mapping values are not allowed" in problem or "block end" in problem:
-        return f"{where}: the indentation fits no line above ({line.strip()[:60]!r}); indent keys of one section alike, with spaces"
-    return f"{where}: {problem}"
 
 
 def read_config(path: str | Path) -> Tree:
@@ -80,9 +38,14 @@ def parse_dotted(dotted: Any) -> list[tuple[str, Any]]:
     pairs = []
     for word in words:
         key, separator, value = str(word).partition("=")
-        if not separator or not re.fullmatch(r"[A-Za-z_][\w.\[\]]*", key):
+        if not separator:
             remedy = "for values with spaces use a list: set='[\"key=a b\"]'"
             raise ConfigError("set", f"expected key=value, found {word!r}; {remedy}")
+        if not re.fullmatch(r"[A-Za-z_][\w.\[\]]*", key):
+            raise ConfigError(
+                "set",
+                f"expected key=value, found {word!r}; a key looks like training.max_steps or data.datasets[0].rows",
+            )
         if "$" in value:
             # Under Slurm the submitting shell would expand it and the job would run with another value.
             raise ConfigError(key, f"'$' in {value!r} would be expanded by the submitting shell; set it in the file")
@@ -131,18 +94,20 @@ def apply_dotted(pairs: Iterable[tuple[str, Any]], file: Tree) -> Tree:
         if not rest:
             entries[index] = value
         elif isinstance(entries[index], dict):
-            put(entries[index], rest, value)
+            put(entries[index], rest, value, shown=key)
         else:
             raise ConfigError(key, f"entry {index} is {entries[index]!r}, not a mapping")
     return override
 
 
 def plain(tree: Any) -> Any:
-    """A deep copy in plain containers; `'null'` from Snakemake's string-typed `--config` becomes None."""
+    """A deep copy in plain containers; `'null'` from Snakemake's string-typed `--config` becomes None, YAML's date a text."""
     if isinstance(tree, Mapping):
         return {str(key): plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [plain(value) for value in tree]
+    if isinstance(tree, datetime.date):
+        return str(tree)
     return None if tree == "null" else tree
 
 
@@ -171,14 +136,14 @@ def get(tree: Any, path: list[str], default: Any = None) -> Any:
     return tree
 
 
-def put(tree: Tree, dotted: str, value: Any) -> None:
-    """Set a dotted key, in place. Raises ConfigError where a part of it is no mapping."""
+def put(tree: Tree, dotted: str, value: Any, shown: str = "") -> None:
+    """Set a dotted key, in place. Raises ConfigError, about the key `shown`, where a part of it is no mapping."""
     *parents, last = dotted.split(".")
     for part in parents:
         child = tree.get(part)
         if child is None:
             child = tree[part] = {}
         elif not isinstance(child, dict):
-            raise ConfigError(dotted, f"{part} is {child!r}, not a mapping")
+            raise ConfigError(shown or dotted, f"{part} is {child!r}, not a mapping; give all of it in the file")
         tree = child
     tree[last] = value

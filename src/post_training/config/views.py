@@ -1,5 +1,6 @@
 """All layers -> the flat view of one stage, typed by the schema."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from post_training import methods
 from post_training.config.hints import unknown_key
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
-from post_training.config.trees import Tree, check_finite, copied, get, load_file
+from post_training.config.trees import Tree, check_finite, copied, get
+from post_training.config.yaml_file import load_file
 from post_training.core.errors import ConfigError, did_you_mean
 from post_training.core.secrets import find_in
 
@@ -28,7 +30,10 @@ _EXPECTED = {
     "is not a ListConfig": "a list, such as [value]",
     "to Dict[": "a mapping",
     "is not a subclass": "a mapping",
+    "Incompatible value 'None'": "a value; leave it out for the default",
+    "is not Optional": "a value; leave it out for the default",
 }
+_UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
@@ -84,7 +89,7 @@ def _layers_of(name: str, stage: str, layers: tuple[Tree, ...]) -> list[tuple[st
         for path in (name, f"{stage}.{name}"):
             part = get(layer, path.split("."), {})
             if not isinstance(part, dict):
-                raise ConfigError(path, f"found {part!r}, expected a mapping of keys")
+                raise ConfigError(path, no_mapping(name, part))
             found.append((f"{path}.{{}}", part))
     return found
 
@@ -130,7 +135,30 @@ def _resolved(typed: Any) -> Tree:
     try:
         return {str(key): value for key, value in OmegaConf.to_container(typed, resolve=True).items()}  # type: ignore[union-attr]
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error.full_key), f"cannot be resolved: {_first_line(error)}") from None
+        raise ConfigError(str(error.full_key), _unresolved(_first_line(error))) from None
+    except RecursionError:
+        raise ConfigError("${...}", "values refer to each other in a circle; write one of them out") from None
+
+
+def _unresolved(said: str) -> str:
+    """Why a `${...}` has no value, and what to do."""
+    if found := re.search(r"Environment variable '(.*?)' not found", said):
+        return f"the environment variable {found[1]} is not set; export it, or write ${{oc.env:{found[1]},default}}"
+    if "Recursive interpolation" in said:
+        return "refers to itself in a circle of ${...}; write one of the values out"
+    if "Unsupported interpolation type" in said:
+        return f"cannot be resolved: {said}; write ${{section.key}} or ${{oc.env:NAME}}"
+    return f"cannot be resolved: {said}; write ${{section.key}} with a key that is there, such as ${{training.seed}}"
+
+
+def no_mapping(key: str, found: Any) -> str:
+    """What to say of a section that is no mapping."""
+    if found is None:
+        return "is empty; give its keys below it, indented, or leave it out"
+    if isinstance(found, str) and (written := re.match(r"([a-z_]\w*):(?=\S)", found)):
+        return f"found {found!r}, expected a mapping of keys; a space follows the colon: {written[1]}: ..."
+    name = f", such as {{name_or_path: {found}}}" if key == "model" and isinstance(found, str) else ""
+    return f"found {found!r}, expected a mapping of keys{name}"
 
 
 def _merge(typed: Any, layer: Tree, shown: str) -> Any:
@@ -147,8 +175,15 @@ def _merge(typed: Any, layer: Tree, shown: str) -> Any:
             said = _first_line(error)
             kind = said.rpartition(" to ")[2].lower() if "could not be converted to" in said else said
             expected = next((words for part, words in _EXPECTED.items() if part in said), kind)
-            problem = f"found {get(layer, key.split('.'))!r}, expected {expected}"
+            found = get(layer, key.split("."))
+            problem = f"found {found!r}, expected {expected}{_without_unit(found, expected)}"
         raise ConfigError(shown.format(key), problem) from None
+
+
+def _without_unit(found: Any, expected: str) -> str:
+    """`; write 2000`, of `2k` where a number is expected."""
+    number = re.fullmatch(r"(\d[\d_]*\.?\d*) ?([kmb%])", str(found).lower())
+    return f"; write {float(number[1]) * _UNITS[number[2]]:g}" if number and expected in ("integer", "float") else ""
 
 
 def _first_line(error: Exception) -> str:

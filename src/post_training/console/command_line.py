@@ -1,12 +1,13 @@
 """Mistakes on Snakemake's command line that it would answer with a traceback, or not at all; each becomes one line here."""
 
+import argparse
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-from post_training.config.trees import load_file
+from post_training.config.yaml_file import load_file
 from post_training.console.jobs import TARGETS
 from post_training.console.messages import unknown_target
 from post_training.core.errors import UserError, did_you_mean
@@ -20,6 +21,7 @@ def check_command_line(words: list[str]) -> None:
     program = Path(words[0] if words else "")
     if program.name != "snakemake" and program.parent.name != "snakemake":
         return
+    argparse.ArgumentParser.print_usage = lambda *_: None  # type: ignore[assignment,method-assign]  # 100 lines, and then the mistake
     try:
         check(words[1:])
     except UserError as error:
@@ -32,11 +34,21 @@ def check(words: list[str]) -> None:
     """Raise UserError for the first mistake."""
     if "--mode" in words:
         return  # a job's own Snakemake: a user's words have been checked
-    for option, values in _options(words):
+    options = _options(words)
+    files = [values for option, values in options if option in _FILES]
+    if len(files) > 1:
+        joined = " ".join(value for values in files for value in values)
+        problem = f"is given {len(files)} times, and the last one alone would be read"
+        raise UserError(f"--configfile: {problem}; to merge them, type --configfile {joined}")
+    for option, values in options:
         if option in _CONFIG:
             _check_config(values)
         elif option in _FILES:
             _check_files(values)
+        elif re.fullmatch(r"(-[cj]|--cores|--jobs)0*", option) and (values or [option])[0].lstrip("-cj") == "0":
+            raise UserError(
+                f"{' '.join((option, *values))}: with none, no job would ever begin; give 1 or more, or all"
+            )
         elif option in _PROFILE and values and values[0] != "none":
             _check_profile(values[0])
 

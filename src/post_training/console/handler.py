@@ -142,6 +142,8 @@ class LogHandler(LogHandlerBase):
                 show(self.console)
             return
         text = record.getMessage()
+        if messages.METADATA.match(text):
+            return
         if text.startswith(messages.INTERRUPTED):
             self._interrupted = True
             self._print("stopping: running jobs save what they have, which may take some seconds", "yellow")

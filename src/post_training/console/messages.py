@@ -16,6 +16,8 @@ NOISE = (
     "This was a dry-run", "Trying to restart", "Config file ", "Assuming unrestricted", "Reasons:", "Some jobs were triggered",
 )  # fmt: skip
 """Beginnings of texts that are left out."""
+METADATA = re.compile(r"Missing metadata for file|\d+ jobs? ha(s|ve) missing provenance/metadata")
+"""Of Snakemake's records, which decide nothing here: the fingerprint in a path says what it was made with."""
 _AGAIN = "the same command resumes"
 
 
@@ -23,6 +25,10 @@ def tidy(exception: str, text: str) -> str:
     """An exception of Snakemake's in one line, where we know what it means."""
     if found := re.search(r"No rule to produce (\S+)", text):
         return unknown_target(found[1])
+    if "Target rules may not contain wildcards" in text:
+        return f"a stage's rule is no target; `--until RULE` ends with it. Targets: {', '.join(TARGETS)}"
+    if found := re.search(r"File (\S+) marked for report but does not exist", text):
+        return f"{found[1]}: is not made yet; type `snakemake report` first, then `snakemake --report`"
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("  File ")]
     return "\n".join(lines[1:] if len(lines) > 1 and re.match(rf"{exception}\b.*:$", lines[0]) else lines)
 

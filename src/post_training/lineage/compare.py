@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from post_training.config.load import load_file
+from post_training.config import load_file
 from post_training.core import manifest
 from post_training.lineage.collect import Lineage, Stage, find_made_from
 

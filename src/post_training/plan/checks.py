@@ -1,5 +1,6 @@
 """What can be said about a configuration without its data, models and devices."""
 
+from pathlib import Path
 from typing import Any
 
 from post_training import methods
@@ -8,7 +9,7 @@ from post_training.config.deepspeed import deepspeed_config
 from post_training.config.load import Pipeline
 from post_training.core.devices import known_gpu
 from post_training.core.errors import ConfigError, one_of, require
-from post_training.core.fingerprint import is_safe_name
+from post_training.core.fingerprint import LONGEST_NAME, is_safe_name
 from post_training.core.stages import STAGES
 from post_training.models import hub_kernel
 from post_training.models.lora import check_lora
@@ -51,8 +52,12 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         "checkpointing.save_total_limit",
         f"found {limit}; rotation happens before the new checkpoint is verified, so 2 or more must be kept, or null for all",
     )
-    require(view["checkpointing"]["save_steps"] >= 1, "checkpointing.save_steps", "expected 1 or more")
-    require(view["logging"]["logging_steps"] >= 1, "logging.logging_steps", "expected 1 or more")
+    for section, key in (("checkpointing", "save_steps"), ("logging", "logging_steps"), ("data", "num_proc")):
+        number = view[section][key]
+        require(number is None or number >= 1, f"{section}.{key}", f"found {number}, expected 1 or more")
+    for section in ("training", "data"):
+        seed = view[section]["seed"]
+        require(0 <= seed < 2**32, f"{section}.seed", f"found {seed}, expected a number from 0 to {2**32 - 1:,}")
     for target in view["logging"]["report_to"]:
         one_of(target, (*TRACKERS, "none"), "logging.report_to")
     _check_types(view)
@@ -60,7 +65,6 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     fraction = view["data"]["max_reject_fraction"]
     require(0 <= fraction <= 1, "data.max_reject_fraction", f"found {fraction}, expected a share from 0 to 1")
     one_of(view["data"]["last_turn"], ("trim", "reject"), "data.last_turn")
-    require(view["data"]["num_proc"] is None or view["data"]["num_proc"] >= 1, "data.num_proc", "expected 1 or more")
     length = view[method]["max_seq_length"]
     require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
     require(
@@ -118,6 +122,10 @@ def _check_types(view: dict[str, Any]) -> None:
 def check_paths(view: dict[str, Any]) -> None:
     """The run's name and the folders, which become paths of the Snakefile."""
     name = view["run_name"]
+    size = len(name or "")
+    require(
+        size <= LONGEST_NAME, "run_name", f"has {size:,} characters, at most {LONGEST_NAME} are possible; shorten it"
+    )
     require(
         name is None or is_safe_name(name),
         "run_name",
@@ -132,6 +140,9 @@ def check_paths(view: dict[str, Any]) -> None:
             f"paths.{key}",
             f"found {path!r}; use a path without spaces and shell characters",
         )
+        require(not path.startswith("~"), f"paths.{key}", f"found {path!r}; write it out: {Path(path).expanduser()}")
+        file = next((one for one in (Path(path), *Path(path).parents) if one.exists()), Path())
+        require(file.is_dir(), f"paths.{key}", f"{file}: is a file, expected a folder; give another one")
     require(
         not view["debug"]["override_existing"] or view["debug"]["enabled"],
         "debug.override_existing",

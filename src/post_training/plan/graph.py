@@ -74,7 +74,9 @@ class Plan:
     def of_trainings(self) -> Iterator[tuple[str, Stage]]:
         """Each training's name with itself and what is made for it or of it alone."""
         for name, trained in self.trained.items():
-            own = (found.get(name) for found in (self.mixed, self.evaluated, self.lm_evaluated, self.cards, self.probes))
+            own = (
+                found.get(name) for found in (self.mixed, self.evaluated, self.lm_evaluated, self.cards, self.probes)
+            )
             # A preflight of several trainings is called by the last one, as its directory is.
             checks = (stage for stage in self.preflights.values() if [*stage.inputs][-1].split()[0] == name)
             for stage in (trained, self.exported[name], trained.inputs.get("reference"), *own, *checks):

@@ -14,7 +14,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from post_training.config.load import load_file
+from post_training.config import load_file
 from post_training.core import code, manifest
 from post_training.core.fingerprint import file_sha256, write_atomically
 from post_training.core.task import Task

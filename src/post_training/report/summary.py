@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from post_training import preflight
 from post_training.core import json_lines, manifest
@@ -71,7 +72,7 @@ def _print_run(plan: Plan, console: Console) -> None:
     _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
     paths = {name: (plan.base / plan.evaluated[name].manifest).parent / "samples.jsonl" for name in results}
     for line in before_and_after({name: [*chain(*first_samples(path).values())] for name, path in paths.items()}):
-        console.print(line, markup=False)
+        _print_answer(line, console)
     for name, directory in plan.links().items():
         if (plan.base / directory).is_dir():
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
@@ -82,6 +83,17 @@ def _print_run(plan: Plan, console: Console) -> None:
     model = plan.base / plan.run_name / "model"
     if (model / "manifest.json").is_file():
         console.print(f"model: {model}", markup=False, soft_wrap=True)
+
+
+def _print_answer(line: str, console: Console) -> None:
+    """`  sft: text`: in a terminal the text's further lines begin below its first, elsewhere there is one line."""
+    head, colon, text = line.partition(": ")
+    if not console.is_terminal or not colon:
+        console.print(Text(line), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text(f"{head}:", no_wrap=True), Text(text))
+    console.print(grid)
 
 
 def _results(base: Path, stages: dict[str, Any]) -> dict[str, dict[str, Any]]:

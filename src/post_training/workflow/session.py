@@ -137,17 +137,31 @@ class Session:
         if self.workflow.execution_settings.no_hooks:
             raise SystemExit("--no-hooks: the tasks of jobs are written by a hook; leave this option out")
         release_stale_lock()
-        note_call(*self._call)
-        point_links(self.graph)
+        with self._writing():
+            note_call(*self._call)
+            point_links(self.graph)
 
     def write_tasks(self) -> None:
         """Before the first job: a file for each job says what it makes, however long that is; and the console hears of it."""
         console.PLANNED.clear()
+        with self._writing():
+            self._write_tasks()
+
+    def _write_tasks(self) -> None:
         for job in self.workflow.dag.needrun_jobs():
             task = self.lookup.task_of(job)
             if task is not None:
                 file = task.write(Path(job.params.task))
                 console.PLANNED[str(job.output[0])] = self.lookup.console_job(job, task, file)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One line where the folder of results cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            problem = f"config error: paths.output_base: {error.filename or self.graph.base}: cannot be written"
+            raise SystemExit(f"{problem} ({error.strerror}); make room or take another folder") from None
 
     def finish(self) -> None:
         """After the last job: links, and what was reached, through the log so that it comes after all that was said before."""

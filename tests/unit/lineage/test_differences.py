@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from post_training.__main__ import main
-from post_training.config.trees import load_file
+from post_training.config import load_file
 from post_training.lineage import collect
 from post_training.lineage.compare import differences
 
