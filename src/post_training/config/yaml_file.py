@@ -11,7 +11,7 @@ from omegaconf.errors import GrammarParseError, KeyValidationError
 
 from post_training.core.errors import UserError, brief
 
-# Spaces that are none to YAML, and characters that nobody sees; a web page or a chat brings them along.
+# Spaces that YAML takes for letters, and characters without a width; text copied from a web page or a chat has them.
 _INVISIBLE = re.compile(r"[\u00a0\u00ad\u2000-\u200f\u2028-\u202f\u205f\u2060\u3000\ufeff]")
 
 

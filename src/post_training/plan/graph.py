@@ -133,7 +133,7 @@ class Graph:
         return {f"{directory}/report.html": f"{page.directory}/report.html" for directory, page in runs if page}
 
     def label_of(self, stage: Stage) -> str:
-        """What a person calls it: `dpo2-llama`, and of several runs `dpo2 beta0.3` where it is one run's alone."""
+        """What a user calls it: `dpo2-llama`, and of several runs `dpo2 beta0.3` where it is one run's alone."""
         return self._labels.get(stage.directory, stage.label)
 
     @cached_property
