@@ -40,6 +40,11 @@ KNOWN: dict[str, tuple[float, float]] = {
     "h200": (141, 989), "gh200": (96, 989), "b200": (180, 2250), "gb200": (186, 2500),
     "mi210": (64, 181), "mi250x": (64, 191), "mi300a": (128, 980), "mi300x": (192, 1307),
 }  # fmt: skip
+CAPABILITIES: dict[str, tuple[int, int]] = {
+    "v100": (7, 0), "a10": (8, 6), "a30": (8, 0), "a40": (8, 6), "a6000": (8, 6), "a100": (8, 0), "l4": (8, 9), "l40": (8, 9),
+    "l40s": (8, 9), "rtx4090": (8, 9), "h100": (9, 0), "h200": (9, 0), "gh200": (9, 0), "b200": (10, 0), "gb200": (10, 0),
+}  # fmt: skip
+"""Compute capabilities of NVIDIA's families, from its table at developer.nvidia.com/cuda-gpus."""
 _UNKNOWN = Device("unknown GPU")
 
 

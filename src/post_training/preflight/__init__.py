@@ -84,6 +84,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
     from post_training.preflight import (
         assets,
         data,
+        gpu,
         libraries,
         optimisation,
         resources,
@@ -101,6 +102,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
         *data.checks(subject),
         *optimisation.checks(subject),
         *libraries.checks(subject),
+        *gpu.checks(subject),
         start_model.adapters(subject),
     ]
     own.append(twin.check(subject, own))

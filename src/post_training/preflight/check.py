@@ -17,6 +17,7 @@ NAMES = (
     "optimisation.schedule",
     "libraries.arguments", "libraries.number_format", "libraries.attention", "libraries.packing",
     "libraries.kernels", "libraries.quantization", "libraries.deepspeed",
+    "gpu.driver", "gpu.capability", "gpu.compiler",
     "resources.memory", "resources.inference", "resources.time", "resources.checkpoint_interval", "resources.wall_time", "resources.disk",
     "resources.slurm",
 )  # fmt: skip

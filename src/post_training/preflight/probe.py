@@ -12,6 +12,7 @@ from typing import Any
 from post_training import methods
 from post_training.config import batch, resolve
 from post_training.config.batch import Topology
+from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.core.task import Task
 from post_training.run_dir import predictions
@@ -42,6 +43,7 @@ def run(task: Task) -> int:
     (task.directory / _RESULT).unlink(missing_ok=True)
 
     libraries = library_environment(view, task.directory, topology.device, task.inputs.get("kernel"))
+    _check_node(task, view, topology)
     commands, environments = local_start(topology, view, rank_command(task.saved()), libraries)
     # So that freed memory goes back to the system, also on the CPU.
     environments[0].setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))
@@ -66,6 +68,21 @@ def run(task: Task) -> int:
     print(side_by_side(facts["predicted"], measured), flush=True)
     task.finish(probed=view["stage"], predicted=facts["predicted"], measured=facts["measured"])
     return 0
+
+
+def _check_node(task: Task, view: dict[str, Any], topology: Topology) -> None:
+    """What the preflight on a login node cannot see. Raises UserError with a line for each failure, and prints the rest."""
+    from post_training.preflight import gpu
+    from post_training.preflight.check import FAILURE, only_warn
+
+    subject = probed_subject(task, view, topology)
+    subject.kernel = task.inputs.get("kernel")
+    subject.node = gpu.this_node() if topology.device == "GPU" else None
+    found = only_warn(gpu.checks(subject), view["preflight"]["only_warn"])
+    print("\n".join(one.line() for one in found), flush=True)
+    failures = [one.line() for one in found if one.verdict == FAILURE]
+    if failures:
+        raise UserError("\n".join(failures))
 
 
 def one_device(view: dict[str, Any]) -> Topology:

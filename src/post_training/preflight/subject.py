@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from post_training.data.view import open_rows
 from post_training.methods.dpo.losses import needs_reference
 from post_training.models.packing_probe import Packing, probe_folder
 from post_training.preflight.shape import ModelShape
+
+if TYPE_CHECKING:
+    from post_training.preflight.gpu import Node
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Subject:
     """Names of the runs that it is a part of."""
     complete: bool = False
     """Whether it has been trained already."""
+    kernel: Path | None = None
+    """Manifest of its attention kernel from the Hub."""
+    node: "Node | None" = None
+    """The machine that its ranks run on, where that is this one."""
     rates: list[Measurement] = field(default_factory=list)
     """Of the same work on the same kind of device, newest first."""
 

@@ -7,7 +7,7 @@ from post_training.config import batch, resolve
 from post_training.core import devices
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
-from post_training.preflight import resources
+from post_training.preflight import gpu, resources
 from post_training.preflight.measurements import measurements, same_work, work
 from post_training.preflight.micro_batch import largest, with_number
 from post_training.preflight.shape import ModelShape
@@ -26,7 +26,7 @@ def subjects_of(task: Task) -> list[Subject]:
         functools.cache(devices.here),
         functools.cache(resources.gres),
     )
-    measured = measurements(base)
+    measured, node = measurements(base), functools.cache(gpu.this_node)
     found = []
     for training in task.runtime["trainings"]:
         name, view = training["stage"], resolve(training["pipeline"]).last
@@ -44,6 +44,8 @@ def subjects_of(task: Task) -> list[Subject]:
         subject = Subject(name, view, task.inputs[f"{name} data"], folder, own, topology, device, run, reference)
         if view["training"][batch.PER_DEVICE] == batch.AUTO:
             subject = with_number(subject, largest(subject))
+        subject.kernel = task.inputs.get(f"{name} kernel")
+        subject.node = node() if topology.device == "GPU" and not on_slurm else None
         subject.runs, subject.complete = tuple(training["names"]), (run / "manifest.json").is_file()
         subject.rates = [entry for entry in measured if same_work(entry, work(subject))]
         found.append(subject)

@@ -1,11 +1,13 @@
 """Every check there is fires on a configuration that deserves it, and says nothing of a sound one: the whole body, a stage at a time."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+from test_preflight_gpu import NODE
 from tiny import TEMPLATE, task
 
 from post_training import preflight
@@ -58,6 +60,9 @@ CASES = {
     "libraries.kernels": {"training__use_liger_kernel": True},
     "libraries.quantization": {"model__lora": {}, "model__quantization": {}, "no_bitsandbytes": True},
     "libraries.deepspeed": {"deepspeed__config": {"zero_optimization": {"stage": 5}}},
+    "gpu.driver": {"node": {"driver_cuda": "12.4"}},
+    "gpu.capability": {"gpu": Device("v100-32", 32 * GIB, 1e14)},
+    "gpu.compiler": {"node": {"python_h": False}},
     "resources.memory": {"gpu": Device("l4", 24 * GIB, 1e12)},
     "resources.inference": {"gpu": Device("small", GIB // 4, 1e12)},
     "resources.time": {"gpu": Device("unknown GPU", None, None)},
@@ -98,6 +103,7 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         vocabulary=None,
         no_bitsandbytes=False,
         kernel="sound",
+        node=None,
         **changes,
     ):
         if no_bitsandbytes:
@@ -127,6 +133,7 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
             (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
         subject = subject_of(method, mix=facts, folder=folder, data__chat_template=str(text), **changes)
         subject.rates = list(rates)
+        subject.node = dataclasses.replace(NODE, **node) if node else None
         output = tmp_path / "outputs" / "preflight" / "p" / "manifest.json"
         own = tmp_path / "kernels" / "k" / "manifest.json"
         own.parent.mkdir(parents=True, exist_ok=True)
