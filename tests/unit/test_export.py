@@ -90,6 +90,29 @@ def test_a_failed_check_leaves_no_manifest_and_no_model(tmp_path, trained, sft_r
     assert not list(output.parent.iterdir())
 
 
+def test_an_export_that_ends_only_in_some_samples_says_so(monkeypatch, exported, sft_rows, capsys):
+    from post_training.console.made import made
+
+    def answers(model, prompts, stop, pad, budget, **sampling):
+        return [[5] * budget] * (len(prompts) - 3 * bool(sampling)) + [[5, stop[0]]] * (3 * bool(sampling))
+
+    monkeypatch.setattr(export, "generate", answers)
+    for lora, hint in (
+        (None, "inside the chat template's"),
+        ({"r": 4}, "set model.lora.trainable_tokens"),
+        ({"trainable_tokens": ["a"]}, "generation markers"),
+    ):
+        checks = export.verify(exported.parent, sft_rows, {"trust_remote_code": False, "lora": lora})
+        assert checks["stopped"] == "sampled, 3 of 16"
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("export: warning"))
+        assert "with greedy decoding an answer does not end by itself" in line and hint in line
+    facts = json.loads(exported.read_text())
+    told = exported.with_name("told.json")
+    told.write_text(json.dumps(facts | {"checks": facts["checks"] | {"stopped": checks["stopped"]}}))
+    assert made(told).endswith("with greedy decoding an answer does not end by itself (sampled, 3 of 16)")
+    told.unlink()
+
+
 def test_an_incomplete_checkpoint_is_not_exported(tmp_path, trained, sft_rows):
     shutil.copytree(trained.parent, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
     copied = tmp_path / "run" / "manifest.json"

@@ -29,3 +29,15 @@ use rule cpu_stage as build_model with:
         "<outputs>/logs/build_model/{stage}.log",
     wildcard_constraints:
         stage=PLAN.names("build_model"),
+
+
+use rule cpu_stage as merge_adapter with:
+    """Adapters of somebody's own in the weights of their model, compared as an export is."""
+    input:
+        base=inputs("merge_adapter", "base"),
+    output:
+        "<outputs>/models/{stage}/manifest.json",
+    log:
+        "<outputs>/logs/merge_adapter/{stage}.log",
+    wildcard_constraints:
+        stage=PLAN.names("merge_adapter"),

@@ -30,7 +30,7 @@ def _words(facts: Mapping[str, Any], path: Path) -> str:
         documents, rows = facts.get("documents", facts["rows_out"]), facts["rows_out"]
         packed = f" in {rows:,} packed sequences" if facts.get("packing_efficiency") is not None else ""
         return f"{documents:,} examples{packed}, {facts['tokens']:,} tokens{_dropped(facts)}"
-    if kind in ("build_model", "download_model"):
+    if kind in ("build_model", "download_model", "merge_adapter"):
         return f"{facts['parameters']:,} parameters" if facts.get("parameters") else _files(facts)
     if kind == "preflight":
         verdicts = [check["verdict"] for check in facts["checks"]]
@@ -43,6 +43,8 @@ def _words(facts: Mapping[str, Any], path: Path) -> str:
         return f"{facts['steps']:,} steps{loss}" + (f", {speed:,.0f} tokens/s" if speed else "")
     if kind == "reference":
         return f"log-probabilities of {facts['rows_out']:,} pairs"
+    if kind == "export" and (how := facts["checks"].get("stopped", "greedy")) != "greedy":
+        return f"{_files(facts)}; with greedy decoding an answer does not end by itself ({how})"
     if kind == "evaluate":
         return ", ".join(_result(name, result) for name, result in facts["results"].items())
     if kind in ("report", "compare"):

@@ -177,21 +177,14 @@ def _json_object(file: Path, key: str) -> dict[str, Any]:
 
 
 def model_folder(path: str, key: str) -> Path | None:
-    """The local folder that a model path means; None for a Hub id.
+    """The local folder that a model path means, of a model or of adapters alone; None for a Hub id.
 
     Raises ConfigError for a folder without a model, and for what is neither.
     """
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
-        has_config = (folder / "config.json").is_file()
-        merge = "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
-        adapters = not has_config and (folder / "adapter_config.json").is_file()
-        require(
-            not adapters,
-            key,
-            f"{path}: holds LoRA adapters alone; merge them into their base and name the result: {merge}",
-        )
-        require(has_config, key, f"{path}: a folder without config.json is not a model")
+        known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        require(known, key, f"{path}: a folder without config.json is not a model")
         return folder
     only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1
     require(not only_local, key, f"{path}: no such folder (relative to {os.getcwd()})")

@@ -49,6 +49,7 @@ STAGES: dict[str, StageKind] = {
         StageKind("download_model", "post_training.models.download", "local", 1, "models"),
         StageKind("download_kernel", "post_training.models.hub_kernel", "local", 1, "kernels"),
         StageKind("build_model", "post_training.models.build", "cpu", 1, "models"),
+        StageKind("merge_adapter", "post_training.release.merge_adapter", "cpu", 1, "models", reads="whole"),
         StageKind("transform", "post_training.data.transform", "cpu", 2, "data/transformed", reads="whole"),
         StageKind("filter", "post_training.data.filters.stage", "cpu", 1, "data/filtered", reads="whole"),
         StageKind("prompts", "post_training.on_policy.prompts", "cpu", 1, "data/prompts", reads="whole"),

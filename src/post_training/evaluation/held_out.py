@@ -27,6 +27,7 @@ from post_training.evaluation.prompts import PROMPTS, planned_prompts
 from post_training.evaluation.reward_model import Scorer
 from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
+from post_training.models.conversation import conversation_ids, rendered, text_ids
 from post_training.models.files import stop_tokens
 from post_training.models.loading import (
     answers_that_fit,
@@ -221,11 +222,10 @@ class Evaluator:
         return generated
 
     def _text(self, messages: Messages, tools: Any, prompt: bool) -> str:
-        settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": prompt, "tools": tools}
-        return str(self.tokenizer.apply_chat_template(messages, **settings))
+        return rendered(self.tokenizer, messages, self.template, tools, prompt)
 
     def _prompt(self, messages: Messages, tools: Any = None) -> list[int]:
-        return list(self.tokenizer(self._text(messages, tools, True), add_special_tokens=False)["input_ids"])
+        return conversation_ids(self.tokenizer, messages, self.template, tools, add_generation_prompt=True)
 
     def _answer_text(self, messages: Messages, tools: Any) -> str | None:
         """What the template writes for the last turn after the generation prompt, up to its stop token; None where it cannot."""
@@ -235,7 +235,7 @@ class Evaluator:
             return None
         if not text.startswith(prompt):
             return None
-        ids = self.tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"]
+        ids = text_ids(self.tokenizer, text[len(prompt) :])
         end = next((index for index, token in enumerate(ids) if token in self.stop), len(ids))
         return str(self.tokenizer.decode(ids[:end], skip_special_tokens=False))
 

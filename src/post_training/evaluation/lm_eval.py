@@ -11,6 +11,7 @@ from post_training.core.task import Task
 from post_training.data.tokens.chat_template import resolve_template
 from post_training.evaluation.lm_tasks import prepare, task_manager
 from post_training.models import folder as model_folder
+from post_training.models.conversation import own_template
 from post_training.models.loading import load_tokenizer, silence_progress_bars
 from post_training.models.weights import load_arguments
 
@@ -103,10 +104,11 @@ def _model(task: Task) -> Any:
 
     folder = model_folder(task.inputs["model"])
     trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
-    tokenizer = None
+    tokenizer, chat = None, {}
     if task.config["apply_chat_template"]:
+        chat = {"add_bos_token": False}  # it is there where the template writes it: models/conversation.py
         tokenizer = load_tokenizer(folder, trust)
-        if tokenizer.chat_template is None:  # of a starting model
+        if own_template(tokenizer) is None:  # of a starting model
             tokenizer.chat_template = resolve_template(task.config["chat_template"], folder)
     placed = load_arguments(folder)
     return HFLM(
@@ -116,6 +118,7 @@ def _model(task: Task) -> Any:
         parallelize="max_memory" in placed,  # over several GPUs
         batch_size=task.runtime["batch_size"],
         trust_remote_code=trust,
+        **chat,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from post_training.core.progress import Progress
 from post_training.evaluation.preferences import SIDES, Result, held_out_rows, on_pairs, preference
+from post_training.models.conversation import conversation_ids
 from post_training.models.loading import longest_input, padded_scores
 
 
@@ -38,9 +39,7 @@ class Scorer:
         return {"kind": "preference", **preference(scores), "rows": len(kept)}, len(kept), dropped
 
     def _encode(self, row: dict[str, Any], side: str) -> list[int]:
-        settings = {"chat_template": self.template, "tokenize": False, "tools": row.get("tools")}
-        text = str(self.tokenizer.apply_chat_template(row["prompt"] + row[side], **settings))
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return conversation_ids(self.tokenizer, row["prompt"] + row[side], self.template, row.get("tools"))
 
     def _scores(self, sequences: list[list[int]]) -> list[float]:
         progress = Progress("evaluate: scores", "answers", len(sequences))

@@ -111,6 +111,9 @@ def check_loadable(folder: Path) -> None:
 
 def _check_kind(folder: Path) -> None:
     """Raise UserError for a model that cannot be trained here: quantised, or not a decoder alone."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        remedy = "copy them into a folder of yours and name that: they are merged into their model"
+        raise UserError(f"{folder}: holds adapters and no model; {remedy}")
     try:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from post_training.models.conversation import rendered, text_ids
+
 CARRIED = ("*processor_config.json", "LICENSE*", "NOTICE*")
 """Files of a starting model that its export has, too."""
 # Transformers 5 writes into tokenizer_config.json how this machine loaded the tokenizer.
@@ -99,8 +101,8 @@ def stop_tokens(tokenizer: Any, template_text: str) -> list[int]:
     """
     answer = "stop-token-probe"
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(messages, chat_template=template_text, tokenize=False)
-    after = tokenizer(text.rsplit(answer, 1)[1], add_special_tokens=False)["input_ids"]
+    text = rendered(tokenizer, messages, template_text)
+    after = text_ids(tokenizer, text.rsplit(answer, 1)[1])
     control = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     found = [tokenizer.eos_token_id, next((token for token in after if token in control), None)]
     return list(dict.fromkeys(token for token in found if token is not None))

@@ -5,10 +5,13 @@ imported when adapters are used.
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, UserError, did_you_mean, require
+from post_training.core.errors import ConfigError, UserError, brief, did_you_mean, require
+from post_training.models import parts
+from post_training.models.weights import read_header
 
 KEY = "model.lora"
 # Largest difference of the merged model's logits from the adapted one's, as a share of the largest logit. In float32 only
@@ -16,8 +19,8 @@ KEY = "model.lora"
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def check_lora(view: dict[str, Any]) -> None:
-    """Raise ConfigError for values that PEFT or TRL cannot work with, whatever the model."""
+def check_lora(view: dict[str, Any], zero_stage: int | None = None) -> None:
+    """Raise ConfigError for values that PEFT or TRL cannot work with, whatever the model; `zero_stage` of DeepSpeed, if it is on."""
     lora = view["model"]["lora"]
     if lora is None:
         return
@@ -27,6 +30,7 @@ def check_lora(view: dict[str, Any]) -> None:
         ("dropout", 0 <= lora["dropout"] < 1, "a share from 0 to below 1"),
     ):
         require(holds, f"{KEY}.{name}", f"found {lora[name]}, expected {expected}")
+    parts.check_values(lora, zero_stage=zero_stage)
     targets = lora["target_modules"]
     listed = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
     if targets != "all-linear" and not listed:
@@ -40,7 +44,7 @@ def check_lora(view: dict[str, Any]) -> None:
 def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     """`{"peft_config": ...}` for TRL's trainers, which wrap the model; nothing when `model.lora` is null.
 
-    Raises ConfigError for a name in `target_modules` that no linear layer of this model has.
+    Raises ConfigError for a name in `target_modules` that no linear layer of this model has, and as `parts.check_parts` does.
     """
     lora = view["model"]["lora"]
     if lora is None:
@@ -48,7 +52,7 @@ def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[st
     from peft import LoraConfig
 
     if lora["target_modules"] != "all-linear":
-        offered = sorted(_linear_names(model))
+        offered = sorted(parts.Parts.of(model).linear)
         for name in lora["target_modules"]:
             if name not in offered:
                 problem = f"no linear layer of {type(model).__name__} is named {name!r}. {did_you_mean(name, offered)}"
@@ -62,19 +66,9 @@ def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[st
         target_modules=lora["target_modules"],
         # Beside the adapters of a model with one output PEFT trains that output whole.
         task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+        **parts.peft_arguments(lora, model, folder),
     )
     return {"peft_config": config}
-
-
-def _linear_names(model: Any) -> set[str]:
-    """Last parts of the names of linear layers, without the output embedding."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    kinds = (nn.Linear, Conv1D)  # the latter in GPT-2 and its kind
-    linear = [name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head]
-    return {name.rpartition(".")[2] for name in linear}
 
 
 def parameter_counts(model: Any) -> dict[str, int]:
@@ -99,7 +93,8 @@ def describe(lora: dict[str, Any] | None, counts: dict[str, int], args: Any) -> 
     line = f"{trained:,} of {total:,} parameters are trained"
     if lora is None:
         return line
-    line += f" ({trained / total:.2%}; LoRA, r {lora['r']}, alpha {lora['alpha']:g})"
+    more = "".join(f", {name} {' '.join(lora[name])}" for name in parts.NEW_KEYS if lora.get(name))
+    line += f" ({trained / total:.2%}; LoRA, r {lora['r']}, alpha {lora['alpha']:g}{more})"
     if lora["dropout"] and getattr(args, "disable_dropout", False):
         line += f"; {KEY}.dropout has no effect, because TRL disables dropout: training.trainer_args.disable_dropout"
     return line
@@ -118,10 +113,8 @@ def merge(model: Any, adapters: Path, row: list[int], logits_of: Any, dtype: str
     Raises:
         UserError: when the merged model's logits differ by more than rounding.
     """
-    from peft import PeftModel
-
     before = logits_of(model, row)
-    adapted = PeftModel.from_pretrained(model, str(adapters)).eval()
+    adapted = load_adapters(model, adapters).eval()
     expected = logits_of(adapted, row)
     merged = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     largest = float(expected.abs().max())
@@ -131,6 +124,52 @@ def merge(model: Any, adapters: Path, row: list[int], logits_of: Any, dtype: str
         raise UserError(f"{adapters}: {found}, expected {TOLERANCE[dtype]:g} or less in {dtype}")
     learned = float((expected - before).abs().max()) / largest
     return merged, {"merge_logit_difference": difference, "adapter_logit_difference": learned}
+
+
+def load_adapters(model: Any, folder: Path) -> Any:
+    """The model with a folder's adapters. Raises UserError where PEFT cannot put them in, or would leave some of them out in silence."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    remedy = "these adapters are of another model"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing names, which are looked for below
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    except Exception as error:  # of PEFT, of torch for shapes, of safetensors for a damaged file
+        raise UserError(f"{folder}: cannot be put into the model ({brief(error)}); {remedy}, or damaged") from None
+    stored, held = adapter_tensors(folder), adapted.state_dict()
+    missing = sorted(expected.keys() - stored.keys())
+    unknown = sorted(
+        name for name in stored.keys() - expected.keys() if _plain(name) not in held.keys() | expected.keys()
+    )
+    if missing or unknown:
+        what = (
+            f"{len(missing)} tensors are missing ({missing[0]})"
+            if missing
+            else f"{len(unknown)} have no place ({unknown[0]})"
+        )
+        raise UserError(f"{folder}: {what}; {remedy}, or damaged")
+    return adapted
+
+
+def _plain(name: str) -> str:
+    """PEFT stores an embedding that was resized a second time, under the names of its wrapper."""
+    return name.replace(".modules_to_save", "").replace(".original_module", "").replace(".base_layer", "")
+
+
+def adapter_tensors(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of a folder's adapters. Raises UserError for a damaged file."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        if path.is_file():
+            return {name: facts["shape"] for name, facts in read_header(path).items()}
+        import torch
+
+        path = path.with_suffix(".bin")
+        return {name: list(t.shape) for name, t in torch.load(path, map_location="meta", weights_only=True).items()}
+    except Exception as error:  # each library has its own
+        raise UserError(f"{path}: cannot be read ({brief(error)}); copy it again") from None
 
 
 def is_adapter(folder: Path) -> bool:

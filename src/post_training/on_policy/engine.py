@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from post_training.core.errors import DataError
 from post_training.data.tokens.chat_template import resolve_template
+from post_training.models.conversation import conversation_ids, own_template
 from post_training.models.files import stop_tokens
 from post_training.models.loading import answers_that_fit, halving, load_for_inference, load_tokenizer, longest_input
 from post_training.on_policy.answers import prompt_digest
@@ -66,7 +67,7 @@ class Engine:
     def load(cls, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> "Engine":
         """The model of a folder. `template` None is the tokenizer's own; raises DataError where it has none."""
         tokenizer = load_tokenizer(folder, trust_remote_code)
-        text = tokenizer.chat_template if template is None else resolve_template(template, folder)
+        text = own_template(tokenizer) if template is None else resolve_template(template, folder)
         if not text:
             raise DataError(
                 f"generate.model: the tokenizer in {folder} has no chat template to ask it in; choose another model"
@@ -81,12 +82,7 @@ class Engine:
         return self._ids[key]
 
     def _encoded(self, prompt: list[dict[str, Any]], tools: Any) -> Ids:
-        settings = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": True, "tools": tools}
-        try:
-            text = self.tokenizer.apply_chat_template(prompt, **settings)
-        except Exception as error:  # a template may raise anything
-            raise DataError(f"the chat template refuses a prompt: {error}") from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return conversation_ids(self.tokenizer, prompt, self.template, tools, add_generation_prompt=True)
 
     def length(self, prompt: list[dict[str, Any]], tools: Any = None) -> int | None:
         """Tokens of a prompt; None where no full answer stays within the model's positions."""

@@ -39,7 +39,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         # A method knows its keys by its own name, the user by the stage's.
         own, _, rest = error.key.partition(".")
         raise (ConfigError(f"{name}.{rest}", error.problem) if own == method else error) from None
-    check_lora(view)
+    check_lora(view, ((deepspeed_config(view) or {}).get("zero_optimization") or {}).get("stage"))
     check_quantization(view)
     attention = view["model"]["attn_implementation"]
     if hub_kernel.parse(attention) is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.config.names import recorded_as
+from post_training.core.adapters import adapter_files, base_of, is_adapter_folder
 from post_training.core.errors import ConfigError, require
 from post_training.core.fingerprint import digest, slug
 from post_training.core.locate import TOKENIZER_FILES, data_files, model_files, model_folder
@@ -53,6 +54,8 @@ class ModelStages:
                 self.files.note_hub("model", path, f"{key}.name_or_path" if key == "model" else key, stage)
             return stage
         named = f"{key}.name_or_path" if key == "model" else key
+        if is_adapter_folder(folder):
+            return self._merged(folder, model, offline, named)
         files = self.files.digests(path, model_files(folder), named, root=folder)
         config = {"sha256": files, "tokenizer": digest([row for row in files if Path(row[0]).name in TOKENIZER_FILES])}
         runtime["folder"] = str(folder)
@@ -72,6 +75,16 @@ class ModelStages:
         if view["offline"]:
             self.files.note_hub("kernel", name.repository, hub_kernel.KEY, stage)
         return {"kernel": stage}
+
+    def _merged(self, folder: Path, model: dict[str, Any], offline: bool, key: str) -> Stage:
+        """Adapters in the weights of the model that they were trained on, which may be adapters again."""
+        base = self.model(model | base_of(folder, key), offline, key)
+        files = self.files.digests(model["name_or_path"], adapter_files(folder, key), key, root=folder)
+        own = [row for row in files if row[0] in TOKENIZER_FILES]
+        tokenizer = digest(own) if any(name == "tokenizer.json" for name, _ in own) else base.config["tokenizer"]
+        runtime = {"folder": str(folder), "trust_remote_code": model["trust_remote_code"], "max_shard_size": "5GB"}
+        config = {"sha256": files, "tokenizer": tokenizer}
+        return self.add(Stage("merge_adapter", slug(folder.resolve().name), config, {"base": base}, runtime))
 
 
 def model_label(model: dict[str, Any]) -> str:

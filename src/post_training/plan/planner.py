@@ -9,6 +9,7 @@ from post_training.config.load import Pipeline
 from post_training.config.names import dataset_name
 from post_training.core.errors import ConfigError, require
 from post_training.core.fingerprint import LONGEST_NAME
+from post_training.models.parts import NEW_KEYS
 from post_training.plan.checks import check_paths, check_view
 from post_training.plan.data import DataStages
 from post_training.plan.evaluation import add_comparison, add_evaluations
@@ -193,6 +194,8 @@ class _Planner:
                 "evaluation": {key: view["evaluation"][key] for key in HELD_OUT_KEYS},
             }
         adapters = {key: view["model"][key] for key in ("lora", "quantization") if view["model"][key] is not None}
+        if "lora" in adapters:
+            adapters["lora"] = {k: v for k, v in adapters["lora"].items() if k not in NEW_KEYS or v is not None}
         config = {
             "method": method,
             method: own,

@@ -83,6 +83,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
     """All checks of one training; a template that another stage has under the same tokenizer is checked once, for all."""
     from post_training.preflight import (
         assets,
+        chat_tokens,
         data,
         gpu,
         libraries,
@@ -104,6 +105,7 @@ def _checks_of(subject: "Subject", templates: set[tuple[str, Path]], on_slurm: b
         *libraries.checks(subject),
         *gpu.checks(subject),
         start_model.adapters(subject),
+        chat_tokens.chat_tokens(subject),
     ]
     own.append(twin.check(subject, own))
     own += [resources.memory_check(subject), resources.inference_check(subject), *speed.checks(subject)]

@@ -8,9 +8,9 @@ from post_training.core.errors import ConfigError, UserError
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 NAMES = (
-    "assets.rows", "assets.model", "assets.kernel", "model.weights", "model.ids", "model.adapters", "model.step",
+    "assets.rows", "assets.model", "assets.kernel", "model.weights", "model.ids", "model.adapters", "model.chat_tokens", "model.step",
     "template.markers", "template.stop_token", "template.same_text_always", "template.prefix_stable",
-    "template.generation_prompt", "template.single_ids", "template.as_exported",
+    "template.generation_prompt", "template.single_ids", "template.beginning", "template.as_exported",
     "data.trained_share", "data.rows_without_trained_token", "data.longest_row", "data.dropped",
     "data.duplicates_of_held_out", "data.contradictory_pairs",
     "optimisation.batch", "optimisation.epochs", "optimisation.warmup", "optimisation.learning_rate", "optimisation.beta",

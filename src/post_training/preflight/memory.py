@@ -128,7 +128,8 @@ def states(subject: Subject) -> tuple[int, int, int, int]:
         buckets = 4 * trained if ranks > 1 else 0
         return frozen + 4 * trained, 4 * trained, moments * trained, buckets
     zero, stage = subject.zero, subject.zero_stage or 0
-    weights = _base_bytes(shape, view) // (ranks if stage >= 3 else 1)
+    beside = compute * trained if view["model"]["lora"] is not None else 0
+    weights = (_base_bytes(shape, view) + beside) // (ranks if stage >= 3 else 1)
     gradients = trained * compute // (ranks if stage >= 2 else 1)
     optimizer = (4 + moments) * trained // (ranks if stage >= 1 else 1)
     if _offloads(zero, "offload_optimizer"):
@@ -176,8 +177,14 @@ def _step_bytes(subject: Subject) -> int:
 
 
 def _embedding_bytes(subject: Subject) -> int:
-    """The gradient of an embedding in the type of the weights; nothing where adapters are trained."""
-    if subject.view["model"]["lora"] is not None:
+    """The gradient of an embedding in the type of the weights; nothing where no more than adapters are trained.
+
+    Where rows of it are trained, a gradient of all of it is made in the type of the frozen weights.
+    """
+    lora = subject.view["model"]["lora"]
+    if lora is not None and lora["trainable_tokens"]:
+        return subject.shape.embedding * BYTES[subject.view["model"]["dtype"]]
+    if lora is not None and not subject.shape.parts.embeddings_trained(lora):
         return 0
     return subject.shape.embedding * (BYTES[subject.view["model"]["dtype"]] if subject.deepspeed is not None else 4)
 
@@ -190,6 +197,8 @@ def batch_moments(subject: Subject, sequences: int, length: int) -> list[tuple[i
     checkpointing, lora = view["training"]["gradient_checkpointing"], view["model"]["lora"]
     layer = layer_bytes(subject, sequences, length)
     layers = shape.layers * (residual * shape.hidden * tokens if checkpointing else layer)
+    if lora is not None and lora["trainable_tokens"]:
+        layers += compute * shape.embedding  # the output embedding with the rows in their places
     # The last norm, and what the output layer takes of it.
     normed = tokens * shape.hidden * (12 if residual == 4 else 10)
     casts = _autocast_bytes(subject)

@@ -1,10 +1,11 @@
 """The size of a model from its `config.json` alone: built without memory, on torch's meta device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import UserError
+from post_training.models.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ModelShape:
     """Parameters of experts that a token does not go through."""
     has_head: bool = True
     """Whether there is an output embedding; a reward model has one output in its place."""
+    parts: Parts = field(default_factory=Parts)
+    """What may be trained beside adapters."""
 
     @property
     def embeddings(self) -> int:
@@ -105,6 +108,7 @@ class ModelShape:
             linear=linear,
             linear_parameters=linear_parameters,
             has_head=head is not None,
+            parts=Parts.of(model),
             idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
         )
 

@@ -87,8 +87,13 @@ class Subject:
         lora = self.view["model"]["lora"]
         if lora is None:
             return self.shape.parameters
-        output = 0 if self.shape.has_head else self.shape.hidden  # trained whole beside adapters
-        return output + self.shape.adapter_parameters(lora["r"], lora["target_modules"])
+        parts, output = (
+            self.shape.parts,
+            0 if self.shape.has_head else self.shape.hidden,
+        )  # trained whole beside adapters
+        rows = len(lora["trainable_tokens"] or ()) * len(parts.with_rows()) * self.shape.hidden
+        beside = output + rows + parts.full_parameters(lora)
+        return beside + self.shape.adapter_parameters(lora["r"], lora["target_modules"])
 
     @cached_property
     def mix(self) -> manifest.Manifest:

@@ -16,7 +16,8 @@ from post_training.data.tokens.chat_template import (
     text_and_spans,
 )
 from post_training.data.tokens.tokenizer_file import TokenizerFile
-from post_training.preflight.check import FAILURE, Check, check, failed
+from post_training.models.conversation import ids_before_text
+from post_training.preflight.check import FAILURE, WARNING, Check, check, failed
 from post_training.preflight.data import template_texts
 from post_training.preflight.subject import Subject
 
@@ -43,8 +44,14 @@ def checks(subject: Subject) -> list[Check]:
         return [failed("template.markers", error)]
     found = [check("template.markers", "generation markers are there", fails=not registry.can_mask(text))]
     found += [_stop_token(subject, text, file), _clock(text, named), _prefix(template), _generation_prompt(template)]
-    found += [_single_ids(text, template, file), _as_exported(subject, given, text, template, file)]
-    return found
+    found.append(_single_ids(text, template, file))
+    try:
+        rendered = text_and_spans(template.render_marked(as_passed(_TURNS)))[0]
+    except ValueError as error:
+        return [*found, Check("template.as_exported", str(error), FAILURE, "fix the template")]
+    ours = file.load().encode(rendered, add_special_tokens=False).ids
+    tokenizer = loaded_tokenizer(subject.folder, bool(subject.view["model"]["trust_remote_code"]))
+    return [*found, _beginning(ours, tokenizer), _as_exported(subject, given, text, ours, tokenizer)]
 
 
 def _stop_token(subject: Subject, text: str, file: TokenizerFile) -> Check:
@@ -154,7 +161,31 @@ def _single_ids(text: str, template: ChatTemplate, file: TokenizerFile) -> Check
     )
 
 
-def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate, file: TokenizerFile) -> Check:
+def _beginning(ours: list[int], tokenizer: Any) -> Check:
+    """A model that has read the same token before every text (BOS) should find it before a conversation, and once.
+
+    Only the template writes it there: see models/conversation.py.
+    """
+    name = "template.beginning"
+    if isinstance(tokenizer, str):
+        return Check(name, f"not known: {tokenizer}")
+    wanted, bos = ids_before_text(tokenizer), tokenizer.bos_token_id
+    begins = tokenizer.decode(ours[:1])
+    if bos is not None and ours[:2] == [bos, bos]:
+        remedy = "write it once: a model has never read it twice"
+        return Check(name, f"the template begins with {begins} twice", WARNING, remedy)
+    missing = ours[: len(wanted)] != wanted
+    value = f"the tokenizer puts {tokenizer.decode(wanted)} before a text, and the template begins with {begins!r}"
+    return check(
+        name,
+        value if missing else f"{begins!r} begins a conversation, in training as in inference",
+        warns=missing,
+        remedy="the model was made with it and would do without: put {{ bos_token }} at the beginning of a copy of the template, and set "
+        "data.chat_template to the copy",
+    )
+
+
+def _as_exported(subject: Subject, given: str, text: str, ours: list[int], tokenizer: Any) -> Check:
     """The export carries this text, and Transformers must render and encode it as the rows were."""
     name, remedy = "template.as_exported", "run the data stages again with this template: delete the mix's manifest"
     try:
@@ -163,12 +194,7 @@ def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate
         return failed(name, error)
     if others:
         return Check(name, "the rows were made with another template than the export gets", FAILURE, remedy)
-    try:
-        rendered = text_and_spans(template.render_marked(as_passed(_TURNS)))[0]
-    except ValueError as error:
-        return Check(name, str(error), FAILURE, "fix the template")
-    ours = file.load().encode(rendered, add_special_tokens=False).ids
-    theirs = transformers_ids(subject.folder, text, bool(subject.view["model"]["trust_remote_code"]))
+    theirs = tokenizer if isinstance(tokenizer, str) else transformers_ids(tokenizer, text)
     if isinstance(theirs, str):
         return Check(name, theirs, FAILURE, "the exported tokenizer must load and render its template")
     return check(
@@ -181,13 +207,20 @@ def _as_exported(subject: Subject, given: str, text: str, template: ChatTemplate
     )
 
 
-def transformers_ids(folder: Path, template: str, trust_remote_code: bool) -> list[int] | str:
-    """Ids by `apply_chat_template`, or why there are none."""
+def loaded_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer by Transformers, or why there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a tokenizer of any class
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def transformers_ids(tokenizer: Any, template: str) -> list[int] | str:
+    """Ids by `apply_chat_template`, or why there are none."""
+    try:
         found = tokenizer.apply_chat_template(_TURNS, chat_template=template, tokenize=True, return_dict=True)
-    except Exception as error:  # a tokenizer of any class, and a template that is a program
+    except Exception as error:  # a template is a program
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return [int(index) for index in found["input_ids"]]

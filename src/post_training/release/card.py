@@ -58,7 +58,9 @@ def card(lineage: Lineage, results: Results, tasks: Results, title: str | None =
     stages, root = lineage["stages"], lineage["stages"][lineage["root"]]
     trained = trainings(lineage)[::-1]
     name = title or Path(lineage["root"]).parent.name.rpartition("-")[0] or "model"
-    base = stages[trained[0]["inputs"]["model"]]
+    base = merged = stages[trained[0]["inputs"]["model"]]
+    while base["stage"] == "merge_adapter":
+        base = stages[base["inputs"]["base"]]
     names = [str(training["config"]["method"]) for training in trained]
     answers = methods.answers(names[-1])
     datasets = {s["repository"] for s in stages.values() if s["stage"] == "download" and s.get("repository")}
@@ -76,6 +78,7 @@ def card(lineage: Lineage, results: Results, tasks: Results, title: str | None =
     if base.get("repository"):
         revision = f" at `{base['revision_sha']}`" if base.get("revision_sha") else ""
         start = f"[{base['repository']}](https://huggingface.co/{base['repository']}){revision}"
+        start += " with adapters in its weights" if merged is not base else ""
     else:
         start = "random weights" if base["stage"] == "build_model" else "a local model"
     git = root.get("git")

@@ -32,6 +32,7 @@ from post_training.run_dir.checkpoints import why_incomplete
 
 _ROW_TOKENS = 512
 _SAMPLES = 16
+GREEDY = "greedy"
 
 
 def run(task: Task) -> None:
@@ -137,8 +138,12 @@ def verify(folder: Path, data: Path, settings: dict[str, Any]) -> dict[str, Any]
         raise UserError("\n".join(wrong))
     prompt, answer = short_prompt(data)
     stop = model.generation_config.eos_token_id
-    answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, budget=max(64, 4 * len(answer)))
+    answered, how = stops(model, prompt, stop, tokenizer.pad_token_id, max(64, 4 * len(answer)), _hint(settings))
     texts = {"prompt": tokenizer.decode(prompt), "answer": tokenizer.decode(answered)}
+    if how != GREEDY:
+        print(
+            f"export: warning: with greedy decoding an answer does not end by itself, {how} ones did; {_hint(settings)}"
+        )
     return {**texts, "stopped": how}
 
 
@@ -158,7 +163,16 @@ def verify_scores(folder: Path, data: Path, settings: dict[str, Any]) -> dict[st
     return {"max_padding_difference": apart, "scores": [min(alone), max(alone)]}
 
 
-def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int) -> tuple[list[int], str]:
+def _hint(settings: dict[str, Any]) -> str:
+    lora = settings.get("lora")
+    if lora is not None and not lora.get("trainable_tokens") and not lora.get("modules_to_save"):
+        return "adapters leave the embedding of the stop token as it is: set model.lora.trainable_tokens to the template's tokens, or train longer"
+    return "is it inside the chat template's generation markers, and is the model trained long enough?"
+
+
+def stops(
+    model: Any, prompt: list[int], stop: list[int], pad: int, budget: int, hint: str = ""
+) -> tuple[list[int], str]:
     """An answer that ends with a stop token, greedy or sampled. Raises UserError when none does.
 
     A model that has trained too little may repeat itself for ever when it is greedy, and stop in some samples. A model
@@ -168,14 +182,13 @@ def stops(model: Any, prompt: list[int], stop: list[int], pad: int, budget: int)
 
     answer = generate(model, [prompt], stop, pad, budget)[0]
     if answer[-1] in stop:
-        return answer, "greedy"
+        return answer, GREEDY
     torch.manual_seed(0)
     settings: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     sampled = generate(model, [prompt] * _SAMPLES, stop, pad, budget, **settings)
     ended = [ids for ids in sampled if ids[-1] in stop]
     if not ended:
         found = f"{1 + _SAMPLES} answers of {budget} tokens without a stop token {stop}"
-        hint = "is it inside the chat template's generation markers, and is the model trained long enough?"
         raise UserError(f"the exported model never stops: {found}; {hint}")
     return ended[0], f"sampled, {len(ended)} of {_SAMPLES}"
 

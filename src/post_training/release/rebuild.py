@@ -82,7 +82,7 @@ def _model(path: str | None, section: Tree, stage: Stage) -> Recorded:
     scratch = section.get("from_scratch")
     if scratch and stage["stage"] == "build_model":
         return {recorded_as(scratch["corpus"]): _outside(stage)}
-    local = stage["stage"] == "download_model" and path and stage["config"].get("sha256")
+    local = stage["stage"] in ("download_model", "merge_adapter") and path and stage["config"].get("sha256")
     return {str(path): local} if local else {}
 
 

@@ -14,14 +14,15 @@ def reward_model(
 ) -> list[float | None]:
     """The output of a sequence-classification model, asked in its own chat template; longer conversations than `max_length`
     tokens get no score. `model` is a stage, an id or a folder."""
+    from post_training.models.conversation import conversation_ids, own_template
     from post_training.models.loading import padded_scores
 
     network, tokenizer, stop = _loaded(model)
-    texts = [
-        tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+    template = own_template(tokenizer)
+    ids = [
+        conversation_ids(tokenizer, [*prompt, *completion], template)
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     found: list[float | None] = [None] * len(ids)
     fitting = [index for index, one in enumerate(ids) if len(one) <= min(max_length, stop)]
     scores = padded_scores(network, [ids[index] for index in fitting], tokenizer.pad_token_id, batch_size)
@@ -33,10 +34,11 @@ def reward_model(
 @lru_cache(maxsize=1)
 def _loaded(folder: str) -> tuple[Any, Any, int]:
     """Model in evaluation mode, tokenizer, and the longest input."""
+    from post_training.models.conversation import own_template
     from post_training.models.loading import load_for_inference, load_tokenizer, longest_input
 
     tokenizer = load_tokenizer(Path(folder))
-    if not tokenizer.chat_template:
+    if not own_template(tokenizer):
         raise DataError(f"{folder}: its tokenizer has no chat template; use a reward model for conversations")
     network = load_for_inference(Path(folder), model_class="AutoModelForSequenceClassification")
     if network.config.num_labels != 1:

@@ -23,7 +23,7 @@ from post_training.data.view import open_rows
 from post_training.launch.reshard import Resume, has_universal, how_to_resume
 from post_training.methods.dpo.reference import StoredReference
 from post_training.models import folder as model_folder
-from post_training.models import hub_kernel, lora, quantization
+from post_training.models import hub_kernel, lora, parts, quantization
 from post_training.models.loading import fix_generation_config, silence_progress_bars
 from post_training.models.packing_probe import padding_free, probe_folder, resolve_attention
 from post_training.run_dir import metrics, timeline
@@ -184,6 +184,7 @@ def make_trainer(
     kwargs |= {"padding_free": padding_free(folder, view), "processing_class": load_tokenizer(folder, view)}
     trainer = trainer_class(view, rows, model=model, args=args, **kwargs)
     quantization.widen_adapters(trainer.model)
+    parts.settle(trainer.model)
     return trainer
 
 

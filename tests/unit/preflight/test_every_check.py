@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_preflight_gpu import NODE
 from tiny import TEMPLATE, task
 
@@ -14,6 +15,7 @@ from post_training import preflight
 from post_training.core import manifest
 from post_training.core.devices import Device
 from post_training.core.format import GIB
+from post_training.models.parts import Parts
 from post_training.preflight import libraries
 from post_training.preflight.check import NAMES
 from post_training.preflight.subject import Measurement
@@ -31,6 +33,7 @@ CASES = {
     "model.weights": {"weights": False},
     "model.ids": {"vocabulary": 250},
     "model.adapters": {"model__lora": {"r": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_porj"]}},
+    "model.chat_tokens": {"model__lora": {}, "alike": True, "shape": {"vocabulary": 272, "hidden": 64, "parts": Parts(embedding="embed_tokens")}},
     "model.step": {"training__trainer_args": {"optim": "lomo"}},
     "template.markers": {"template": TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")},
     "template.stop_token": {"template": NO_STOP},
@@ -40,6 +43,7 @@ CASES = {
     },
     "template.generation_prompt": {"template": TEMPLATE.replace("{% generation %}", "{{ 'Answer: ' }}{% generation %}")},
     "template.single_ids": {"template": TEMPLATE.replace("{% for", "{{ '<|begin_of_text|>' }}{% for", 1)},
+    "template.beginning": {"bos": "<|endoftext|>", "template": "{{ bos_token }}" * 2 + TEMPLATE},
     "template.as_exported": {"made_with": TEMPLATE + "{# older #}"},
     "data.trained_share": {"mix": {"table": [{"name": "d", "tokens": 1000, "trained_tokens": 0, "rows_in": 1000}]}},
     "data.rows_without_trained_token": {"mix": {"dropped": {"no_trained_token": 30}}},
@@ -101,6 +105,8 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         seen=None,
         model_type=None,
         vocabulary=None,
+        bos=None,
+        alike=False,
         no_bitsandbytes=False,
         kernel="sound",
         node=None,
@@ -131,6 +137,15 @@ def checked(subject_of, model_manifest, tmp_path, monkeypatch):
         if model_type:
             folder = shutil.copytree(folder, tmp_path / "other")
             (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        if alike:
+            folder = shutil.copytree(folder, tmp_path / "alike")
+            tensors = load_file(folder / "model.safetensors")
+            tensors["model.embed_tokens.weight"][[1, 2]] = tensors["model.embed_tokens.weight"][[5, 5]]
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        if bos:
+            folder = shutil.copytree(folder, tmp_path / "with_bos")
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": bos}))
         subject = subject_of(method, mix=facts, folder=folder, data__chat_template=str(text), **changes)
         subject.rates = list(rates)
         subject.node = dataclasses.replace(NODE, **node) if node else None

@@ -28,7 +28,7 @@ def checked(subject_of, model_manifest, tmp_path):
 def test_a_sound_template_is_silent(checked):
     found = checked(TEMPLATE)
     assert {check.verdict for check in found.values()} == {"ok"}, found
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 DATE = "{{ strftime_now('%d %B %Y') if strftime_now is defined }}"

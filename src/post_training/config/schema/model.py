@@ -32,6 +32,12 @@ class LoraConfig:
     """Dropout before the adapters, in [0, 1). TRL disables it for preferences, and the run's first lines say so."""
     target_modules: Any = "all-linear"
     """`all-linear` = every linear layer but the output embedding, or a list of names such as `[q_proj, v_proj]`."""
+    modules_to_save: list[str] | None = None
+    """Modules that are trained as a whole beside the adapters, such as `[embed_tokens, lm_head]`; of a model whose two embeddings
+    are one matrix, `[embed_tokens]`. They cost the memory of full training. Null = none."""
+    trainable_tokens: list[str] | None = None
+    """Tokens whose rows of the embeddings are trained, such as `["<|im_start|>", "<|im_end|>"]` of a model that has never
+    seen them. Null = none."""
 
 
 @dataclass
@@ -51,7 +57,8 @@ class ModelConfig:
     """The model that the first stage starts from."""
 
     name_or_path: str | None = None
-    """Hugging Face model id or local folder. Null only together with `from_scratch`."""
+    """Hugging Face model id or local folder; a folder of adapters by PEFT is merged into the model that they were trained on.
+    Null only together with `from_scratch`."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model; recorded as a commit. Null = `main`."""
     from_scratch: FromScratchConfig | None = None
