@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # `cpu` or `cuda`: which lock is installed; `site`: all of it but torch, on top of the torch that PYTHON imports.
 BUILD ?= cpu
-# `make test-faults`: how many kills, and the seed of their moments.
+# `make test-faults`: how many kills, and the seed of their moments; `make fuzz`: minutes, and the first seed.
 N ?= 20
+MINUTES ?= 10
 SEED ?= 0
 # snakefmt looks for shfmt on the path.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install vllm demo demo-on-policy flash test test-fast test-slurm test-install test-faults bench lint docs site lock clean
+.PHONY: help install vllm demo demo-on-policy flash test test-fast test-slurm test-install test-faults fuzz bench lint docs site lock clean
 
 # The environment is complete when its stamp exists; a changed lock makes it stale.
 ifeq ($(BUILD),site)
@@ -68,6 +69,9 @@ test-install: $(VENV)/.$(BUILD)  ## install for CUDA and on a machine's own torc
 
 test-faults: $(VENV)/.$(BUILD)  ## kill training at N random moments, and compare what comes of it
 	$(BIN)/python tests/faults/harness.py --kills $(N) --seed $(SEED)
+
+fuzz: $(VENV)/.$(BUILD)  ## files with faults through the data stages for MINUTES, from SEED on
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 bench: $(VENV)/.$(BUILD)  ## ratios against peers, with spread
 	$(BIN)/python benchmarks/run.py

@@ -135,9 +135,7 @@ def _text_of_blocks(blocks: list[Any], where: str) -> tuple[str, list[Any]]:
         elif kind in ("thinking", "reasoning"):
             thoughts.append(text)
         else:
-            problem = (
-                f"{where}.content[{index}] is of type {kind!r:.40}, which is not supported: only text is trained on"
-            )
+            problem = f"{where}.content[{index}] is {f'of type {kind!r:.40}' if kind else f'{block!r:.60}'}, which is not supported: only text is trained on"
             raise InvalidRow("unsupported_content", problem)
     return "".join(parts), thoughts
 

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from post_training.data import shapes
 from post_training.data.message import ROLES, InvalidRow, Message, check_numbers, normalised, parsed, visible
 from post_training.data.shapes import PROMPTS
+from post_training.data.vendor_forms import openai_tools, opened
 
 __all__ = ["PROMPTS", "InvalidRow", "Message"]
 
@@ -100,7 +101,7 @@ def turns(row: dict[str, Any], key: str) -> list[Message]:
             if type(content) is str and turn.get("role") in ROLES and visible(content):
                 made.append(turn)  # type: ignore[arg-type]
                 continue
-        made.append(normalised(turn, f"{key}[{index}]"))
+        made += [normalised(one, f"{key}[{index}]") for one in opened(turn)]
     return made
 
 
@@ -112,7 +113,9 @@ def check_order(turns: list[Message]) -> None:
         if (before, role) not in _FOLLOWS and not (
             before == "assistant" and role == "tool" and "tool_calls" in turns[index - 1]
         ):
-            raise InvalidRow("role_order", f"turn {index}: {role} after {before or 'nothing'}")
+            remedy = ": it calls no tool; where calls are written in its text, name the transform's roles: {tool: user}"
+            problem = f"turn {index}: {role} after {before or 'nothing'}"
+            raise InvalidRow("role_order", problem + (remedy if before == "assistant" and role == "tool" else ""))
         before = role
 
 
@@ -193,7 +196,7 @@ def check_tools(row: dict[str, Any]) -> Example:
     if not isinstance(tools, list):
         raise InvalidRow("wrong_type", f"tools is {type(tools).__name__}, expected a list of objects")
     made = []
-    for index, tool in enumerate(tools):
+    for index, tool in enumerate(openai_tools(tools)):
         if isinstance(tool, str):
             tool = parsed(tool, f"tools[{index}]")
         if not isinstance(tool, dict):

@@ -159,8 +159,13 @@ def _check(task: Task, total: BlockResult, rejects: Path, files: list[Path]) -> 
 def _remedy(task: Task, rejected: Counter[str]) -> str:
     name = task.config["transform"]
     name = name["name"] if isinstance(name, dict) else name
-    if next(iter(rejected.most_common(1)), ("",))[0] == "missing_column":
+    most = next(iter(rejected.most_common(1)), ("",))[0]
+    if most == "missing_column":
         return f"name the columns as the transform's arguments (transform: {{name: {name}, ...}}) or choose another transform"
+    if most == "unknown_role":
+        return (
+            f"map the names of roles (transform: {{name: {name}, roles: {{NAME: user}}}}) or choose another transform"
+        )
     return "choose a transform that fits the source"
 
 

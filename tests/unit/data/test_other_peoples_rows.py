@@ -7,6 +7,9 @@ import datasets
 import pytest
 
 from post_training.core.errors import DataError
+from post_training.data import registry
+from post_training.data.apply_transform import Application
+from post_training.data.reading.records import Block
 
 CASES = Path(__file__).resolve().parents[3] / ".." / "shared" / "cases" / "rows"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -468,3 +471,82 @@ def test_the_reported_rows_have_their_right_outcome(stages, name):
         return
     found, out, _ = made(stages, CASES / f"{name}.jsonl", transform, shape, **arguments)
     assert found["dropped"] == outcome and "null" not in json.dumps(out)
+
+
+W = {"type": "function", "function": {"name": "w", "arguments": {"c": "x"}}}
+SCHEMA = {"type": "object", "properties": {"c": {"type": "string"}}}
+ASKED, SAID = [USER], [ANSWER]
+RESULT = {"role": "tool", "content": "4", "tool_call_id": "1"}
+CALLED = {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **W}]}, RESULT, ANSWER]}
+PAIRED = {"prompt": ASKED, "chosen": SAID, "rejected": [{**ANSWER, "content": "b"}]}
+LABELLED = {"prompt": ASKED, "completion": SAID, "label": True}
+WHOLE = [ASKED + SAID, [USER, {**ANSWER, "content": "b"}]]
+# Transform, its arguments, a row as a public dataset or an API has it, and what becomes of it.
+FORMS = {
+    "Anthropic": ("messages", {}, {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "w", "input": {"c": "x"}}]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "4"}]}]}, ANSWER], "tools": [{"name": "w", "input_schema": SCHEMA}]}, {**CALLED, "tools": [{"type": "function", "function": {"name": "w", "parameters": SCHEMA}}]}),
+    "Bedrock": ("messages", {"system": "system"}, {"system": [{"text": "s"}], "messages": [{"role": "user", "content": [{"text": "q"}]}, {"role": "assistant", "content": [{"reasoningContent": {"reasoningText": {"text": "hm"}}}, {"text": "a"}]}]}, {"messages": [{"role": "system", "content": "s"}, USER, {**ANSWER, "reasoning_content": "hm"}]}),
+    "Bedrock's calls": ("messages", {}, {"messages": [USER, {"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": "w", "input": {"c": "x"}}}]}, {"role": "user", "content": [{"toolResult": {"toolUseId": "1", "content": [{"json": 4}]}}]}, ANSWER], "tools": [{"toolSpec": {"name": "w", "inputSchema": {"json": SCHEMA}}}]}, {**CALLED, "tools": [{"type": "function", "function": {"name": "w", "parameters": SCHEMA}}]}),
+    "Gemini": ("messages", {"column": "contents", "content": "parts", "roles": {"model": "assistant"}, "system": "systemInstruction.parts[0].text"}, {"systemInstruction": {"parts": [{"text": "s"}]}, "contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "a"}]}]}, {"messages": [{"role": "system", "content": "s"}, USER, {**ANSWER, "reasoning_content": "hm"}]}),
+    "Gemini's calls": ("messages", {"column": "contents", "content": "parts", "roles": {"model": "assistant"}}, {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"functionCall": {"id": "1", "name": "w", "args": {"c": "x"}}}]}, {"role": "user", "parts": [{"functionResponse": {"id": "1", "response": {"t": 4}}}]}, {"role": "model", "parts": [{"text": "a"}]}], "tools": [{"functionDeclarations": [{"name": "w"}]}]}, {"messages": [*CALLED["messages"][:2], {**RESULT, "content": '{"t":4}'}, ANSWER], "tools": [{"type": "function", "function": {"name": "w"}}]}),
+    "rounds": ("task_dialogue", {"turns": "conversation", "speaker": None, "text": ["input", "output"]}, {"conversation": [{"input": "q", "output": "a"}] * 2}, {"messages": [*ASKED, *SAID] * 2}),
+    "xLAM": ("question_answer", {"question": "query", "calls": "answers", "tools": "tools"}, {"query": "q", "answers": '[{"name": "w", "arguments": {"c": "x"}}]', "tools": '[{"name": "w"}]'}, {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [W]}], "tools": [{"type": "function", "function": {"name": "w"}}]}),
+    "TRL's prompt and completion": ("question_answer", {"question": "prompt", "answer": "completion"}, {"prompt": ASKED, "completion": SAID}, {"messages": ASKED + SAID}),
+    "messages as text": ("preference", {}, {"prompt": "q", "chosen": json.dumps(WHOLE[0]), "rejected": json.dumps(WHOLE[1])}, PAIRED),
+    "messages as Python writes them": ("preference", {}, {"prompt": "q", "chosen": str(WHOLE[0]), "rejected": str(WHOLE[1])}, "not_json: text of the assistant that begins like a list of messages is not JSON"),
+    "a text about lists": ("preference", {}, {"prompt": "q", "chosen": "[a]", "rejected": '[{"key": 1}]'}, {"prompt": ASKED, "chosen": [{**ANSWER, "content": "[a]"}], "rejected": [{**ANSWER, "content": '[{"key": 1}]'}]}),
+    "UltraFeedback's ratings": ("preference_ranking", {"scores": "annotations.help.Rating"}, {"prompt": "q", "completions": [{"response": text, "annotations": {"help": {"Rating": score}}} for text, score in (("b", "2"), ("a", "4"))]}, PAIRED),
+    "Nectar's ranks": ("preference_ranking", {"answers": "answers", "answer": "answer", "ranks": "rank"}, {"prompt": "q", "answers": [{"answer": text, "rank": rank} for text, rank in (("b", 7.0), ("a", 1.0))]}, PAIRED),
+    "lists in CSV": ("preference_ranking", {"scores": "scores"}, {"prompt": "q", "completions": '["b", "a"]', "scores": "[10, 9.5]"}, {**PAIRED, "chosen": PAIRED["rejected"], "rejected": SAID}),
+    "a null score": ("preference_ranking", {"scores": "scores"}, {"prompt": "q", "completions": ["a", "b"], "scores": [1, None]}, "wrong_type: scores holds 1 nulls or NaN"),
+    "a scale of votes": ("preference_votes", {"votes": "v", "first_wins": [-2, -1], "second_wins": [1, 2]}, {"prompt": "q", "response1": "a", "response2": "b", "v": -2}, PAIRED),
+    "votes of 0 and 1": ("preference_votes", {"votes": "v", "first_wins": 0, "second_wins": 1}, {"prompt": "q", "response1": "a", "response2": "b", "v": 0}, PAIRED),
+    "a labelled conversation": ("unpaired_preference", {"completion": "messages"}, {"messages": ASKED + SAID, "label": True}, LABELLED),
+    "a label of CSV": ("unpaired_preference", {}, {"prompt": "q", "completion": "a", "label": "TRUE"}, LABELLED),
+    "an empty label": ("unpaired_preference", {}, {"prompt": "q", "completion": "a", "label": ""}, "missing_column: label is"),
+    "calls in the text": ("sharegpt", {}, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<tool_call>{}"}, {"from": "tool", "value": "4"}, {"from": "gpt", "value": "a"}]}, "role_order: turn 2: tool after assistant: it calls no tool; where calls are written in its text, name the transform's roles: {tool: user}"),
+    "a prompt as text": ("prompt", {}, {"prompt": json.dumps(ASKED)}, {"prompt": ASKED, "columns": {}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_of_a_public_dataset(name):
+    transform, arguments, row, expected = FORMS[name]
+    source = registry.transform_names([])[transform]
+    config = {"transform": transform, "arguments": arguments, "rows": source.gives[0], "last_turn": "trim"}
+    done = Application(config, source.file).block(
+        Block(Path("x.jsonl"), 1, 1, json.dumps(row, ensure_ascii=False).encode(), 1)
+    )
+    if isinstance(expected, str):
+        assert done.first_rejection.startswith(f"x.jsonl: row 1: {expected}"), done
+    else:
+        assert done.rows_out == 1, done.first_rejection
+        assert json.loads(done.lines) == {"row": 1, **expected}
+
+
+def test_a_tree_in_a_table_of_text(stages, tmp_path):
+    """CSV has no nulls, numbers or flags: ranks are compared as numbers, an empty parent is none, `False` is not deleted."""
+    lines = ["message_id,parent_id,message_tree_id,role,text,rank,deleted", "1,,1,prompter,q,,False"]
+    lines += ["2,1,1,assistant,worse,10,False", "3,1,1,assistant,better,9,False", "4,1,1,assistant,gone,0,True"]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    _, out, rejects = made(stages, tmp_path / "x.csv", "message_tree")
+    assert [said(row["messages"]) for row in out] == [["q", "better"]]
+    assert {entry["row"]: entry["reason"] for entry in rejects} == {2: "other_path", 4: "deleted"}
+    _, out, _ = made(stages, tmp_path / "x.csv", "message_tree", "preference", pairs="all")
+    assert [said(row["chosen"] + row["rejected"]) for row in out] == [["better", "worse"]]
+
+
+def test_a_table_with_a_date_beyond_the_calendar_names_the_column(stages, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"question": ["q", "q"], "when": pa.array([2**60, 1], pa.timestamp("us")), "answer": ["a", "a"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    _, out, rejects = made(stages, tmp_path / "x.parquet", "question_answer")
+    assert [row["row"] for row in out] == [2]
+    assert rejects[0]["detail"].startswith("column 'when': ") and "'answer': 'a'" in rejects[0]["excerpt"]
+
+
+def test_column_names_that_are_not_utf8(stages, tmp_path):
+    (tmp_path / "x.csv").write_bytes("question,größe,answer\nq,1,a\n".encode("latin-1"))
+    with pytest.raises(DataError, match="line 1: the names of the columns are not UTF-8; save the file as UTF-8"):
+        made(stages, tmp_path / "x.csv", "question_answer")

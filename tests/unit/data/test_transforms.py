@@ -78,7 +78,7 @@ def test_answers_that_are_judged_one_by_one():
     made = unpaired({"prompt": "1+1?", "completion": [{"role": "assistant", "content": "2"}], "label": False})
     assert made == {"prompt": [turn("user", "1+1?")], "completion": [turn("assistant", "2")], "label": False}
     assert unpaired({"prompt": "q", "completion": "a", "label": 1})["label"] is True
-    for verdict in ("true", None, 2, 0.5, []):
+    for verdict in ("yes", 2, 0.5, []):
         with pytest.raises(TypeError, match=r"label is .*, expected true, false, 1 or 0"):
             unpaired({"prompt": "1+1?", "completion": "2", "label": verdict})
     better, worse = load("unpair_preference")(

@@ -118,6 +118,8 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, int, list
                 names = list(reader.fieldnames or [])
                 if not any(names):
                     raise DataError(f"{file}: has no header line; its first line must name the columns")
+                if not all(map(str.isprintable, names)) and any("\ud800" <= c <= "\udfff" for c in "".join(names)):
+                    raise DataError(f"{file}: line 1: the names of the columns are not UTF-8; save the file as UTF-8")
                 if len(set(names)) < len(names):
                     raise DataError(f"{file}: line 1: two columns have one name ({', '.join(names)}); rename one")
                 rows = (_cells(row, len(names)) for row in reader)

@@ -128,15 +128,26 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
     """Rows of a batch of columns; a row with text that is not UTF-8, or a date beyond the calendar, is a `Problem`."""
     try:
         rows: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:
+    except (ValueError, OverflowError, pa.ArrowException):
         if batch.num_rows > 1:
             return [row for index in range(batch.num_rows) for row in _rows_of_batch(batch.slice(index, 1))]
-        return [Problem("undecodable_line", " ".join(str(error).split()), "")]
+        return [_damaged(batch)]
     if any(_has_null_fields(column) for column in batch.columns):
         rows = [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
     if texts := [field for field in batch.schema if _holds_json(field.type)]:
         rows = [_parsed_columns(row, texts) for row in rows]
     return rows
+
+
+def _damaged(row: pa.RecordBatch) -> Problem:
+    """Which columns of a row cannot be read, and the others."""
+    values, problems = {}, []
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (values[name],) = column.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            problems.append(f"column {name!r}: {' '.join(str(error).split())}")
+    return Problem("undecodable_line", "; ".join(problems), str(values)[:200])
 
 
 def _holds_json(kind: pa.DataType) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from post_training.data.transforms import Skip, register_transform
 from post_training.data.transforms._parts import ROLES, ranked_pairs
+from post_training.data.transforms._values import flag, number
 
 Used = tuple[list[int], Any]
 """Indices of messages, and the example that they make or the reason why they make none."""
@@ -49,8 +50,10 @@ def message_tree(
         elif row[id] is None:
             yield [index], ValueError(f"missing_column: {id}")
         else:
-            gone = deleted is not None and bool(row.get(deleted))
-            messages[row[id]] = _Message(index, row[parent], _turn(row[role], row[text]), row.get(rank), gone)
+            gone = deleted is not None and flag(row.get(deleted), deleted) is True
+            above = None if row[parent] == "" else row[parent]  # an empty cell of CSV
+            turn = _turn(row[role], row[text])
+            messages[row[id]] = _Message(index, above, turn, number(row.get(rank), rank), gone)
     roots: list[_Message] = []
     used: set[int] = set()
     for message in messages.values():
@@ -120,8 +123,8 @@ def _turn(role: Any, text: Any) -> dict[str, Any]:
 def _nested(found: Any, index: int, deleted: str | None, text: str, role: str, rank: str) -> _Message:
     if not isinstance(found, dict):
         raise TypeError(f"found {type(found).__name__}, expected a message with {text} and {role}")
-    gone = deleted is not None and bool(found.get(deleted))
-    return _Message(index, None, _turn(found[role], found[text]), found.get(rank), gone)
+    gone = deleted is not None and flag(found.get(deleted), deleted) is True
+    return _Message(index, None, _turn(found[role], found[text]), number(found.get(rank), rank), gone)
 
 
 def _examples(roots: list[_Message], paths: str, choice: str | None) -> Iterator[Used]:

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from post_training.data.transforms import Skip, register_transform
-from post_training.data.transforms._parts import messages, ranked_pairs, text
+from post_training.data.transforms._parts import ranked_pairs, read_json, text
+from post_training.data.transforms._values import below, number, spoken
 
 
 @register_transform("preference", gives="preference")
@@ -25,12 +26,12 @@ def preference(
     >>> preference({"prompt": "1+1?", "chosen": "2", "rejected": "3"})["chosen"]
     [{'role': 'assistant', 'content': '2'}]
     """
-    better, worse = messages(row[chosen], "assistant"), messages(row[rejected], "assistant")
+    better, worse = spoken(row[chosen], "assistant"), spoken(row[rejected], "assistant")
     asked: list[Any] = []
     if isinstance(prompt, list) or (prompt not in row and "{" in prompt):
-        asked = messages(text(row, prompt), "user")
+        asked = spoken(text(row, prompt), "user")
     elif row.get(prompt) is not None:
-        asked = messages(row[prompt], "user")
+        asked = spoken(row[prompt], "user")
     if system is not None and row.get(system):
         asked = [{"role": "system", "content": row[system]}, *asked]
     return _pair(asked, better, worse, {"tools": row[tools]} if row.get(tools) else {})
@@ -101,21 +102,25 @@ def preference_votes(
     """Two answers and one vote or several; the verdict with the most votes decides, and a tie gives no pair.
 
     `prompt`, `first` and `second` are as in `preference`; `votes` names the columns of the votes, whose values mean what
-    `first_wins`, `second_wins` and `ties` (one or a list) say. Votes for a tie count as such: 0, 0, 1 is a tie.
+    `first_wins`, `second_wins` and `ties` (each one value or a list) say. Votes for a tie count as such: 0, 0, 1 is a tie.
 
     >>> preference_votes({"prompt": "1+1?", "response1": "3", "response2": "2", "winner": 2})["chosen"][0]["content"]
     '2'
     """
     columns = votes if isinstance(votes, list) else [votes]
-    neither = [str(value) for value in (ties if isinstance(ties, list | tuple) else [ties])]
+    meanings = {"": ties, second: second_wins, first: first_wins}
+    known = {
+        str(value): side
+        for side, found in meanings.items()
+        for value in (found if isinstance(found, list | tuple) else [found])
+    }
     counts = {first: 0, second: 0, "": 0}
     for column in columns:
         if row[column] is None:
             raise KeyError(column)
-        vote = str(row[column])
-        if vote not in (str(first_wins), str(second_wins), *neither):
+        if str(row[column]) not in known:
             raise ValueError(f"unknown_vote: {column} is {row[column]!r}")
-        counts[first if vote == str(first_wins) else second if vote == str(second_wins) else ""] += 1
+        counts[known[str(row[column])]] += 1
     for better, worse in ((first, second), (second, first)):
         if counts[better] > max(counts[worse], counts[""]):
             return preference(row, prompt, better, worse)
@@ -133,12 +138,13 @@ def preference_ranking(
     choice: str = "best_worst",
     margin: float = 0.0,
     history: str = "history",
+    ranks: str | list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Several answers in their order, with scores, or with a verdict on each two of them, as one pair or more.
 
     `answers` is a column with a list, or a list of columns; where an answer is an object, `answer` is the key of its text
     or messages. `scores` is a key of that object, a column with a list, or a list of columns; a pair's scores differ by
-    more than `margin`. Without `scores` it is `overall_score`, where a row or its answers have that, or else the answers
+    more than `margin`; `ranks` are the same, with the lowest best. Without either it is `overall_score`, where a row or its answers have that, or else the answers
     are listed from the best to the worst. With `preferences`, a column of verdicts for the pairs (1, 2), (1, 3), ... in
     that order, 1 says that the first is better, 2 the second, 0 neither. `choice` is `best_worst` (one pair a row),
     `best_rest` (the best with each that it beats) or `all`. `history` names a column of earlier turns, `[[user,
@@ -150,31 +156,37 @@ def preference_ranking(
     >>> preference_ranking({"prompt": "1+1?", "completions": ["2", "3"]})[0]["rejected"][0]["content"]
     '3'
     """
-    found = [row[column] for column in answers] if isinstance(answers, list) else row[answers]
+    found = [row[column] for column in answers] if isinstance(answers, list) else read_json(row[answers], answers)
     if not isinstance(found, list):
         raise KeyError(answers) if found is None else TypeError(f"{answers} is {type(found).__name__}, expected a list")
-    texts = [one[answer] if isinstance(one, dict) and answer in one else one for one in found]
-    in_order = scores is None and "overall_score" not in row and not any(isinstance(one, dict) for one in found)
+    texts = [below(one, answer, one) if isinstance(one, dict) else one for one in found]
+    in_order = (
+        scores is None
+        and ranks is None
+        and "overall_score" not in row
+        and not any(isinstance(one, dict) for one in found)
+    )
     if preferences is not None:
         verdicts = _verdicts(row[preferences], len(texts), preferences)
         decided = ranked_pairs(len(texts), lambda i, j: (i, j) in verdicts, choice)
     elif in_order:
         decided = ranked_pairs(len(texts), lambda i, j: i < j, choice)
     else:
-        values = _scores(row, found, scores or "overall_score")
+        values = _scores(row, found, ranks or scores or "overall_score")
+        values = [-value for value in values] if ranks is not None else values
         decided = ranked_pairs(len(texts), lambda i, j: values[i] - values[j] > margin, choice)
     if not decided:
         raise Skip(f"tie: none of {len(texts)} answers is better than another")
     asked: list[Any] = []
     if isinstance(prompt, list) or (prompt not in row and "{" in prompt):
-        asked = messages(text(row, prompt), "user")
+        asked = spoken(text(row, prompt), "user")
     elif row.get(prompt) is not None:
-        asked = messages(row[prompt], "user")
+        asked = spoken(row[prompt], "user")
     for turn in reversed(row.get(history) or []):
         if not isinstance(turn, list) or len(turn) != 2:
             raise TypeError(f"{history} holds {turn!r:.40}, expected [user, assistant]")
         asked = [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}, *asked]
-    said, tools = [messages(one, "assistant") for one in texts], {"tools": row["tools"]} if row.get("tools") else {}
+    said, tools = [spoken(one, "assistant") for one in texts], {"tools": row["tools"]} if row.get("tools") else {}
     return [_pair(asked, said[i], said[j], tools) for i, j in decided]
 
 
@@ -208,12 +220,12 @@ def _scores(row: dict[str, Any], answers: list[Any], scores: str | list[str]) ->
     if isinstance(scores, list):
         found = [row[column] for column in scores]
     elif scores in row:
-        found = row[scores]
+        found = read_json(row[scores], scores)
     else:
-        found = [one[scores] if isinstance(one, dict) else None for one in answers]
+        found = [below(one, scores) if isinstance(one, dict) else None for one in answers]
     if not isinstance(found, list) or len(found) != len(answers):
         raise ValueError(f"wrong_number_of_scores: {len(answers)} answers need as many in {scores}")
-    try:
-        return [float(value) for value in found]
-    except (TypeError, ValueError):
-        raise ValueError(f"wrong_type: {scores} holds {found!r:.80}, expected numbers") from None
+    values = [number(value, f"a score in {scores}") for value in found]
+    if missing := [value for value in values if value is None]:
+        raise ValueError(f"wrong_type: {scores} holds {len(missing)} nulls or NaN, expected numbers")
+    return [value for value in values if value is not None]

@@ -3,7 +3,8 @@
 from typing import Any
 
 from post_training.data.transforms import register_transform
-from post_training.data.transforms._parts import messages, text
+from post_training.data.transforms._parts import text
+from post_training.data.transforms._values import spoken
 
 
 @register_transform("prompt", gives="prompts")
@@ -19,12 +20,12 @@ def prompt(
     {'prompt': [{'role': 'user', 'content': '1+1?'}], 'answer': '2'}
     """
     if isinstance(prompt, list) or (prompt not in row and "{" in prompt):
-        asked, used = messages(text(row, prompt), "user"), []
+        asked, used = spoken(text(row, prompt), "user"), []
     else:
         used = [prompt if prompt in row or "messages" not in row else "messages"]
         if row[used[0]] is None:
             raise KeyError(used[0])
-        asked = messages(row[used[0]], "user")
+        asked = spoken(row[used[0]], "user")
     if system is not None:
         asked = [{"role": "system", "content": system}, *asked]
     rest = {name: value for name, value in row.items() if name not in (*used, "prompt", tools) and value is not None}

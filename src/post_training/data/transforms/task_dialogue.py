@@ -15,7 +15,7 @@ def task_dialogue(
     row: dict[str, Any],
     turns: str = "utterances",
     speaker: str | None = "speaker",
-    text: str = "text",
+    text: str | list[str] = "text",
     roles: dict[str, str] | None = None,
     system: str | None = None,
     opening: str | None = None,
@@ -23,7 +23,8 @@ def task_dialogue(
     """Utterances with a speaker and a text; those of one speaker that follow each other become one turn, a line each.
 
     `turns` is the column, `speaker` and `text` are keys of an utterance; with `speaker: null` the speakers alternate, the
-    user first, and an utterance may be text alone. Speakers are user or customer, and assistant, agent, wizard or system, in any case; `roles` adds others.
+    user first, and an utterance may be text alone; with a list of keys for `text`, such as `[input, output]`, an utterance holds
+    a turn below each. Speakers are user or customer, and assistant, agent, wizard or system, in any case; `roles` adds others.
     `system` is a fixed system prompt, `opening` a user turn for dialogues that the agent begins.
 
     >>> task_dialogue({"utterances": [{"speaker": "USER", "text": "hi"}, {"speaker": "SYSTEM", "text": "yes?"}]})
@@ -33,14 +34,14 @@ def task_dialogue(
     if not isinstance(row[turns], list):
         raise KeyError(turns) if row[turns] is None else TypeError(f"{turns} is {type(row[turns]).__name__}")
     made: list[dict[str, Any]] = []
-    for index, utterance in enumerate(row[turns]):
-        said = utterance if speaker is None and isinstance(utterance, str) else utterance[text]
+    for index, (utterance, key) in enumerate(_each(row[turns], text)):
+        said = utterance if speaker is None and isinstance(utterance, str) else utterance[key]
         if speaker is None:
             role = ("user", "assistant")[index % 2]
         else:
             role = known.get(str(utterance[speaker]).lower(), str(utterance[speaker]))
         if not isinstance(said, str):
-            raise TypeError(f"{turns}[{index}].{text} is {type(said).__name__}, expected text")
+            raise TypeError(f"{turns}[{index}].{key} is {type(said).__name__}, expected text")
         if made and made[-1]["role"] == role:
             made[-1]["content"] += f"\n{said}"
         else:
@@ -48,3 +49,9 @@ def task_dialogue(
     if opening is not None and made and made[0]["role"] == "assistant":
         made = [{"role": "user", "content": opening}, *made]
     return {"messages": [{"role": "system", "content": system}, *made] if system else made}
+
+
+def _each(utterances: list[Any], keys: str | list[str]) -> list[tuple[Any, str]]:
+    """Each utterance with each key of its text."""
+    several = [keys] if isinstance(keys, str) else keys
+    return [(said, key) for said in utterances for key in (several if isinstance(said, dict) else several[:1])]

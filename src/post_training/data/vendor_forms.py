@@ -1,0 +1,88 @@
+"""Messages and tools as the APIs of Anthropic, Bedrock and Gemini write them -> OpenAI's form, which `message.py` reads.
+
+Their blocks become blocks with a `type`, and the results of tools, which there are part of a turn of the user, turns of the tool.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+# Key of a block without a type -> the type that says the same, and the names of its parts there.
+_BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
+    "toolUse": ("tool_use", {"toolUseId": "id", "name": "name", "input": "input"}),
+    "functionCall": ("tool_use", {"id": "id", "name": "name", "args": "input"}),
+    "toolResult": ("tool_result", {"toolUseId": "tool_use_id", "content": "content"}),
+    "functionResponse": ("tool_result", {"id": "tool_use_id", "name": "name", "response": "content"}),
+}
+
+
+def opened(turn: Any) -> Iterator[Any]:
+    """The turns that a turn of any API is."""
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(content, list):
+        yield turn
+        return
+    blocks = [_typed(block) for block in content]
+    turn = {**turn, "content": blocks}
+    results = any if turn.get("role") == "user" else all
+    if turn.get("role") not in ("user", "tool") or not blocks or not results(map(_is_result, blocks)):
+        yield turn
+        return
+    for block in filter(_is_result, blocks):
+        identity = {"tool_call_id": block["tool_use_id"]} if block.get("tool_use_id") is not None else {}
+        named = {"name": block["name"]} if block.get("name") is not None else {}
+        yield {"role": "tool", "content": _result(block.get("content")), **identity, **named}
+    if said := [block for block in blocks if not _is_result(block)]:
+        yield {**turn, "role": "user", "content": said}
+
+
+def openai_tools(tools: list[Any]) -> Iterator[Any]:
+    """Each tool, with its schema where OpenAI has it; one of OpenAI's form as it is."""
+    for tool in tools:
+        if not isinstance(tool, dict):
+            yield tool
+        elif "input_schema" in tool:
+            yield {key: value for key, value in tool.items() if key != "input_schema"} | {
+                "parameters": tool["input_schema"]
+            }
+        elif isinstance(tool.get("toolSpec"), dict):
+            spec = dict(tool["toolSpec"])
+            schema = spec.pop("inputSchema", None)
+            yield spec | {"parameters": schema.get("json") if isinstance(schema, dict) else schema}
+        elif isinstance(tool.get("functionDeclarations"), list):
+            yield from tool["functionDeclarations"]
+        else:
+            yield tool
+
+
+def _typed(block: Any) -> Any:
+    """A block with its type; one that has a type, or is of no known form, as it is."""
+    if not isinstance(block, dict) or block.get("type") is not None:
+        return block
+    block = {key: value for key, value in block.items() if value is not None}
+    if isinstance(block.get("text"), str) and set(block) <= {"text", "thought", "type"}:
+        return {"type": "thinking" if block.get("thought") is True else "text", "text": block["text"]}
+    if set(block) == {"reasoningContent"} and isinstance(block["reasoningContent"], dict):
+        found = block["reasoningContent"].get("reasoningText")
+        return {"type": "thinking", "thinking": found.get("text") if isinstance(found, dict) else found}
+    for key, (kind, names) in _BLOCKS.items():
+        if set(block) == {key} and isinstance(block[key], dict):
+            return {"type": kind, **{names[name]: value for name, value in block[key].items() if name in names}}
+    return block
+
+
+def _is_result(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "tool_result"
+
+
+def _result(content: Any) -> Any:
+    """A tool's result: text as it is, blocks with types, and an object as its JSON text."""
+    if isinstance(content, list):
+        return [
+            {"type": "text", "text": orjson.dumps(block["json"]).decode()}
+            if isinstance(block, dict) and set(block) == {"json"}
+            else _typed(block)
+            for block in content
+        ]
+    return orjson.dumps(content).decode() if isinstance(content, dict) else content
