@@ -1,6 +1,8 @@
 """Attention over packed documents: the same numbers as a mask, and none is built."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,7 +100,7 @@ def test_the_kernels_get_documents_windows_and_scale(model_of, monkeypatch):
         return torch.cat(pieces, dim=1).transpose(0, 1)
 
     expected = loss_and_gradient(model_of(attention.NAME), **packed_batch())
-    monkeypatch.setattr(attention.varlen, "varlen_attn", kernels)
+    monkeypatch.setattr(attention, "varlen_attn", kernels)
     monkeypatch.setattr(attention, "_kernel_type", lambda query, value: query.dtype)
     model = model_of(attention.NAME)
     assert_close(loss_and_gradient(model, **packed_batch()), expected)
@@ -120,3 +122,28 @@ def test_what_it_cannot_compute_is_an_error(arguments, said):
     parts = [torch.zeros(1, 4, 3, 8)] * 3
     with pytest.raises(attention.UnsupportedAttention, match=said):
         attention.attend(torch.nn.Identity(), *parts, None, **arguments)
+
+
+OLDER = """
+import sys, torch
+import torch.distributed as dist
+
+sys.modules["torch.nn.attention.varlen"] = None
+del dist.all_gather_single
+from post_training.models import attention
+from post_training.training import ranks
+
+query = torch.randn(1, 4, 5, 8)
+found, _ = attention.attend(torch.nn.Linear(1, 1), query, query, query, None, cu_seq_lens_q=torch.tensor([0, 2, 5]))
+alone = torch.nn.functional.scaled_dot_product_attention(*[query[:, :, 2:]] * 3, is_causal=True)
+assert torch.allclose(found[:, 2:].transpose(1, 2), alone, atol=1e-6) and attention._kernel_type(query, query) is None
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+assert ranks.gather(torch.tensor([7])).tolist() == [[7]]
+dist.destroy_process_group()
+"""
+
+
+def test_a_sites_older_pytorch_does_without_what_came_later(tmp_path):
+    """PyTorch 2.6, the oldest that BUILD=site accepts, has neither these kernels nor the name of the collective."""
+    done = subprocess.run([sys.executable, "-c", OLDER, str(tmp_path / "store")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -7,16 +7,27 @@ document is attended to by itself: on CUDA in one call of the FlashAttention ker
 boundaries, padded ones among them, take the path of `sdpa`.
 """
 
+import inspect
 from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.nn.attention import varlen
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a site's PyTorch, older than 2.10
+    varlen_attn = None
 
 NAME = "varlen"
 # Arguments of attention layers that change the scores and that these kernels have no place for.
 _UNSUPPORTED = {"softcap": "soft-capped scores", "s_aux": "attention sinks", "position_bias": "a position bias (ALiBi)"}
+
+
+# Those that came later than the function itself.
+_HAS_KERNELS = varlen_attn is not None and {"window_size", "enable_gqa"} <= set(
+    inspect.signature(varlen_attn).parameters
+)
 
 
 class UnsupportedAttention(ValueError):
@@ -121,7 +132,7 @@ def _one_document(
 
 def _kernel_type(query: torch.Tensor, value: torch.Tensor) -> torch.dtype | None:
     """Type in which PyTorch's kernels take these `[batch, heads, tokens, head size]`; None where they do not."""
-    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
+    if not _HAS_KERNELS or query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < (8, 0):
         return None
     # Rotary embeddings leave float32 under autocast, which knows nothing of these kernels.
     autocast = query.dtype == torch.float32 and torch.is_autocast_enabled("cuda")
@@ -137,7 +148,7 @@ def _all_documents(
     query, key, value = inputs
     reach = -1 if window is None or window >= longest else window - 1  # tokens before the own one
     gqa = query.shape[1] != key.shape[1]
-    found = varlen.varlen_attn(
+    found = varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(reach, 0), enable_gqa=gqa
     )
     assert isinstance(found, torch.Tensor)

@@ -45,7 +45,8 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     if dist.get_backend() == "nccl":  # it takes nothing else
         values = values.cuda()
     everyone = values.new_empty(dist.get_world_size() * len(values))
-    dist.all_gather_single(everyone, values)
+    # The name that it has in older versions, such as a site's, and a deprecated one in newer.
+    (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(everyone, values)
     return everyone.reshape(-1, len(values))
 
 
