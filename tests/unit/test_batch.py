@@ -9,6 +9,7 @@ from tiny import view_of
 
 from post_training.config import batch, resolve
 from post_training.config.batch import Topology
+from post_training.core import devices
 from post_training.core.errors import ConfigError
 
 
@@ -86,5 +87,13 @@ def test_steps(rows, size, epochs):
 def test_local_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert batch.local_topology(view()) == Topology(1, 3, "GPU")
+    for visible, count in (("MIG-5f2a,MIG-77b1", 2), ("0,-1,2", 1), ("NoDevFiles", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert devices.count_gpus() == count
+    # Of AMD's lists the second picks from what the first leaves.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "2")
+    assert devices.count_gpus() == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert batch.local_topology(view()) == Topology(1, 1, "CPU")

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean
@@ -120,10 +120,15 @@ def cpu_flops(size: int = 512) -> float:
 
 def count_gpus() -> int:
     """GPUs that a process started here would see; without torch, because planning must stay fast."""
-    for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
-        visible = os.environ.get(variable)
-        if visible is not None:
-            return len([part for part in visible.split(",") if part.strip() not in ("", "-1", "NoDevFiles")])
+    listed = [os.environ.get(f"{name}_VISIBLE_DEVICES") for name in ("CUDA", "ROCR", "HIP")]
+    # Each leaves what the others have left; drivers read a list up to the first entry that is no device.
+    counts = [
+        len(list(takewhile(lambda part: part.strip() not in ("", "-1", "NoDevFiles"), visible.split(","))))
+        for visible in listed
+        if visible is not None
+    ]
+    if counts:
+        return min(counts)
     nvidia = len(glob.glob("/proc/driver/nvidia/gpus/*"))
     if nvidia:
         return nvidia

@@ -87,8 +87,10 @@ def rank_environment(
         # LOCAL_RANK alone makes Accelerate wrap the model for several ranks, which costs a copy of each gradient.
         del environment["LOCAL_RANK"]
         if topology.device == "GPU":
-            # Without it Transformers would use every GPU that it sees, in one process.
-            environment["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            # Without it Transformers would use every GPU that it sees, in one process. On AMD's PyTorch counts by its own lists.
+            amd = {"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"} & inherited.keys()
+            for name in ("CUDA_VISIBLE_DEVICES", *(["HIP_VISIBLE_DEVICES"] if amd else [])):
+                environment[name] = inherited.get(name, "0").split(",")[0]
     return environment
 
 

@@ -73,6 +73,10 @@ def rank_script(topology: Topology, view: dict[str, Any], rank: list[str]) -> st
     lines.append('scratch="${TMPDIR:-/tmp}/post-training-$(id -u)"')
     lines.append('mkdir -p -m 700 "$scratch" && [ -O "$scratch" ] || scratch=$(mktemp -d)')
     lines.append("export " + " ".join(f'{variable}="$scratch/{folder}"' for variable, folder in _CACHES.items()))
+    if view["slurm"]["container"]["image"]:
+        # A TMPDIR of the job's own is not among the folders that a container sees by itself.
+        bind = f"{view['slurm']['container']['program'].upper()}_BIND"
+        lines.append(f'export {bind}="${{{bind}:+${bind},}}$scratch"')
     words = shlex.join(container_command(view, rank))
     return "; ".join(["trap '' USR1 USR2", *lines, f"exec {words}"])
 

@@ -82,6 +82,9 @@ def test_a_rank_alone_forms_no_group_and_sees_one_gpu():
     found = environment.rank_environment(alone, 0, ("x", 1), {"CUDA_VISIBLE_DEVICES": "3,5"}, 8, group=False)
     assert "LOCAL_RANK" not in found
     assert found["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "HIP_VISIBLE_DEVICES" not in found
+    amd = environment.rank_environment(alone, 0, ("x", 1), {"ROCR_VISIBLE_DEVICES": "4,5"}, 8, group=False)
+    assert amd["HIP_VISIBLE_DEVICES"] == "0"  # of the two that ROCR leaves
     assert environment.rank_environment(alone, 0, ("x", 1), {}, 8)["LOCAL_RANK"] == "0"
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from tiny import view_of
@@ -90,6 +91,13 @@ def test_inside_a_container_are_our_variables_and_not_the_hosts_packages(templat
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": "/host/site-packages"}
     said = subprocess.check_output(srun.container_command(view, RANK), env=environment, text=True).splitlines()
     assert "APPTAINERENV_NCCL_SOCKET_IFNAME=hsn0,hsn1" in said
+    # What is compiled goes to the job's own TMPDIR, which the container sees only where it is bound.
+    environment |= {"TMPDIR": str(tmp_path / "job"), "APPTAINER_BIND": "/data"}
+    script = srun.rank_script(Topology(1, 1, "GPU"), view, RANK)
+    ran = subprocess.check_output(["bash", "-c", script], env=environment, text=True).splitlines()
+    said = dict(line.split("=", 1) for line in ran if "=" in line)
+    cache = Path(said["TRITON_CACHE_DIR"])
+    assert said["APPTAINER_BIND"] == f"/data,{cache.parent}" and cache.is_relative_to(tmp_path / "job")
     assert not [line for line in said if line.startswith("PYTHONPATH")]
 
 
