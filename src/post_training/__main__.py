@@ -24,6 +24,7 @@ from post_training.run_dir.failures import no_room
 from post_training.run_dir.stop import REQUEST
 from post_training.workflow.last_call import DEFAULT_CONFIG
 
+_FREE_SOME = "free some room and start again"
 _HELP = """usage: post-training COMMAND [options]
 
 Snakemake makes the model: `snakemake --configfile my.yaml`. These commands show what it does and has made.
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             reason = no_room(error)
             if reason is None:
                 raise
-            print(f"{reason}; free some room and start again", file=sys.stderr, flush=True)
+            print(f"{reason}; {_FREE_SOME}", file=sys.stderr, flush=True)
             return 1
 
 
@@ -85,16 +86,19 @@ def run_stage(options: argparse.Namespace) -> int:
         REQUEST.listen()
     task.keep_error(None)
     try:
-        if kind.place != "ranks":  # whose launcher does so once it owns the run
+        if kind.place != "ranks":  # whose launcher does both once it owns the run
+            task.directory.mkdir(parents=True, exist_ok=True)  # snakemake has made it, a person by hand has not
             inputs.check(task)
         return importlib.import_module(kind.module).run(task) or 0
     except UserError as error:
         task.keep_error(str(error))
         raise
     except Exception as error:
-        reason = no_room(error)
+        if reason := no_room(error, task.directory):
+            task.keep_error(f"{reason}; {_FREE_SOME}")
+            raise UserError(f"{reason}; {_FREE_SOME}") from error
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        task.keep_error(f"{reason}; free some room and start again" if reason else f"{said} (a bug: the log has more)")
+        task.keep_error(f"{said} (a bug: the log has more)")
         raise
 
 

@@ -4,11 +4,17 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from tiny import launcher_command, losses_of, train_task
+import torch
+from safetensors.torch import save_file
+from tiny import LLAMA, build_task, launcher_command, losses_of, train_task
 
 from post_training.launch import launcher
+from post_training.launch.processes import Ended
 from post_training.run_dir.checkpoints import checkpoints, newest_complete
+from post_training.run_dir.failures import no_room, no_room_in
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +45,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     done = subprocess.run(launcher_command(task), capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if "no space left on device" in line.lower()]
-    assert len(errors) == 1, done.stderr
+    # The rank's line; and the launcher's for the console, because the rank found no room to keep its own.
+    assert len(errors) == 2 and errors[1].startswith(f"{task.directory}: no space left on device"), done.stderr
     assert "checkpoint-6: cannot be written, no space left on device; the last complete checkpoint is kept" in errors[0]
     assert "Traceback" not in done.stderr
     # The part that was written is gone again.
@@ -80,6 +87,47 @@ def test_with_nothing_left_a_start_is_one_line_that_names_the_file(small_disk, m
         assert done.returncode == 1
         (line,) = [line for line in done.stderr.splitlines() if not line.startswith("post-training: attempt")]
         assert line.startswith(f"{small_disk}/{name}: no space left on device; free some room")
+
+
+@pytest.mark.parametrize("write", ["python", "numpy", "arrow", "safetensors", "torch"])
+def test_the_error_of_each_library_that_writes_is_recognised(small_disk, write):
+    array, path = np.zeros(4 << 20), small_disk / "file"
+    writers = {
+        "python": lambda: path.write_bytes(array),
+        "numpy": lambda: np.save(path, array),
+        "arrow": lambda: pa.OSFile(str(path), "wb").write(array.tobytes()),
+        "safetensors": lambda: save_file({"a": torch.from_numpy(array)}, path),
+        "torch": lambda: torch.save(array, path),
+    }
+    with pytest.raises(Exception) as caught:
+        writers[write]()
+    if write == "torch":  # it says nothing of why
+        assert no_room_in(small_disk) == "no space left on device"
+    else:
+        assert no_room(caught.value, small_disk).startswith(str(small_disk))
+        assert "no space left on device" in no_room(caught.value, small_disk)
+
+
+def test_a_stage_whose_library_finds_no_room_is_one_line(small_disk, corpus):
+    task = build_task(
+        small_disk / "model" / "manifest.json",
+        corpus,
+        config=LLAMA | {"hidden_size": 768, "head_dim": 96, "intermediate_size": 768},
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "post_training", "stage", str(task.saved())], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"{small_disk}/model: no space left on device; free some room and start again\n"
+
+
+def test_ranks_that_had_no_room_to_report_are_explained(tmp_path, model_manifest, sft_rows, template, capsys):
+    task = train_task(tmp_path / "run", model_manifest, sft_rows, template)
+    launcher._report(task, Ended(0, 1), [], 1, full="no space left on device")
+    assert (
+        capsys.readouterr().err
+        == f"{task.directory}: no space left on device; free some room and start again to resume\n"
+    )
 
 
 def test_with_a_private_umask_nothing_is_readable_by_others(tmp_path):

@@ -121,9 +121,11 @@ def _run_ranks(task: Task, view: dict[str, Any], topology: Topology, lock: Lock,
         print(f"{task.directory}: {stopped.describe()}; start again to resume", flush=True)
         return stopped.exit_code
     if ended.first is not None:
+        found = failures.read(reports)
+        full = None if found else failures.no_room_in(task.directory)  # so that no rank could report anything
         if not lock.lost:  # what was being saved takes the room that the next attempt needs
             discard_incomplete(newest_complete(task.directory / "checkpoints"))
-        _report(task, ended, failures.read(reports), topology.world_size)
+        _report(task, ended, found, topology.world_size, full)
         return ended.code if ended.code > 0 else 128 - ended.code
     if not finish():
         raise UserError(f"{task.directory}: the ranks ended before their work was complete; run it again to resume")
@@ -193,13 +195,23 @@ def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:
         make_universal(newest.path, REQUEST, task.directory / "logs" / "universal.log")
 
 
-def _report(task: Task, ended: Ended, reports: list[failures.Failure], world_size: int) -> None:
-    """Print the first error, and keep it; then, in a line each, errors of other ranks that are no consequence of it."""
+def _report(task: Task, ended: Ended, reports: list[failures.Failure], world_size: int, full: str | None) -> None:
+    """Print the first error, and keep it; then, in a line each, errors of other ranks that are no consequence of it.
+
+    Args:
+        task: the training's.
+        ended: how its ranks ended.
+        reports: why, by those who could say so.
+        world_size: number of ranks.
+        full: why nothing could be written at their end.
+    """
     who = "a rank" if task.runtime.get("slurm") else f"rank {ended.first}"
     kept = []
     if ended.code < 0 and (not reports or reports[0].follows):
         hint = " (out of memory?)" if ended.code == -signal.SIGKILL else ""
         kept.append(f"{who} was killed by {signal.Signals(-ended.code).name}{hint}")
+    elif full:
+        kept.append(f"{task.directory}: {full}; free some room and start again to resume")
     elif not reports:
         kept.append(f"{who} failed first, with exit code {ended.code}; its output is in the log")
     for line in kept:

@@ -8,9 +8,11 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 
 _NO_ROOM = {errno.ENOSPC: "no space left on device", errno.EDQUOT: "disk quota exceeded", errno.EFBIG: "file too large"}
+_NUMPY = re.compile(r"Not enough free space to write .*|\d+ requested and \d+ written")
 # Words of torch, gloo and NCCL when another rank has gone.
 _CONSEQUENCES = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "gloo", "nccl",
                  "timed out", "timeout", "distbackenderror", "socket")  # fmt: skip
@@ -78,16 +81,36 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def no_room(error: BaseException | None) -> str | None:
-    """`no space left on device` or the like, when that is what an error comes from.
+def no_room(error: BaseException | None, folder: Path | None = None) -> str | None:
+    """`out/x.npy: no space left on device` or the like, when that is what an error comes from.
 
-    Libraries in Rust and C++ give the errno as text or not at all, so the text is searched, too.
+    Libraries in Rust and C++ give the errno as text or not at all, so the text is searched, too; numpy gives neither.
+
+    Args:
+        error: with what caused it.
+        folder: named when the error names no file.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return f"{error.filename}: {_NO_ROOM[error.errno]}" if error.filename else _NO_ROOM[error.errno]
-        for number, words in _NO_ROOM.items():
-            if os.strerror(number).lower() in str(error).lower():
-                return words
+        words = next(
+            (words for number, words in _NO_ROOM.items() if os.strerror(number).lower() in str(error).lower()), None
+        )
+        if isinstance(error, OSError):
+            short = error.errno is None and _NUMPY.fullmatch(str(error))
+            words = _NO_ROOM.get(error.errno or 0, "no space left on device, or over quota" if short else words)
+        if words:
+            where = error.filename if isinstance(error, OSError) and error.filename else folder
+            return f"{where}: {words}" if where else words
         error = error.__cause__ or error.__context__
+    return None
+
+
+def no_room_in(folder: Path) -> str | None:
+    """`no space left on device` or the like, where a mebibyte cannot be written. For errors that do not say why."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return no_room(error)
     return None

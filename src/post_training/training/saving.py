@@ -1,8 +1,6 @@
 """Complete checkpoints to resume from, and models for inference, written while training."""
 
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from post_training.models import lora
 from post_training.models.files import cast_weights, make_portable, replace_folder, set_permissions
 from post_training.run_dir import timeline
 from post_training.run_dir.checkpoints import checksums, flush, mark_complete, rotate
-from post_training.run_dir.failures import no_room
+from post_training.run_dir.failures import no_room, no_room_in
 from post_training.training.ranks import barrier, gather_objects
 
 
@@ -26,23 +24,12 @@ def needs_room(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = no_room(error) or _try_to_write(path.parent)
+        reason = no_room(error) or no_room_in(path.parent)
         if reason is None:
             raise
         raise UserError(
             f"{path}: cannot be written, {reason}; the last complete checkpoint is kept. Free some room and start again to resume"
         ) from None
-
-
-def _try_to_write(folder: Path) -> str | None:
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return no_room(error)
-    return None
 
 
 class Checkpoints:
