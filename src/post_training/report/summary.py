@@ -164,4 +164,4 @@ def first_samples(path: Path, limit: int = _PREVIEW_SAMPLES) -> dict[str, list[d
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return (line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "...") or "(empty)"
