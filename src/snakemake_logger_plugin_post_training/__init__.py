@@ -4,9 +4,21 @@ Snakemake imports every plugin before it reads its command line: mistakes there 
 """
 
 import sys
+from types import TracebackType
 
-from post_training.console.command_line import check_command_line
-from post_training.console.handler import LogHandler
+
+def _stopped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while modules are imported and the plan is made; later, Snakemake and the console say what is saved."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped before the first job", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _stopped  # before the imports below, which take most of that time
+
+from post_training.console.command_line import check_command_line  # noqa: E402
+from post_training.console.handler import LogHandler  # noqa: E402
 
 __all__ = ["LogHandler"]
 

@@ -356,3 +356,9 @@ def test_the_command_itself_says_so_last_and_alone(project, words, expected):
     ]
     assert done.returncode in (1, 2) and lines[-1] == expected and len(lines) <= 1 + len(words), lines
     assert "Traceback" not in done.stderr and not Path("outputs").exists()
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line():
+    code = "import snakemake_logger_plugin_post_training; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and done.stderr == "stopped before the first job\n"
