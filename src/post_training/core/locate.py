@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # Of a model's folder: notes, and weights in formats that are not loaded.
 _NOT_MODEL = (".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx")
+_NO_MODEL = "a folder without config.json is not a model"
 _SPLITS = "dataset_dict.json"
 _ONLY_LOCAL = ("/", "./", "../", "~")
 _SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -184,8 +185,19 @@ def model_folder(path: str, key: str) -> Path | None:
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-        require(known, key, f"{path}: a folder without config.json is not a model")
+        gguf = next(folder.glob("*.gguf"), None)
+        what = (
+            f"holds {gguf.name}, which is made for inference; name the model that it was made from"
+            if gguf
+            else _NO_MODEL
+        )
+        require(known, key, f"{path}: {what}")
         return folder
+    require(
+        not folder.is_file(),
+        key,
+        f"{path}: a file; name the folder of a model, with config.json, weights and tokenizer",
+    )
     only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1
     require(not only_local, key, f"{path}: no such folder (relative to {os.getcwd()})")
     hub_id = _HUB_ID.fullmatch(path)

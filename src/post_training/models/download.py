@@ -15,6 +15,10 @@ from post_training.core.fingerprint import FileHashes
 from post_training.core.hub import licence_of
 from post_training.core.task import Task
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""One of them is there where Transformers finds weights."""
+# Files beside weights that were quantised by a program that does not say so in config.json.
+_QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md", "*.tiktoken")
 
 
@@ -77,6 +81,8 @@ def wanted_files(files: list[str], trust_remote_code: bool) -> list[str]:
     """
     top = [file for file in files if "/" not in file]  # folders hold other formats (onnx/, original/)
     safetensors = [file for file in top if file.endswith(".safetensors")]
+    # Some repositories have the same weights a second time, under names that Transformers does not read.
+    safetensors = [file for file in safetensors if file.startswith(("model", "adapter_model"))] or safetensors
     weights = safetensors or [file for file in top if file.endswith(".bin") and file.startswith("pytorch_model")]
     dropped = "*.bin.index.json" if safetensors else "*.safetensors.index.json"
     others = [file for file in top if any(fnmatch(file, pattern) for pattern in _WANTED) and not fnmatch(file, dropped)]
@@ -100,9 +106,18 @@ def copy_snapshot(source: Path, target: Path, files: list[str]) -> None:
 def check_loadable(folder: Path) -> None:
     """Raise UserError for a folder that the first job that loads it, hours later, would fail on, or train wrongly."""
     _check_kind(folder)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        expected = "a model folder has config.json, weights and tokenizer"
-        raise UserError(f"{folder}: has no weights (*.safetensors); {expected}")
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        others = [
+            path.name for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pt*") for path in folder.glob(pattern)
+        ]
+        found = f", but {others[0]}" if others else ""
+        expected = "Transformers reads model.safetensors, or model.safetensors.index.json and its shards; a model folder has config.json, weights and tokenizer"
+        raise UserError(f"{folder}: has no weights of a known name{found}; {expected}")
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "tokenizer.json"):
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(
+                f"{path}: is a pointer of Git LFS, not the file; get it with `git lfs pull`, or copy the folder again"
+            )
     if not (folder / "tokenizer.json").is_file():
         convert = f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         command = f'python -c "from transformers import AutoTokenizer; {convert}"'
@@ -118,9 +133,10 @@ def _check_kind(folder: Path) -> None:
         config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}/config.json: cannot be read ({error}); copy the folder again") from None
-    quantised = config.get("quantization_config")
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    quantised = quantised or next((name for name in _QUANTISED if (folder / name).is_file()), None)
     if quantised:
-        kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else str(quantised)
         remedy = "name the model that it was made from, whose weights are not quantised"
         raise UserError(f"{folder}: its weights are quantised ({kind}), which cannot be trained; {remedy}")
     if config.get("is_encoder_decoder"):

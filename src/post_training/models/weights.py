@@ -19,12 +19,16 @@ _SPREAD = 0.9
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that Transformers would read, or the pickles where there are none."""
+    """The safetensors files that Transformers would read, or the pickles where there are none. Raises UserError for a damaged index."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if single.is_file():
         return [single]
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            problem = f"does not say in which files the tensors are ({type(error).__name__}: {error})"
+            raise UserError(f"{index}: {problem}; copy it again") from None
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 

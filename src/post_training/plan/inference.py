@@ -38,6 +38,8 @@ def model_bytes(stage: Stage, base: Path) -> int | None:
         model = train.inputs["model"]
     if model is None:
         return None
+    while model.kind == "merge_adapter" and not (base / model.manifest).is_file():
+        model = model.inputs["base"]  # which is as large
     manifest = base / model.manifest
     try:
         if manifest.is_file():

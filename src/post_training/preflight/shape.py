@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import UserError
+from post_training.core.errors import UserError, brief
 from post_training.models.parts import Parts
 
 
@@ -71,11 +71,10 @@ class ModelShape:
             with torch.device("meta"):
                 config.num_labels = 1  # of a reward model
                 model = auto_model.from_config(config, trust_remote_code=trust_remote_code)
-        except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
-            what = model_class.removeprefix("AutoModelFor")
-            raise UserError(
-                f"{folder}: cannot be built as a model ({what}): {' '.join(str(error).split())[:300]}"
-            ) from None
+        except (
+            Exception
+        ) as error:  # of Transformers, of an architecture's own checks, or of code that comes with the model
+            raise UserError(_not_built(folder, model_class.removeprefix("AutoModelFor"), error)) from None
         text: Any = config.get_text_config()
         intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
@@ -111,6 +110,23 @@ class ModelShape:
             parts=Parts.of(model),
             idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
         )
+
+
+def _not_built(folder: Path, what: str, error: Exception) -> str:
+    """Why a model cannot be built, in one line with what to do."""
+    said, kind = (
+        brief(error),
+        "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: ",
+    )
+    if "trust_remote_code" in said and "custom code" in said:
+        said, kind = "it is code of its own; read it, and set model.trust_remote_code=true", ""
+    elif said.startswith("Unrecognized configuration class"):
+        named = said.partition("models.")[2].partition(".")[0]
+        said, kind = (
+            f"Transformers has no class for {named}; name a text model, whose config.json is that of a causal language model",
+            "",
+        )
+    return f"{folder}: cannot be built as a model ({what}): {kind}{said}"
 
 
 def _positions(text: Any) -> int | None:

@@ -8,11 +8,13 @@ from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean
 from post_training.models import folder as model_folder
 from post_training.models.parts import NEW_KEYS, check_parts, token_ids
-from post_training.models.weights import weight_files
+from post_training.models.weights import read_header, weight_files
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
 _NAMED = 3
+# Weights as integers, by the ends of their names: GPTQ and AWQ, compressed-tensors, bitsandbytes.
+_PACKED = (".weight", ".qweight", ".qzeros", ".weight_packed")
 # Names that wrappers put before those of the model.
 _PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
@@ -38,6 +40,9 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         found = loading_info(folder, tensors, trust_remote_code)
     except Exception as error:  # a damaged file, an architecture's own assertion: all are the folder's
         return Check(name, f"{folder}: {type(error).__name__}: {brief(error)}", "failure", remedy)
+    if packed := packed_tensors(folder):
+        remedy = "name the model that it was made from, whose weights are not quantised"
+        return Check(name, f"{folder}: {packed} is quantised, which cannot be trained", "failure", remedy)
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = [f"{key} is {list(have)}, expected {list(want)}" for key, have, want in sorted(found["mismatched_keys"])]
     said = [
@@ -57,6 +62,18 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         warns=unexpected,
         remedy=remedy if missing or shapes else "they are not used: check that they belong to this model",
     )
+
+
+def packed_tensors(folder: Path) -> str:
+    """The first tensor of weights in 8 bits or fewer, or packed into integers, with its type; empty where all are numbers to train."""
+    for path in (path for path in weight_files(folder) if path.suffix != ".bin"):
+        for key, facts in read_header(path).items():
+            kind = str(facts["dtype"])
+            if kind.startswith(("F8", "F4", "F6")) or (
+                len(facts["shape"]) >= 2 and kind in ("I8", "U8", "I32") and key.endswith(_PACKED)
+            ):
+                return f"{key} ({kind})"
+    return ""
 
 
 def stored_tensors(folder: Path) -> dict[str, Any]:
@@ -100,7 +117,7 @@ def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool)
 
 def _ids(folder: Path, trust_remote_code: bool) -> Check:
     """Every id that tokenizer and generation configuration can give must be a row of the embedding."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     from post_training.data.tokens.tokenizer_file import TokenizerFile
 
@@ -109,8 +126,23 @@ def _ids(folder: Path, trust_remote_code: bool) -> Check:
     except Exception as error:
         return Check("model.ids", f"{folder}: {brief(error)}", "failure", "the model's config.json must load")
     rows = int(config.get_text_config().vocab_size)
-    tokenizer = TokenizerFile.read(folder).load()
+    try:
+        tokenizer = TokenizerFile.read(folder).load()
+        named: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged file, or a tokenizer of any class
+        return Check(
+            "model.ids",
+            f"{folder}: the tokenizer cannot be read: {brief(error)}",
+            "failure",
+            "copy the tokenizer's files again",
+        )
     beyond = {token: index for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if index >= rows}
+    # A token that is named and not there is added by Transformers, behind the others.
+    beyond |= {
+        f"{key} {getattr(named, key)}": index
+        for key in ("eos_token", "bos_token", "pad_token")
+        if (index := getattr(named, f"{key}_id")) is not None and index >= rows
+    }
     generation = _json(folder / "generation_config.json")
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
         found = generation.get(key)
