@@ -118,7 +118,7 @@ def _not_built(folder: Path, what: str, error: Exception) -> str:
         brief(error),
         "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: ",
     )
-    if "trust_remote_code" in said and "custom code" in said:
+    if "custom code which must be executed" in said:
         said, kind = "it is code of its own; read it, and set model.trust_remote_code=true", ""
     elif said.startswith("Unrecognized configuration class"):
         named = said.partition("models.")[2].partition(".")[0]

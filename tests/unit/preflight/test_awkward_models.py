@@ -142,7 +142,7 @@ REFUSED = {
     "an empty tokenizer": (text("tokenizer.json", "{}"), "the tokenizer cannot be read"),
     "no fast tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json (the fast tokenizer); make it once with"),
     "config.json is a list": (text("config.json", "[1]"), "config.json: cannot be read"),
-    "more tokens than rows": (keys(config__vocab_size=260), "ids are not below 260"),
+    "more tokens than rows": (keys(config__vocab_size=260), "lm_head.weight is [272, 64], expected [260, 64]"),
     "an end token that is not there": (keys(tokenizer_config__eos_token="<|gone|>"), "ids are not below 272, the rows of the embedding: eos_token <|gone|> (272)"),
     "padding that is not there": (keys(tokenizer_config__pad_token="<|gone|>"), "pad_token <|gone|> (272)"),
     "an end of generation that is not there": (keys(generation_config__eos_token_id=[2, 300]), "eos_token_id of generation_config.json (300)"),
