@@ -45,6 +45,8 @@ COMING_FROM = {
     "load_in_4bit": "model.quantization: {} with model.lora",
     "load_in_8bit": "model.quantization, which has 4 bits, with model.lora",
     "lora_alpha": "model.lora.alpha", "lora_dropout": "model.lora.dropout", "lora_r": "model.lora.r", "lora_rank": "model.lora.r",
+    "lora_modules_to_save": "model.lora.modules_to_save", "additional_target": "model.lora.modules_to_save",
+    "trainable_token_indices": "model.lora.trainable_tokens, the tokens' texts", "lora_model_dir": "model.name_or_path: the adapters' folder",
     "lora_target_linear": "model.lora.target_modules", "lora_target_modules": "model.lora.target_modules",
     "loss_watchdog_threshold": "logging.loss_spike_sigmas", "lr": "training.learning_rate",
     "lr_scheduler": "training.lr_scheduler_type",

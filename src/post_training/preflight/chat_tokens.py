@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from post_training.core.errors import UserError
+from post_training.core.errors import brief
 from post_training.data import registry
 from post_training.data.tokens.chat_template import (
     ChatTemplate,
@@ -49,12 +49,8 @@ def chat_tokens(subject: Subject) -> Check:
         written = _written(subject)
         trained = set(token_ids(subject.folder, lora["trainable_tokens"] or []))
         found = untrained(subject, [index for index in written.values() if index not in trained])
-    except (
-        UserError,
-        ValueError,
-        OSError,
-    ) as error:  # of the template, the tokenizer or the weights, with checks of their own
-        return Check(NAME, f"not known: {error}")
+    except Exception as error:  # of the template, the tokenizer or the weights, which have checks of their own
+        return Check(NAME, f"not known: {brief(error)}")
     if found is None:
         return Check(NAME, "not known: the files hold no embedding of the model's size")
     tokens = [token for token, index in written.items() if index in found]
@@ -122,7 +118,10 @@ def rows_of(folder: Path, parts: Parts, name: str, shape: tuple[int, int], wante
     sized: dict[str, Path] = {}
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            stored = {key: list(t.shape) for key, t in torch.load(path, map_location="meta", weights_only=True).items()}
+            stored = {
+                key: list(t.shape)
+                for key, t in torch.load(path, map_location="meta", mmap=True, weights_only=True).items()
+            }
         else:
             stored = {key: facts["shape"] for key, facts in read_header(path).items()}
         sized |= {key: path for key, size in stored.items() if tuple(size) == shape}
