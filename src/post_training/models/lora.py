@@ -11,7 +11,7 @@ from typing import Any
 
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean, require
 from post_training.models import parts
-from post_training.models.weights import read_header
+from post_training.models.weights import read_header, read_pickle
 
 KEY = "model.lora"
 # Largest difference of the merged model's logits from the adapted one's, as a share of the largest logit. In float32 only
@@ -164,10 +164,8 @@ def adapter_tensors(folder: Path) -> dict[str, list[int]]:
     try:
         if path.is_file():
             return {name: facts["shape"] for name, facts in read_header(path).items()}
-        import torch
-
         path = path.with_suffix(".bin")
-        return {name: list(t.shape) for name, t in torch.load(path, map_location="meta", weights_only=True).items()}
+        return {name: list(t.shape) for name, t in read_pickle(path).items()}
     except Exception as error:  # each library has its own
         raise UserError(f"{path}: cannot be read ({brief(error)}); copy it again") from None
 

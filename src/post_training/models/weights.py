@@ -41,6 +41,16 @@ def read_header(path: Path) -> Tensors:
         return {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in slices.items()}
 
 
+def read_pickle(path: Path, device: str = "meta") -> dict[str, Any]:
+    """Name -> tensor of a `pytorch_model.bin`, mapped into memory where its format allows it; only tensors are read."""
+    import zipfile
+
+    import torch
+
+    found: dict[str, Any] = torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)
+    return found
+
+
 def weight_bytes(folder: Path, dtype: str = "auto") -> int:
     """Bytes of a model's weights in memory, loaded as `dtype`; `auto` = as they are stored.
 

@@ -20,7 +20,7 @@ from post_training.data.tokens.chat_template import (
 )
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 from post_training.models.parts import TOKENS, Parts, token_ids
-from post_training.models.weights import read_header, weight_files
+from post_training.models.weights import read_header, read_pickle, weight_files
 from post_training.preflight.check import Check, check
 from post_training.preflight.subject import Subject
 
@@ -112,16 +112,12 @@ def rows_of(folder: Path, parts: Parts, name: str, shape: tuple[int, int], wante
 
     Files may have another name for it (GPT-NeoX: `embed_out`): the one tensor of its shape that is not the other embedding.
     """
-    import torch
     from safetensors import safe_open
 
     sized: dict[str, Path] = {}
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            stored = {
-                key: list(t.shape)
-                for key, t in torch.load(path, map_location="meta", mmap=True, weights_only=True).items()
-            }
+            stored = {key: list(t.shape) for key, t in read_pickle(path).items()}
         else:
             stored = {key: facts["shape"] for key, facts in read_header(path).items()}
         sized |= {key: path for key, size in stored.items() if tuple(size) == shape}
@@ -132,9 +128,7 @@ def rows_of(folder: Path, parts: Parts, name: str, shape: tuple[int, int], wante
         return None
     (key,) = found
     if sized[key].suffix == ".bin":
-        return np.asarray(
-            torch.load(sized[key], map_location="cpu", mmap=True, weights_only=True)[key][wanted].double()
-        )
+        return np.asarray(read_pickle(sized[key], "cpu")[key][wanted].double())
     with safe_open(sized[key], framework="pt") as file:
         part = file.get_slice(key)
         return np.stack([part[row : row + 1][0].double().numpy() for row in wanted])

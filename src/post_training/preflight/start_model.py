@@ -8,7 +8,7 @@ from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean
 from post_training.models import folder as model_folder
 from post_training.models.parts import NEW_KEYS, check_parts, token_ids
-from post_training.models.weights import read_header, weight_files
+from post_training.models.weights import read_header, read_pickle, weight_files
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -88,7 +88,7 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for path in weight_files(folder):
         if path.suffix == ".bin":
-            tensors |= torch.load(path, map_location="meta", mmap=True, weights_only=True)
+            tensors |= read_pickle(path)
             continue
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (it is no mapping)

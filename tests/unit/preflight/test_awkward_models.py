@@ -54,6 +54,13 @@ def pickled(folder):
     (folder / "model.safetensors").unlink()
 
 
+def pickled_long_ago(folder):
+    torch.save(
+        load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    (folder / "model.safetensors").unlink()
+
+
 def in_shards(folder):
     found = load_file(folder / "model.safetensors")
     names, parts = sorted(found), {}
@@ -112,6 +119,7 @@ SOUND = {
     "as it is": lambda folder: None,
     "pickled": pickled,
     "pickled, in shards": in_shards,
+    "pickled in PyTorch's old format": pickled_long_ago,
     "parts in other formats": tensors(narrow_norm),
     "no architectures": keys(config__architectures=None),
     "no pad token": keys(tokenizer_config__pad_token=None),
