@@ -155,7 +155,7 @@ def settle(model: Any) -> None:
         return
     wrapper: Any = model.get_output_embeddings()
     if type(wrapper) is TrainableTokensWrapper:
-        wrapper.bias = None  # check_parts has seen to it
+        wrapper.__dict__["bias"] = None  # check_parts has seen to it
     with torch.no_grad():
         for module in model.modules():
             layer: Any = module

@@ -39,8 +39,8 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         tensors = stored_tensors(folder)
         found = loading_info(folder, tensors, trust_remote_code)
     except Exception as error:  # a damaged file, an architecture's own assertion: all are the folder's
-        said = str(error) if isinstance(error, UserError) else f"{folder}: {type(error).__name__}: {brief(error)}"
-        return Check(name, said, "failure", remedy)
+        problem = str(error) if isinstance(error, UserError) else f"{folder}: {type(error).__name__}: {brief(error)}"
+        return Check(name, problem, "failure", remedy)
     if packed := packed_tensors(folder):
         remedy = "name the model that it was made from, whose weights are not quantised"
         return Check(name, f"{folder}: {packed} is quantised, which cannot be trained", "failure", remedy)
