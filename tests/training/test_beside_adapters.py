@@ -158,6 +158,21 @@ def test_preferences_start_at_the_model_itself(tmp_path, models, dpo_rows, templ
     assert first == pytest.approx(0.693147, abs=1e-6) != last
 
 
+def test_a_reward_model_reads_new_tokens(tmp_path, models, dpo_rows, template):
+    """It has no output embedding; the embedding is that of a tied model."""
+    changes = settings_of("rows, tied", training__max_steps=2, checkpointing__save_steps=2)
+    done = train_here(train_task(tmp_path / "run", models[True], dpo_rows, template, "reward", **changes))
+    asked = export_task(done, dpo_rows, tmp_path / "run" / "model" / "manifest.json")
+    export.run(asked)
+    assert manifest.read(asked.output)["checks"]["merge_logit_difference"] <= 1e-5
+    name = "model.embed_tokens.weight"
+    found = {
+        key: tensor for path in asked.output.parent.glob("*.safetensors") for key, tensor in load_file(path).items()
+    }
+    moved = found[name] != load_file(folder(models[True]) / "model.safetensors")[name]
+    assert moved.any(dim=1).nonzero()[:, 0].tolist() == [1, 2]
+
+
 NEOX = {
     "model_type": "gpt_neox",
     "hidden_size": 64,
