@@ -120,6 +120,7 @@ def _ids(folder: Path, trust_remote_code: bool) -> Check:
     """Every id that tokenizer and generation configuration can give must be a row of the embedding."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from post_training.data.tokens.chat_template import special_tokens
     from post_training.data.tokens.tokenizer_file import TokenizerFile
 
     try:
@@ -138,10 +139,12 @@ def _ids(folder: Path, trust_remote_code: bool) -> Check:
             "copy the tokenizer's files again",
         )
     beyond = {token: index for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if index >= rows}
-    # A token that is named and not there is added by Transformers, behind the others.
+    # A token that is named and not there is added by Transformers, behind the others. One that begins a text is in use only where the files
+    # name it: a class of tokenizers may have one of its own.
+    used = ("eos_token", "pad_token", *(["bos_token"] if "bos_token" in special_tokens(folder) else []))
     beyond |= {
         f"{key} {getattr(named, key)}": index
-        for key in ("eos_token", "bos_token", "pad_token")
+        for key in used
         if (index := getattr(named, f"{key}_id")) is not None and index >= rows
     }
     generation = _json(folder / "generation_config.json")
