@@ -17,7 +17,7 @@ from torch.nn import functional
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # a site's PyTorch, older than 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 NAME = "varlen"
 # Arguments of attention layers that change the scores and that these kernels have no place for.
