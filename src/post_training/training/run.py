@@ -140,8 +140,8 @@ def _add_reports(trainer: Any, task: Task, view: dict[str, Any], peak: PeakMemor
 
 def _train(trainer: Any, directory: Path, start: Checkpoint | None) -> signal.Signals | None:
     """Train; ends with a complete checkpoint of the last step, or of the one at which it was stopped."""
-    # Of Transformers to TRL, about names that change in version 6; one a checkpoint.
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    # Of Transformers to TRL, whose defaults name `gradient_checkpointing`; one a checkpoint.
+    warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
     step = start.step if start else 0
     if not trainer.monitor.stop_requested():
         trainer.train(resume_from_checkpoint=str(start.path) if start else None)
