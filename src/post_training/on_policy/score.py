@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from post_training.core import manifest
 from post_training.core.errors import DataError, UserError, brief
 from post_training.core.progress import Progress
 from post_training.core.task import Task
@@ -20,6 +21,7 @@ from post_training.models import folder as model_folder
 from post_training.on_policy.answers import (
     PATIENCE_SECONDS,
     SCORES,
+    SHARD,
     Line,
     Resumable,
     must_stop,
@@ -101,11 +103,11 @@ def _value(found: Any) -> dict[str, Any]:
             "reason": brief(found) if isinstance(found, DataError) else f"{type(found).__name__}: {brief(found)}",
         }
     try:
-        number = None if found is None else float(found)
-    except (TypeError, ValueError):
+        number = None if found is None or isinstance(found, str | bytes) else float(found)
+    except Exception:  # whatever stands for a number in anybody's code
         return {"score": None, "reason": f"not_a_number: {type(found).__name__}"}
     if number is None:
-        return {"score": None, "reason": "none"}
+        return {"score": None, "reason": "none" if found is None else f"not_a_number: {type(found).__name__}"}
     return {"score": number} if math.isfinite(number) else {"score": None, "reason": "nan_or_infinite"}
 
 
@@ -118,14 +120,22 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"mean": round(sum(values) / len(values), 6), **named}
 
 
+def _unasked(task: Task) -> str:
+    """How many prompts were not asked, because they are too long."""
+    shards = (manifest.read(path) for name, path in task.inputs.items() if name.startswith(SHARD))
+    long = sum(shard.get("dropped", {}).get("prompt_too_long", 0) for shard in shards)
+    return f": {long:,} leave no room for generate.max_new_tokens in what the model can read" if long else ""
+
+
 def _finish(task: Task, lines: list[Line]) -> None:
     values = [line["score"] for line in lines if line["score"] is not None]
     reasons = Counter(line["reason"] for line in lines if line["score"] is None)
     failed = "".join(f"\n  no score {count:,}: {reason}" for reason, count in reasons.most_common(10))
+    if not lines:
+        raise DataError(f"reward {task.config['reward']}: no prompt has an answer{_unasked(task)}; give other prompts")
     if not values:
         raise DataError(
-            f"reward {task.config['reward']}: none of {len(lines):,} answers has a score; "
-            + (" ".join(failed.split()) or "no answers")
+            f"reward {task.config['reward']}: none of {len(lines):,} answers has a score; " + " ".join(failed.split())
         )
     source = TransformSource(task.config["reward"], Path(task.runtime["file"]), "register_reward")
     found = quantiles(values)

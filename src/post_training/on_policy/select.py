@@ -4,6 +4,7 @@
 taken, and why none was.
 """
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import orjson
 from post_training.core.errors import DataError
 from post_training.core.fingerprint import replacing
 from post_training.core.task import Task
+from post_training.data.message import visible
 from post_training.data.rows import InvalidRow, Rules, checker
 from post_training.on_policy.answers import SCORE, Line, prompt_digest, read_answers, read_lines, read_prompts
 from post_training.on_policy.answers import SCORES as SCORES_FILE
@@ -90,6 +92,7 @@ def _candidates(task: Task) -> tuple[list[tuple[int, int]], list[Candidate]]:
         scores = {name: table[key] for name, table in tables.items()}
         values = [None if score is None else weights[name] * score for name, score in scores.items()]
         total = None if None in values else sum(value for value in values if value is not None)
+        total = total if total is not None and math.isfinite(total) else None
         found.append(Candidate(line["sample"], line["answer"], line["ended"], scores, total))
     return list(answers), found
 
@@ -97,7 +100,7 @@ def _candidates(task: Task) -> tuple[list[tuple[int, int]], list[Candidate]]:
 def _rule_out(candidates: list[Candidate], cut: str) -> None:
     seen: set[str] = set()
     for one in candidates:
-        if not one.text:
+        if not visible(one.text):
             one.why_not = "empty"
         elif not one.ended and cut == "drop":
             one.why_not = "cut"
@@ -196,6 +199,11 @@ def _finish(
         raise DataError(
             f"select: none of {total:,} prompts gives a row{said}; answers: {dict(counts)}; see {task.directory}/{CANDIDATES}, "
             "and change the rewards, select, or sample more and longer answers"
+        )
+    if task.config["rows"] == "unpaired" and len(lengths) < 2:
+        raise DataError(
+            f"select: by threshold={task.config['threshold']:g} all {examples:,} answers are {next(iter(lengths))}; scores {found}; choose a "
+            "threshold that some answers reach and some do not"
         )
     task.finish(
         rows_in=total,

@@ -38,6 +38,10 @@ class OnPolicy:
         select = select_keys(entry["select"], shape, f"{key}.select")
         prompts = self._prompts(entry["prompts"], name, view, f"{key}.prompts")
         shards, answers = self._generate(entry["generate"], name, prompts, view, f"{key}.generate", base_model)
+        enough = shape != "preference" or entry["generate"]["n"] >= 2
+        require(
+            enough, f"{key}.generate.n", f"found {entry['generate']['n']}, expected 2 or more: a pair takes two answers"
+        )
         scores = {
             f"{SCORE}{reward.name}": self._score(
                 reward, name, prompts, shards, answers, view, f"{key}.score", base_model

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from post_training.core.errors import DataError
 from post_training.models.chat_api import ChatApi
 from post_training.rewards import answer_texts, column, register_reward
 
@@ -29,6 +30,13 @@ def judge(
     The reply ends with `[[number]]`. With `reference` the answer is compared with that column instead, asked twice with
     the places swapped: 1 where it wins both times, 0.5 for ties. `template` holds `{prompt}` and `{answer}`, or `{prompt}`,
     `{first}` and `{second}`. The key comes from the environment variable `api_key_variable`."""
+    if not lowest < highest:
+        raise DataError(f"judge: lowest={lowest} and highest={highest}, expected lowest below highest")
+    places = ["{answer}"] if reference is None else ["{first}", "{second}"]
+    if template is not None and (lacking := [place for place in places if place not in template]):
+        raise DataError(
+            f"judge: the template lacks {' and '.join(lacking)}, so the judge would not see what it is to rate"
+        )
     answers = answer_texts(completions)
     others = [None] * len(answers) if reference is None else column(columns, reference)
     texts = []

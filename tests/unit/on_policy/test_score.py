@@ -119,6 +119,7 @@ def test_an_exact_match_reads_its_column(tmp_path):
         ("return [float(len(c[-1]['content'])) for c in completions]", [3, 3, 5, 4, 4, 3], {}),
         ("return [math.nan if 'o' in c[-1]['content'] else 1.0 for c in completions]", [None, None, 1, None, 1, 1], {"nan_or_infinite": 3}),
         ("return [None, 1, 2, 3, 'x', 5][:len(completions)]", [None, 1, 2, 3, None, 5], {"none": 1, "not_a_number: str": 1}),
+        ("return [10**400, '1.5', True, complex(1), b'1', math.inf][:len(completions)]", [None, None, 1, None, None, None], {"not_a_number: int": 1, "not_a_number: str": 1, "not_a_number: complex": 1, "not_a_number: bytes": 1, "nan_or_infinite": 1}),
         (
             "return [1 / (len(c[-1]['content']) - 3) for c in completions]",
             [None, None, 0.5, 1, 1, None],
@@ -143,6 +144,29 @@ def test_a_reward_that_never_works_is_one_line(tmp_path, body):
     with pytest.raises(DataError, match=r"reward mine: none of 4 answers has a score; no score 4: ") as error:
         score.run(made)
     assert "\n" not in str(error.value)
+
+
+def test_prompts_that_are_all_too_long_are_one_line(tmp_path):
+    made = score_task(tmp_path, user_module(tmp_path, "return []"), texts=[])
+    made.inputs["answers 0"].write_text(json.dumps({"files": [], "dropped": {"prompt_too_long": 3}}))
+    (made.inputs["answers 0"].parent / "answers.jsonl").write_text("")
+    with pytest.raises(
+        DataError, match=r"reward mine: no prompt has an answer: 3 leave no room for generate.max_new_tokens"
+    ):
+        score.run(made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"template": "Rate {prompt}"}, r"the template lacks \{answer\}, so the judge would not see"),
+        ({"template": "{answer}", "reference": "other"}, r"lacks \{first\} and \{second\}"),
+        ({"lowest": 5, "highest": 5}, "lowest=5 and highest=5"),
+    ],
+)
+def test_a_judge_that_cannot_judge(arguments, problem):
+    with pytest.raises(DataError, match=problem):
+        call("judge", ["a"], {"url": "http://127.0.0.1:9", "model_name": "m", **arguments})
 
 
 def test_a_killed_job_continues_without_scoring_again(tmp_path):

@@ -118,6 +118,23 @@ def test_rewards_are_summed_by_weight_and_each_score_is_kept(tmp_path):
     ]
 
 
+def test_an_answer_that_nobody_sees_is_empty_and_a_sum_beyond_numbers_no_score(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "TEXTS", [["good", " \n\u200b", "bad"], ["huge", "small", "x"]])
+    monkeypatch.setitem(globals(), "VALUES", [[1.0, 0.0, 0.5], [1e308, 0.0, 1.0]])
+    rows, _, facts = run(tmp_path, PAIRS, {"r": 10.0})
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows] == [
+        ("good", "bad"),
+        ("x", "small"),
+    ]
+    assert facts["answers"] == {"usable": 4, "empty": 1, "no_score": 1}
+
+
+def test_labels_of_one_kind_are_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"by threshold=5 all 10 answers are undesirable; .*choose a threshold"):
+        run(tmp_path, {"rows": "unpaired", "threshold": 5.0, "cut": "drop"})
+    assert not (tmp_path / "select" / "manifest.json").exists()
+
+
 def test_no_row_at_all_is_one_line(tmp_path):
     with pytest.raises(DataError, match=r"none of 7 prompts gives a row, .*small_margin 2.*candidates\.jsonl"):
         run(tmp_path, PAIRS | {"min_margin": 5.0})
