@@ -254,7 +254,7 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
     ("edit", "message"),
     [
         ({"name": ""}, "name: is missing"),
-        ({"generate": {"n": 1}}, "generate.n: found 1, expected 2 or more: a pair takes two answers"),
+        ({"generate": {"model": "sft", "n": 1}}, "generate.n: found 1, expected 2 or more: a pair takes two answers"),
         ({"generate": None}, "generate: is missing"),
         ({"prompts": None}, "prompts: is missing"),
         ({"path": "p.jsonl"}, "path: is of rows in files"),
