@@ -34,8 +34,8 @@ every stage, and may be given again inside a method's section for that stage alo
 
 `set` takes dotted keys; for values with spaces give it a list: `set='["run_name=x", "data.seed=3"]'`.
 
-A method is a stage of that name: `sft`, then `dpo` on its output. A section of any other name is one more stage
-when it names its method, and `init_from` says which stage it starts from:
+A method is a stage of that name: `sft`, then `dpo` on its output. Any other top-level section with a `method` adds a stage;
+`init_from` names the stage it starts from:
 
     method: dpo
     sft: {max_seq_length: 4096}

@@ -24,7 +24,7 @@ def size(count: float) -> str:
 
 def gib(size: float) -> str:
     """Bytes in binary units: `12.3 GiB`, `40 MiB`."""
-    return f"{size / GIB:,.1f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):,.0f} MiB"
+    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / (1 << 20):,.0f} MiB"
 
 
 def number(value: Any) -> str:

@@ -72,7 +72,7 @@ def facts(stage: Stage) -> list[str]:
     if stage["directory"] is None:
         found.append("not on this machine")
     files = stage.get("files") or []
-    found.append(f"{len(files)} files, {size(sum(file.get('bytes', 0) for file in files))}")
+    found.append(f"{len(files):,} file{'s' * (len(files) != 1)}, {size(sum(file.get('bytes', 0) for file in files))}")
     if git := stage.get("git"):
         diff = f" ({git['diff'].get('path')})" if git.get("diff") else ""
         changed = f" with changes{diff}" if diff or git.get("dirty") else ""
