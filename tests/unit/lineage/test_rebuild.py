@@ -141,7 +141,7 @@ def test_revisions_are_commits():
     hubs.append({"name_or_path": "org/model", "revision": "main"})
     stages = {str(n): {"config": {"hub": hub}, "revision_sha": f"{n}" * 40} for n, hub in enumerate(hubs)}
     section = {"data": {"datasets": entries[:1]}, "evaluation": {"datasets": entries[1:]}}
-    section["model"] = {"name_or_path": "org/model", "revision": None}
+    section["model"] = {"name_or_path": "org/model", "revision": None, "attn_implementation": "sdpa"}
     pin_revisions([(section, {})], stages)
     found = [entry["revision"] for entry in (*entries, section["model"])]
     assert found == ["0" * 40, "1" * 40, None, "2" * 40]
