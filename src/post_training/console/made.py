@@ -43,7 +43,8 @@ def _words(facts: Mapping[str, Any], path: Path) -> str:
         return f"{facts['steps']:,} steps{loss}" + (f", {speed:,.0f} tokens/s" if speed else "")
     if kind == "reference":
         return f"log-probabilities of {facts['rows_out']:,} pairs"
-    if kind == "export" and (how := facts["checks"].get("stopped", "greedy")) != "greedy":
+    checks = facts.get("checks") if kind == "export" else None
+    if isinstance(checks, Mapping) and (how := checks.get("stopped", "greedy")) != "greedy":
         return f"{_files(facts)}; with greedy decoding an answer does not end by itself ({how})"
     if kind == "evaluate":
         return ", ".join(_result(name, result) for name, result in facts["results"].items())
