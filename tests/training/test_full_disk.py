@@ -1,6 +1,8 @@
 """A real file system that runs full while a run saves."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from projects import REPOSITORY, environment
 from safetensors.torch import save_file
 from tiny import LLAMA, build_task, launcher_command, losses_of, train_task
 
@@ -28,6 +31,12 @@ def small_disk(tmp_path):
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
@@ -66,12 +75,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
 def test_with_nothing_left_a_start_is_one_line_that_names_the_file(small_disk, model_manifest, sft_rows, template):
     task = train_task(small_disk / "run", model_manifest, sft_rows, template)
     command = launcher_command(task)
-    with (small_disk / "ballast").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
+    fill(small_disk)
     attempt = [
         sys.executable,
         "-m",
@@ -87,6 +91,27 @@ def test_with_nothing_left_a_start_is_one_line_that_names_the_file(small_disk, m
         assert done.returncode == 1
         (line,) = [line for line in done.stderr.splitlines() if not line.startswith("post-training: attempt")]
         assert line.startswith(f"{small_disk}/{name}: no space left on device; free some room")
+
+
+def test_a_call_of_snakemake_with_nothing_left_is_one_line(small_disk):
+    shutil.copytree(REPOSITORY / "config", small_disk / "config")
+    fill(small_disk)
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(REPOSITORY / "Snakefile"),
+        "--configfile",
+        "config/config.yaml",
+    ]
+    done = subprocess.run(words, cwd=small_disk, capture_output=True, text=True, env=environment(REPOSITORY))
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()[-1]
+        == ".snakemake/owner.1.json: cannot be written (No space left on device); make room"
+    )
+    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
 
 
 @pytest.mark.parametrize("write", ["python", "numpy", "arrow", "safetensors", "torch"])

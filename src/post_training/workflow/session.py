@@ -7,6 +7,7 @@ import copy
 import gc
 import importlib.util
 import io
+import logging
 import os
 import shlex
 import signal
@@ -79,6 +80,7 @@ class Session:
         where links must still lead to the runs that the configuration means.
         """
         workflow, execute, prepare = self.workflow, self.workflow.execute, self.workflow._prepare_dag
+        logging.raiseExceptions = False  # with a full disk each line would print that Snakemake's log cannot have it
 
         def prepare_with_us(*arguments: Any, **keywords: Any) -> None:
             prepare(*arguments, **keywords)
@@ -136,7 +138,12 @@ class Session:
         """Before Snakemake looks for its lock and for files."""
         if self.workflow.execution_settings.no_hooks:
             raise SystemExit("--no-hooks: the tasks of jobs are written by a hook; leave this option out")
-        release_stale_lock()
+        try:
+            release_stale_lock()
+        except OSError as error:
+            raise SystemExit(
+                f"{error.filename or '.snakemake'}: cannot be written ({error.strerror}); make room"
+            ) from None
         with self._writing():
             note_call(*self._call)
             point_links(self.graph)
