@@ -34,6 +34,7 @@ PASTED = "hf_" + "zZ9" * 11 + "x"
 # What is not made here, and why.
 ELSEWHERE = {
     "push": "needs the Hub; it lists no file",
+    "merge_adapter": "tests/unit/test_merge_adapter.py makes them",
     "download_kernel": "tests/training/test_hub_kernel.py makes one",
     "preflight_probe": "two more trainings; it lists all that it has",
     **dict.fromkeys(("prompts", "generate", "score", "score_model", "select"), "tests/unit/on_policy makes them"),

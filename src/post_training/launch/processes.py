@@ -70,7 +70,10 @@ def run_together(
         passed_on = 0
         while True:
             codes = [process.poll() for process in processes]
-            failed = next((rank for rank, code in enumerate(codes) if code), None)
+            # Of those that have ended at once, the one that was killed: an error may be what another's death has caused.
+            failed = min(
+                (rank for rank, code in enumerate(codes) if code), key=lambda rank: (codes[rank] or 0) > 0, default=None
+            )
             if failed is not None:
                 deadline = time.monotonic() + GRACE_SECONDS
                 while time.monotonic() < deadline and any(process.poll() is None for process in processes):

@@ -63,6 +63,7 @@ def test_a_sound_run_passes(preflight):
     assert found["verdict"] == "ok", told
     assert {check["name"].partition(".")[0] for check in found["checks"]} == {
         "assets",
+        "gpu",
         "model",
         "template",
         "data",
