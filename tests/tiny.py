@@ -313,3 +313,33 @@ def lists_of(mixed: Path) -> list[dict[str, list[int]]]:
     from post_training.data.view import open_rows
 
     return [{name: values.tolist() for name, values in row.items()} for row in open_rows(mixed)]
+
+
+def trl_with_adapters(output: Path, base: Path, rows: Path, **peft: Any) -> Any:
+    """TRL's trainer for 6 steps of LoRA (r 4, alpha 16) on packed rows at a learning rate of 1e-2: the oracle of our runs.
+
+    `base` is the model's folder, `rows` the manifest of a mix; `peft` goes to PEFT's configuration.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from post_training.data.view import open_rows
+
+    data = [{name: values.tolist() for name, values in row.items()} for row in open_rows(rows, rows=24)]
+    args = SFTConfig(
+        output_dir=str(output), max_length=64, packing=True, dataset_kwargs={"skip_prepare_dataset": True},
+        max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, warmup_steps=0.03,
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1}, logging_steps=1, bf16=False,
+        activation_checkpointing=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none",
+        train_sampling_strategy="sequential", disable_tqdm=True,
+    )  # fmt: skip
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
+        args=args,
+        train_dataset=Dataset.from_list(data),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **peft),
+    )

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LLAMA, build_task, export_task, losses_of, pipeline_of, train_here, train_task
+from tiny import LLAMA, build_task, export_task, losses_of, pipeline_of, train_here, train_task, trl_with_adapters
 
 from post_training.core import manifest
 from post_training.core.errors import ConfigError
@@ -55,34 +55,9 @@ def adapters(directory, step=6):
 
 
 def test_the_losses_of_trl_with_pefts_configuration(tmp_path, case, run, models, sft_rows):
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from post_training.data.view import open_rows
-
-    rows = [{name: values.tolist() for name, values in row.items()} for row in open_rows(sft_rows, rows=24)]
-    args = SFTConfig(
-        output_dir=str(tmp_path), max_length=64, packing=True, dataset_kwargs={"skip_prepare_dataset": True},
-        max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, warmup_steps=0.03,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1}, logging_steps=1, bf16=False,
-        activation_checkpointing=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none",
-        train_sampling_strategy="sequential", disable_tqdm=True,
-    )  # fmt: skip
     base = folder(models[CASES[case][0]])
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    assert tokenizer.convert_tokens_to_ids(CHAT) == [1, 2]
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **CASES[case][2]
-        ),
-    )
+    trainer = trl_with_adapters(tmp_path, base, sft_rows, **CASES[case][2])
+    assert trainer.processing_class.convert_tokens_to_ids(CHAT) == [1, 2]
     if "rows" in case:
         trainer.model.get_output_embeddings().bias = None  # which TRL's output layer asks PEFT's wrapper for
     trainer.train()

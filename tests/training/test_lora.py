@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny import export_task, losses_of, train_here, train_task, view_of
+from tiny import export_task, losses_of, train_here, train_task, trl_with_adapters, view_of
 
 from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError
@@ -30,30 +30,7 @@ def adapters(run, step=6):
 
 
 def test_the_same_losses_as_trl_with_the_same_adapters(tmp_path, run, model_manifest, sft_rows, template):
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from post_training.data.view import open_rows
-
-    rows = [{name: values.tolist() for name, values in row.items()} for row in open_rows(sft_rows, rows=24)]
-    args = SFTConfig(
-        output_dir=str(tmp_path), max_length=64, packing=True, dataset_kwargs={"skip_prepare_dataset": True},
-        max_steps=6, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, warmup_steps=0.03,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1}, logging_steps=1, bf16=False,
-        activation_checkpointing=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no", report_to="none",
-        train_sampling_strategy="sequential", disable_tqdm=True,
-    )  # fmt: skip
-    base = folder(model_manifest)
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base, dtype="float32"),
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    trainer = trl_with_adapters(tmp_path, folder(model_manifest), sft_rows)
     trainer.train()
     expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses_of(run.parent) == pytest.approx(expected, rel=1e-5)  # sums in another order

@@ -1,6 +1,14 @@
-"""What a repository of the Hub says of itself."""
+"""The Hugging Face Hub: how its libraries are used, and what a repository says of itself."""
 
+import os
 from pathlib import Path
+
+
+def set_environment(offline: bool) -> None:
+    """Set what the Hub's libraries read when they are imported, which must not have happened."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def licence_of(readme: Path) -> str | None:

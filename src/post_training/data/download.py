@@ -8,7 +8,7 @@ from typing import Any
 
 from post_training.core.errors import DataError, did_you_mean
 from post_training.core.fingerprint import FileHashes, file_sha256, replacing
-from post_training.core.hub import licence_of
+from post_training.core.hub import licence_of, set_environment
 from post_training.core.locate import DATA_SUFFIXES, data_suffix
 from post_training.core.task import Task
 
@@ -36,9 +36,7 @@ def _fetch(task: Task) -> dict[str, Any]:
     for shorter ones. Raises DataError.
     """
     hub, offline = task.config["hub"], task.runtime["offline"]
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    set_environment(offline)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from datasets import load_dataset_builder
     from datasets.utils.logging import disable_progress_bar

@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from post_training.core.adapters import CONFIG, is_adapter_folder
 from post_training.core.errors import UserError, brief
 from post_training.core.fingerprint import FileHashes
-from post_training.core.hub import licence_of
+from post_training.core.hub import licence_of, set_environment
 from post_training.core.task import Task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -35,14 +36,20 @@ def run(task: Task) -> None:
     )
 
 
-def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
-    """The user's folder, not copied. Raises UserError when it is not as it was when the run was planned."""
+def planned_folder(task: Task) -> Path:
+    """A local folder that a stage reads. Raises UserError when it is not as it was when the run was planned."""
     folder = Path(task.runtime["folder"]).expanduser().resolve()
     hashes = FileHashes(task.directory.parents[1] / ".file_hashes.json")
     for name, planned in task.config["sha256"]:
         path = folder / name
         if not path.is_file() or hashes(path) != planned:
             raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
+    return folder
+
+
+def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
+    """The user's folder, not copied. Raises UserError as `planned_folder` does."""
+    folder = planned_folder(task)
     files = [{"path": str(folder / name), "sha256": planned} for name, planned in task.config["sha256"]]
     return folder, {"files": files}
 
@@ -50,9 +57,7 @@ def check_local(task: Task) -> tuple[Path, dict[str, Any]]:
 def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
     """One commit of a Hub repository, offline from the cache of this machine. Raises UserError when it cannot be had."""
     name, revision = task.config["hub"]["name_or_path"], task.config["hub"]["revision"]
-    if task.runtime["offline"]:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    set_environment(task.runtime["offline"])
     from huggingface_hub import HfApi, snapshot_download
 
     target = task.directory / "snapshot"
@@ -126,7 +131,7 @@ def check_loadable(folder: Path) -> None:
 
 def _check_kind(folder: Path) -> None:
     """Raise UserError for a model that cannot be trained here: quantised, or not a decoder alone."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if is_adapter_folder(folder):
         remedy = "copy them into a folder of yours and name that: they are merged into their model"
         raise UserError(f"{folder}: holds adapters and no model; {remedy}")
     try:
@@ -142,6 +147,6 @@ def _check_kind(folder: Path) -> None:
     if config.get("is_encoder_decoder"):
         kind = config.get("model_type")
         raise UserError(f"{folder}: {kind} is an encoder with a decoder, expected a causal language model; name one")
-    if (folder / "adapter_config.json").is_file():
+    if (folder / CONFIG).is_file():
         remedy = "merge them (PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)), or take them out"
         raise UserError(f"{folder}: holds LoRA adapters beside a model, and Transformers would load both; {remedy}")

@@ -6,7 +6,6 @@ fetched that is not named, or asked for by what is named.
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief
-from post_training.core.hub import licence_of
+from post_training.core.hub import licence_of, set_environment
 from post_training.core.task import Task
 from post_training.models.download import copy_snapshot
 
@@ -51,9 +50,7 @@ def parse(attn_implementation: str) -> KernelName | None:
 def run(task: Task) -> None:
     """Fetch into `kernels/`, each repository in a folder of its own: the kernel, and those that it asks for."""
     hub, runtime = task.config["hub"], task.runtime
-    if runtime["offline"]:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    set_environment(runtime["offline"])
     name = KernelName(hub["name_or_path"], hub["revision"])
     if not runtime["every_build"]:
         check_library()

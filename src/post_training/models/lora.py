@@ -9,9 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from post_training.core.adapters import CONFIG, WEIGHTS
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean, require
 from post_training.models import parts
-from post_training.models.weights import read_header, read_pickle
+from post_training.models.weights import shapes
 
 KEY = "model.lora"
 # Largest difference of the merged model's logits from the adapted one's, as a share of the largest logit. In float32 only
@@ -160,16 +161,13 @@ def _plain(name: str) -> str:
 
 def adapter_tensors(folder: Path) -> dict[str, list[int]]:
     """Name -> shape of a folder's adapters. Raises UserError for a damaged file."""
-    path = folder / "adapter_model.safetensors"
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[-1])
     try:
-        if path.is_file():
-            return {name: facts["shape"] for name, facts in read_header(path).items()}
-        path = path.with_suffix(".bin")
-        return {name: list(t.shape) for name, t in read_pickle(path).items()}
+        return shapes(path)
     except Exception as error:  # each library has its own
         raise UserError(f"{path}: cannot be read ({brief(error)}); copy it again") from None
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a checkpoint holds adapters and no model."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / CONFIG).is_file()

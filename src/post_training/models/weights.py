@@ -51,6 +51,13 @@ def read_pickle(path: Path, device: str = "meta") -> dict[str, Any]:
     return found
 
 
+def shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of the tensors of one file, safetensors or a pickle. Raises what its library does when it is damaged."""
+    if path.suffix == ".bin":
+        return {name: list(tensor.shape) for name, tensor in read_pickle(path).items()}
+    return {name: facts["shape"] for name, facts in read_header(path).items()}
+
+
 def weight_bytes(folder: Path, dtype: str = "auto") -> int:
     """Bytes of a model's weights in memory, loaded as `dtype`; `auto` = as they are stored.
 

@@ -20,7 +20,7 @@ from post_training.data.tokens.chat_template import (
 )
 from post_training.data.tokens.tokenizer_file import TokenizerFile
 from post_training.models.parts import TOKENS, Parts, token_ids
-from post_training.models.weights import read_header, read_pickle, weight_files
+from post_training.models.weights import read_pickle, shapes, weight_files
 from post_training.preflight.check import Check, check
 from post_training.preflight.subject import Subject
 
@@ -116,11 +116,7 @@ def rows_of(folder: Path, parts: Parts, name: str, shape: tuple[int, int], wante
 
     sized: dict[str, Path] = {}
     for path in weight_files(folder):
-        if path.suffix == ".bin":
-            stored = {key: list(t.shape) for key, t in read_pickle(path).items()}
-        else:
-            stored = {key: facts["shape"] for key, facts in read_header(path).items()}
-        sized |= {key: path for key, size in stored.items() if tuple(size) == shape}
+        sized |= {key: path for key, size in shapes(path).items() if tuple(size) == shape}
     named = [key for key in sized if f".{key}".endswith(f".{name}.weight")]
     taken = tuple(f".{other}.weight" for other in (parts.embedding, parts.head) if other and other != name)
     found = named or [key for key in sized if not f".{key}".endswith(taken)]

@@ -74,10 +74,11 @@ def _check_node(task: Task, view: dict[str, Any], topology: Topology) -> None:
     """What the preflight on a login node cannot see. Raises UserError with a line for each failure, and prints the rest."""
     from post_training.preflight import gpu
     from post_training.preflight.check import FAILURE, only_warn
+    from post_training.preflight.node import this_node
 
     subject = probed_subject(task, view, topology)
     subject.kernel = task.inputs.get("kernel")
-    subject.node = gpu.this_node() if topology.device == "GPU" else None
+    subject.node = this_node() if topology.device == "GPU" else None
     found = only_warn(gpu.checks(subject), view["preflight"]["only_warn"])
     print("\n".join(one.line() for one in found), flush=True)
     failures = [one.line() for one in found if one.verdict == FAILURE]

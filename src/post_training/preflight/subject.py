@@ -20,7 +20,7 @@ from post_training.models.packing_probe import Packing, probe_folder
 from post_training.preflight.shape import ModelShape
 
 if TYPE_CHECKING:
-    from post_training.preflight.gpu import Node
+    from post_training.preflight.node import Node
 
 
 @dataclass(frozen=True)

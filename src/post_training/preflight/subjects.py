@@ -7,9 +7,10 @@ from post_training.config import batch, resolve
 from post_training.core import devices
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
-from post_training.preflight import gpu, resources
+from post_training.preflight import resources
 from post_training.preflight.measurements import measurements, same_work, work
 from post_training.preflight.micro_batch import largest, with_number
+from post_training.preflight.node import this_node
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject, holds_reference
 
@@ -26,7 +27,7 @@ def subjects_of(task: Task) -> list[Subject]:
         functools.cache(devices.here),
         functools.cache(resources.gres),
     )
-    measured, node = measurements(base), functools.cache(gpu.this_node)
+    measured, node = measurements(base), functools.cache(this_node)
     found = []
     for training in task.runtime["trainings"]:
         name, view = training["stage"], resolve(training["pipeline"]).last

@@ -10,12 +10,11 @@ from typing import Any
 
 from post_training.core import manifest
 from post_training.core.errors import UserError, brief
-from post_training.core.fingerprint import FileHashes
 from post_training.core.locate import TOKENIZER_FILES
 from post_training.core.task import Task
 from post_training.models import folder as model_folder
 from post_training.models import lora
-from post_training.models.download import check_loadable
+from post_training.models.download import check_loadable, planned_folder
 from post_training.models.files import carry_over, make_portable
 from post_training.models.loading import load_for_inference
 from post_training.release.export import logits_of
@@ -55,17 +54,6 @@ def run(task: Task) -> None:
         checks=checks,
         files=manifest.describe(task.directory, manifest.own_files(task.directory)),
     )
-
-
-def planned_folder(task: Task) -> Path:
-    """The folder of the adapters. Raises UserError when it is not as it was when the run was planned."""
-    folder = Path(task.runtime["folder"]).expanduser().resolve()
-    hashes = FileHashes(task.directory.parents[1] / ".file_hashes.json")
-    for name, planned in task.config["sha256"]:
-        path = folder / name
-        if not path.is_file() or hashes(path) != planned:
-            raise UserError(f"{path}: changed since the run was planned; start again to use it as it is now")
-    return folder
 
 
 def resize(model: Any, adapters: Path) -> None:

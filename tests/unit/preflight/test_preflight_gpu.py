@@ -11,8 +11,9 @@ from post_training.core.devices import CAPABILITIES, KNOWN, Device
 from post_training.core.errors import UserError
 from post_training.core.format import GIB
 from post_training.preflight import gpu, probe
+from post_training.preflight.node import Node, this_node
 
-NODE = gpu.Node(
+NODE = Node(
     torch="2.13.0",
     cuda="13.0",
     hip=None,
@@ -117,8 +118,8 @@ def test_what_nvidia_smi_and_the_machine_say(tmp_path, monkeypatch):
         (tmp_path / name).chmod(0o755)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    node = gpu.this_node()
+    node = this_node()
     assert (node.driver, node.driver_cuda) == ("550.54.15", "12.4") and node.capability in ((9, 0), None)
     assert "cc" in node.compilers and "ninja" not in node.compilers
     (tmp_path / "nvidia-smi").unlink()
-    assert gpu.this_node().driver is None
+    assert this_node().driver is None
