@@ -46,6 +46,7 @@ CASES = {
     "tools without a system turn": (CONVERSATION[1:], [TOOL]),
     "plain": ([turn("user", "hi"), turn("assistant", "yo"), turn("user", "é👍"), turn("assistant", "日本")], None),
     "system": ([*QUESTION, turn("assistant", "5")], None),
+    "a word after a result": ([*CONVERSATION[:5], turn("user", "So?"), CONVERSATION[5]], [TOOL]),
 }
 
 

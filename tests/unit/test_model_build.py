@@ -177,6 +177,11 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match=r"org/tiny@main: cannot be fetched .*no route to host.*give a local folder"):
         download.run(hub_task(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    remedy = r"`hf download org/tiny --local-dir tiny`, and name \./tiny: they are merged into their model"
+    with pytest.raises(UserError, match=rf"org/tiny: holds adapters and no model; fetch them with {remedy}"):
+        download.run(hub_task(tmp_path))
 
 
 def test_weights_are_cast(tmp_path, corpus):

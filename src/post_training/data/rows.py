@@ -1,7 +1,7 @@
 """Conversations of normalised messages (`message.py`), and the checks that rows of all shapes (`shapes/`) share.
 
 Roles are system (first only), user, assistant and tool. User and assistant alternate; a tool turn follows an
-assistant turn with `tool_calls` or another tool turn.
+assistant turn with `tool_calls` or another tool turn, and the user may speak after it.
 """
 
 import re
@@ -18,7 +18,7 @@ __all__ = ["PROMPTS", "InvalidRow", "Message"]
 
 _FOLLOWS = {
     (None, "system"), (None, "user"), ("system", "user"), ("assistant", "user"), ("user", "assistant"),
-    ("tool", "assistant"), ("tool", "tool"),
+    ("tool", "assistant"), ("tool", "tool"), ("tool", "user"),
 }  # fmt: skip
 TURN_COLUMNS = ("messages", "prompt", "chosen", "rejected", "completion")
 """Columns of rows of all shapes that hold messages."""

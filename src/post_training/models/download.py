@@ -66,17 +66,30 @@ def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
         if task.runtime["offline"]:
             cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
             sha, files = cached.name, [str(p.relative_to(cached)) for p in sorted(cached.rglob("*")) if p.is_file()]
+            _refuse_adapters(files, name, revision)
             copy_snapshot(cached, target, wanted_files(files, task.runtime["trust_remote_code"]))
         else:
             info = HfApi().model_info(name, revision=revision)
             sha, files = str(info.sha), [entry.rfilename for entry in info.siblings or []]
+            _refuse_adapters(files, name, revision)
             wanted = wanted_files(files, task.runtime["trust_remote_code"])
             snapshot_download(name, revision=sha, local_dir=target, allow_patterns=wanted)
+    except UserError:
+        raise
     except Exception as error:  # the Hub client raises a kind for each cause; all are the source's or the network's
         problem = f"cannot be fetched from the Hugging Face Hub ({brief(error)})"
         raise UserError(f"{name}@{revision}: {problem}; {remedy}") from None
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return target, {"repository": name, "revision": revision, "revision_sha": sha}
+
+
+def _refuse_adapters(files: list[str], name: str, revision: str) -> None:
+    """Raise UserError for a repository of adapters alone: of which model they are, the plan must know before anything is fetched."""
+    if CONFIG in files and "config.json" not in files:
+        folder = name.rpartition("/")[2]
+        at = f" --revision {revision}" if revision != "main" else ""
+        remedy = f"`hf download {name}{at} --local-dir {folder}`, and name ./{folder}: they are merged into their model"
+        raise UserError(f"{name}: holds adapters and no model; fetch them with {remedy}")
 
 
 def wanted_files(files: list[str], trust_remote_code: bool) -> list[str]:

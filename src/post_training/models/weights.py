@@ -51,6 +51,23 @@ def read_pickle(path: Path, device: str = "meta") -> dict[str, Any]:
     return found
 
 
+def unequal(folder: Path, tied: dict[str, str]) -> tuple[str, str] | None:
+    """The first two stored tensors that are one by `tied` (name -> name) and differ; None where there are none. Files are mapped into memory."""
+    import torch
+    from safetensors import safe_open
+
+    found: dict[str, Any] = {}
+    wanted = {*tied, *tied.values()}
+    for path in weight_files(folder):
+        if path.suffix == ".bin":
+            found |= {name: tensor for name, tensor in read_pickle(path, "cpu").items() if name in wanted}
+            continue
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in wanted.intersection(file.keys())}
+    both = ((one, other) for one, other in tied.items() if one in found and other in found)
+    return next(((a, b) for a, b in both if not torch.equal(found[a], found[b].to(found[a].dtype))), None)
+
+
 def shapes(path: Path) -> dict[str, list[int]]:
     """Name -> shape of the tensors of one file, safetensors or a pickle. Raises what its library does when it is damaged."""
     if path.suffix == ".bin":

@@ -1,4 +1,4 @@
-"""The model that a training starts from against itself: its weights' names and shapes, its ids, how it stops. No weights are read."""
+"""The model that a training starts from against itself: its weights' names and shapes, its ids, how it stops. Weights are read where two should be one."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean
 from post_training.models import folder as model_folder
 from post_training.models.parts import NEW_KEYS, check_parts, token_ids
-from post_training.models.weights import read_header, read_pickle, weight_files
+from post_training.models.weights import read_header, read_pickle, unequal, weight_files
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -46,6 +46,7 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         return Check(name, f"{folder}: {packed} is quantised, which cannot be trained", "failure", remedy)
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = [f"{key} is {list(have)}, expected {list(want)}" for key, have, want in sorted(found["mismatched_keys"])]
+    apart = unequal(folder, found["tied"])
     said = [
         f"{len(keys):,} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
         for what, keys in (("missing", missing), ("of another shape", shapes), ("not of this architecture", unexpected))
@@ -54,6 +55,14 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
     prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in unexpected)), None)
     if prefix:
         said.append(f"all begin with {prefix!r}: take that off")
+    if apart and not said:
+        value = (
+            f"{folder}: config.json says tie_word_embeddings: true, and {' and '.join(apart)} are different matrices"
+        )
+        remedy = f"write tie_word_embeddings: false into config.json, or take {apart[0]} out of the weights"
+        return Check(name, value, "failure", remedy)
+    if missing and set(missing) <= found["may_be_tied"]:
+        remedy = f"write tie_word_embeddings: true into config.json if {missing[0]} is the embedding, or copy the folder again"
     return check(
         name,
         f"{folder}: tensors {'; '.join(said)}"
@@ -97,7 +106,10 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
 
 
 def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
-    """`missing_keys`, `unexpected_keys`, `mismatched_keys` and `error_msgs`, as Transformers reports them."""
+    """`missing_keys`, `unexpected_keys`, `mismatched_keys` and `error_msgs`, as Transformers reports them.
+
+    `tied` are tensors that are others by the configuration, name -> name, and `may_be_tied` those that the architecture can have so.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -105,7 +117,7 @@ def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         family = type(auto.from_config(config, trust_remote_code=trust_remote_code))
-    _, found = family.from_pretrained(
+    model, found = family.from_pretrained(
         None,
         config=config,
         state_dict=dict(tensors),
@@ -113,7 +125,8 @@ def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool)
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    return dict(found)
+    may_be = getattr(family, "_tied_weights_keys", None) or {}
+    return {**found, "tied": dict(model.all_tied_weights_keys), "may_be_tied": set(may_be)}
 
 
 def _ids(folder: Path, trust_remote_code: bool) -> Check:

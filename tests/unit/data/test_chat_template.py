@@ -171,6 +171,19 @@ def test_the_tokenizers_own_template(tmp_path):
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert resolve_template("tokenizer", tmp_path) == CHATML
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named[:1]}))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("x")
+    with pytest.raises(
+        DataError, match=r"no template of its own but tool_use, additional_chat_templates/rag\.jinja: write"
+    ):
+        resolve_template("tokenizer", tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+    with pytest.raises(DataError, match=r"its processor has one, in chat_template\.json: write that text to .*\.jinja"):
+        resolve_template("tokenizer", tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: cannot be read"):
+        resolve_template("tokenizer", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(DataError, match=r"has no generation markers, so nothing could be trained on; choose one of"):
         resolve_template("tokenizer", tmp_path)

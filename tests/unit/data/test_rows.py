@@ -25,6 +25,7 @@ RESULT = {"role": "tool", "content": ""}
         [USER, CALL, RESULT, RESULT, ANSWER],
         [USER, {"role": "assistant", "content": "let me see", "tool_calls": [{"name": "f"}]}, RESULT, ANSWER],
         [USER, CALL],
+        [USER, CALL, RESULT, USER, ANSWER],
     ],
 )
 def test_good_conversations(turns):
@@ -63,6 +64,7 @@ def test_good_conversations(turns):
         ({"messages": [USER]}, "no_assistant_turn"),
         ({"messages": [USER, ANSWER, USER]}, "last_turn_not_assistant"),
         ({"messages": [USER, CALL, RESULT]}, "last_turn_not_assistant"),
+        ({"messages": [USER, RESULT, USER, ANSWER]}, "role_order"),
     ],
 )
 def test_bad_conversations(row, reason):

@@ -115,6 +115,16 @@ def narrow_norm(found):
     found["model.norm.weight"] = found["model.norm.weight"].bfloat16()
 
 
+def with_head(values):
+    """Tied by its configuration, with an output matrix beside the embedding."""
+
+    def change(folder):
+        keys(config__tie_word_embeddings=True)(folder)
+        tensors(lambda found: found.update({"lm_head.weight": values(found["model.embed_tokens.weight"])}))(folder)
+
+    return change
+
+
 SOUND = {
     "as it is": lambda folder: None,
     "pickled": pickled,
@@ -124,6 +134,8 @@ SOUND = {
     "no architectures": keys(config__architectures=None),
     "no pad token": keys(tokenizer_config__pad_token=None),
     "a generation configuration that is no JSON": text("generation_config.json", "{"),
+    "one matrix, written twice": with_head(torch.clone),
+    "one matrix, pickled twice": lambda folder: [with_head(torch.clone)(folder), pickled(folder)],
     "the same weights again, under another name": lambda folder: shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors"),
 }  # fmt: skip
 REFUSED = {
@@ -154,7 +166,9 @@ REFUSED = {
     "an end token that is not there": (keys(tokenizer_config__eos_token="<|gone|>"), "ids are not below 272, the rows of the embedding: eos_token <|gone|> (272)"),
     "padding that is not there": (keys(tokenizer_config__pad_token="<|gone|>"), "pad_token <|gone|> (272)"),
     "an end of generation that is not there": (keys(generation_config__eos_token_id=[2, 300]), "eos_token_id of generation_config.json (300)"),
-    "only one of two matrices": (tensors(lambda found: found.pop("lm_head.weight")), "1 missing (lm_head.weight)"),
+    "only one of two matrices": (tensors(lambda found: found.pop("lm_head.weight")), "1 missing (lm_head.weight); write tie_word_embeddings: true into config.json if lm_head.weight is the embedding"),
+    "two matrices said to be one": (with_head(torch.zeros_like), "says tie_word_embeddings: true, and lm_head.weight and model.embed_tokens.weight are different matrices; write tie_word_embeddings: false"),
+    "two matrices said to be one, pickled": (lambda folder: [with_head(torch.zeros_like)(folder), pickled(folder)], "are different matrices"),
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ OPEN, CLOSE, GENUINE = "\ufdd0", "\ufdd1", "\ufdd2"
 RESERVED = (OPEN, CLOSE, GENUINE)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+# Where Transformers has a processor's template, and templates by name beside the default one.
+_OF_PROCESSOR, _BY_NAME = "chat_template.json", "additional_chat_templates"
 Span = tuple[int, int]
 Messages = list[dict[str, Any]]
 
@@ -160,7 +162,9 @@ def resolve_template(text: str, folder: Path) -> str:
     own = _own_template(folder)
     remedy = f"choose one of {', '.join(registry.chat_template_names())}, or the path of a copy of its own with markers"
     if own is None:
-        raise DataError(f"data.chat_template: the tokenizer in {folder} has no template of its own; {remedy}")
+        raise DataError(
+            f"data.chat_template: the tokenizer in {folder} has no template of its own{_elsewhere(folder)}; {remedy}"
+        )
     if not registry.can_mask(own):
         raise DataError(
             f"data.chat_template: the template of the tokenizer in {folder} has no generation markers, so nothing could "
@@ -170,13 +174,32 @@ def resolve_template(text: str, folder: Path) -> str:
 
 
 def _own_template(folder: Path) -> str | None:
+    """The template of a model's folder; of several by name `default`, as `own_template` of a loaded tokenizer."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); save the model's tokenizer again") from None
     found = _json_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # several by name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        found = _by_name(found).get("default")
     return found if isinstance(found, str) else None
+
+
+def _by_name(templates: list[Any]) -> dict[Any, Any]:
+    return {one.get("name"): one.get("template") for one in templates if isinstance(one, dict)}
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where a folder without a template of the tokenizer has one of its processor, or others by name."""
+    if (folder / _OF_PROCESSOR).is_file():
+        return f"; its processor has one, in {_OF_PROCESSOR}: write that text to {folder}/chat_template.jinja, with markers"
+    own = _json_object(folder / "tokenizer_config.json").get("chat_template")
+    named = [*(_by_name(own) if isinstance(own, list) else ())]
+    named += [path.relative_to(folder) for path in sorted((folder / _BY_NAME).glob("*.jinja"))]
+    listed = ", ".join(map(str, named))
+    return f" but {listed}: write the one you mean to {folder}/chat_template.jinja, with markers" if named else ""
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
