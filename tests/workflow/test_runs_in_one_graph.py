@@ -48,7 +48,7 @@ def test_many_names_are_not_listed_in_the_rules(swept, monkeypatch):
     listed = swept.jobs("all", "report")
     monkeypatch.setattr("post_training.workflow.lookup._LISTED", 2)
     assert swept.jobs("all", "report") == listed
-    with pytest.raises(SystemExit, match="dpo-x-0badcafe: no train stage of this configuration has this name"):
+    with pytest.raises(SystemExit, match="dpo-x-0badcafe: no stage of this configuration has this name"):
         swept.jobs("outputs/dpo-x-0badcafe/manifest.json")
 
 

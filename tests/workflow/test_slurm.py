@@ -56,6 +56,22 @@ def test_job_sh_calls_what_the_rule_calls(project):
         assert words == ["python", *stage_command(f"outputs/tasks/{directory}.json")[1:]]
 
 
+@pytest.mark.parametrize(("devices", "evaluate"), [("", 1), ("0", 2)])
+def test_cores_are_shared_so_that_a_gpu_is_not(project, monkeypatch, devices, evaluate):
+    """On this machine of two cores: jobs beside training share them, but not its GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    project.config["data"]["num_proc"] = 1
+    project.config["dpo"]["data"]["num_proc"] = None
+    project.write()
+    records = announced(project, "local").records
+    found = {record.rule_name: set() for record in records}
+    for record in records:
+        found[record.rule_name].add(record.threads)
+    assert found["train"] == found["reference"] == {2} and found["mix"] == {1} and found["download"] == {1}
+    assert found["evaluate"] == found["export"] == {evaluate}
+    assert found["tokenize"] == {1, 2}
+
+
 def test_resources_follow_the_configuration_and_local_runs_have_none(project):
     pytest.importorskip("snakemake_executor_plugin_slurm")
     project.config["slurm"] = {

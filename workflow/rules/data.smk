@@ -10,47 +10,44 @@ use rule stage as download with:
     localrule: True
 
 
-use rule cpu_stage as transform with:
+use rule stage as transform with:
     """Validate a dataset and turn it into conversations or preferences; rejected rows are kept with reasons."""
     input:
-        raw=inputs("transform", "raw"),
+        raw=inputs("raw"),
     output:
         "<outputs>/data/transformed/{stage}/manifest.json",
     log:
         "<outputs>/logs/transform/{stage}.log",
-    threads: PLAN.data_threads
 
 
-use rule cpu_stage as filter with:
+use rule stage as filter with:
     """Remove rows of a dataset by data.filters: lengths, languages, contamination, duplicates; reasons are kept."""
     input:
-        rows=inputs("filter", "rows"),
-        earlier=inputs("filter", "earlier"),
-        evaluation=inputs("filter", "evaluation"),
+        rows=inputs("rows"),
+        earlier=inputs("earlier"),
+        evaluation=inputs("evaluation"),
     output:
         "<outputs>/data/filtered/{stage}/manifest.json",
     log:
         "<outputs>/logs/filter/{stage}.log",
-    threads: PLAN.data_threads
 
 
-use rule cpu_stage as tokenize with:
+use rule stage as tokenize with:
     """Render a dataset's chat template once and keep token ids and labels."""
     input:
-        rows=inputs("tokenize", "rows"),
-        model=inputs("tokenize", "model"),
+        rows=inputs("rows"),
+        model=inputs("model"),
     output:
         "<outputs>/data/tokenized/{stage}/manifest.json",
     log:
         "<outputs>/logs/tokenize/{stage}.log",
-    threads: PLAN.data_threads
 
 
-use rule cpu_stage as mix with:
+use rule stage as mix with:
     """Choose examples by weight, order them, pack them; after tokenize, so that a weight re-tokenises nothing."""
     input:
-        datasets=inputs("mix", "datasets"),
-        held_out=inputs("mix", "held_out"),
+        datasets=inputs("datasets"),
+        held_out=inputs("held_out"),
     output:
         "<outputs>/data/mixed/{stage}/manifest.json",
     log:

@@ -1,11 +1,11 @@
 """What the models can do on held-out rows, and pages to look at."""
 
 
-use rule gpu_stage as evaluate with:
+use rule stage as evaluate with:
     """Exact match of answers, accuracy of preferences, and samples, of one model."""
     input:
-        model=inputs("evaluate", "model"),
-        rows=inputs("evaluate", "rows"),
+        model=inputs("model"),
+        rows=inputs("rows"),
     output:
         "<outputs>/evaluations/{stage}/manifest.json",
     log:
@@ -22,22 +22,22 @@ use rule stage as download_tasks with:
     localrule: True
 
 
-use rule gpu_stage as lm_eval with:
+use rule stage as lm_eval with:
     """lm-evaluation-harness on one model."""
     input:
-        model=inputs("lm_eval", "model"),
-        tasks=inputs("lm_eval", "tasks"),
+        model=inputs("model"),
+        tasks=inputs("tasks"),
     output:
         "<outputs>/lm_eval/{stage}/manifest.json",
     log:
         "<outputs>/logs/lm_eval/{stage}.log",
 
 
-use rule cpu_stage as report_page with:
+use rule stage as report_page with:
     """Losses, data, evaluation and sample answers of a run on one page."""
     input:
-        runs=inputs("report", "runs"),
-        measures=inputs("report", "measures"),
+        runs=inputs("runs"),
+        measures=inputs("measures"),
     output:
         "<outputs>/reports/{stage}/manifest.json",
         report("<outputs>/reports/{stage}/report.html", category="Runs", labels=PLAN.label("run")),
@@ -48,7 +48,7 @@ use rule cpu_stage as report_page with:
 use rule stage as compare_runs with:
     """What the runs of `runs` and `sweep` reached on one page, with the spread over seeds."""
     input:
-        reports=inputs("compare", "reports"),
+        reports=inputs("reports"),
     output:
         "<outputs>/comparisons/{stage}/manifest.json",
         report("<outputs>/comparisons/{stage}/report.html", category="Comparisons", labels=PLAN.label("runs")),

@@ -21,7 +21,7 @@ use rule stage as download_kernel with:
     localrule: True
 
 
-use rule cpu_stage as build_model with:
+use rule stage as build_model with:
     """Random weights of a small architecture, and a tokenizer trained on the corpus."""
     output:
         "<outputs>/models/{stage}/manifest.json",
@@ -31,10 +31,10 @@ use rule cpu_stage as build_model with:
         stage=PLAN.names("build_model"),
 
 
-use rule cpu_stage as merge_adapter with:
+use rule stage as merge_adapter with:
     """Adapters of somebody's own in the weights of their model, compared as an export is."""
     input:
-        base=inputs("merge_adapter", "base"),
+        base=inputs("base"),
     output:
         "<outputs>/models/{stage}/manifest.json",
     log:

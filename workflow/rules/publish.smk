@@ -4,9 +4,9 @@
 use rule stage as card with:
     """Write README.md with the evaluation, beside the manifest and over the one in the model's folder."""
     input:
-        export=inputs("card", "export"),
-        evaluate=inputs("card", "evaluate"),
-        lm_eval=inputs("card", "lm_eval"),
+        export=inputs("export"),
+        evaluate=inputs("evaluate"),
+        lm_eval=inputs("lm_eval"),
     output:
         "<outputs>/cards/{stage}/manifest.json",
     log:
@@ -17,8 +17,8 @@ use rule stage as card with:
 use rule stage as push with:
     """Upload the last stage's model, with the token of HF_TOKEN; only with publish.push_to_hub."""
     input:
-        export=inputs("push", "export"),
-        card=inputs("push", "card"),
+        export=inputs("export"),
+        card=inputs("card"),
         token=PLAN.token,
     output:
         "<outputs>/published/{stage}/manifest.json",

@@ -16,6 +16,11 @@ from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig, Slurm
 from post_training.core.errors import ConfigError, require
 from post_training.core.stages import STAGES
 
+RESOURCES = (
+    "slurm_partition", "slurm_account", "qos", "nodes", "tasks_per_node", "gres", "cpus_per_task", "mem_mb", "runtime",
+    "constraint", "slurm_extra",
+)  # fmt: skip
+"""Names of what `resources` gives."""
 # Slurm warns up to a minute early, and ignores a warning longer than this.
 _SIGNAL_SECONDS = (60, 65535)
 _NAMES = "letters, digits and any of . _ - + @ : , / only"

@@ -17,7 +17,7 @@ from post_training.console.jobs import Job as ConsoleJob
 from post_training.core.devices import count_gpus
 from post_training.core.errors import UserError
 from post_training.core.manifest import NAME
-from post_training.core.stages import STAGES, Place
+from post_training.core.stages import STAGES
 from post_training.core.task import Task, task_file
 from post_training.plan import Graph, Stage, inference
 from post_training.plan.preflight import LOCAL, SLURM
@@ -53,15 +53,15 @@ class Lookup:
         names = list(self.graph.stages.get(kind, {}))
         return "[^/]+[-@][0-9a-f]+" if len(names) > _LISTED else "|".join(map(re.escape, names)) or "(?!)"
 
-    def inputs(self, kind: str, role: str) -> Inputs:
+    def inputs(self, role: str) -> Inputs:
         """Input function: manifests of a stage's inputs in one role, `model` for instance.
 
         Ancient: whether an input is newer says nothing, its path says everything.
         """
 
         def function(wildcards: Any) -> list[Any]:
-            stage = self._stage(kind, wildcards)
-            found = [stage.inputs[name] for name in sorted(stage.inputs) if _role(kind, name) == role]
+            stage = self._stage(wildcards)
+            found = [stage.inputs[name] for name in sorted(stage.inputs) if _role(stage.kind, name) == role]
             if self._is_complete(stage):
                 # It needs nothing: tokens stay although the weights beside their tokenizer are yet to come.
                 found = [one for one in found if self._is_complete(one)]
@@ -74,25 +74,21 @@ class Lookup:
         again = self.overrides and stage.kind in ("train", "export", "reference")
         return path if again else ancient(path)
 
-    def passed(self, kind: str) -> Inputs:
+    def passed(self, wildcards: Any) -> list[Any]:
         """Input function: the preflight that must have passed before this stage.
 
         A complete stage asks for none, and so is never stale by it. Ends with one line where the stage cannot run.
         """
-
-        def function(wildcards: Any) -> list[Any]:
-            stage = self._stage(kind, wildcards)
-            if self._is_complete(stage):
-                return []
-            if self.is_main():
-                self._check(stage)
-            return [ancient(path) for path in self.manifests(self._preflight(stage))]
-
-        return _signed(function)
+        stage = self._stage(wildcards)
+        if self._is_complete(stage):
+            return []
+        if self.is_main():
+            self._check(stage)
+        return [ancient(path) for path in self.manifests(self._preflight(stage))]
 
     def token(self, wildcards: Any) -> list[Any]:
         """Input function of `push`, without a file: ends with one line where HF_TOKEN is missing, before anything is begun."""
-        if self.is_main() and not self._is_complete(self._stage("push", wildcards)):
+        if self.is_main() and not self._is_complete(self._stage(wildcards)):
             from post_training.release.publish import check_token
 
             _or_exit(check_token)
@@ -114,44 +110,35 @@ class Lookup:
             raise SystemExit(f"{output[0]}: no stage of this configuration; ask for all, data or report")
         return str(task_file(found[0], Path(output[0])))
 
-    def resources(self, place: Place) -> dict[str, Callable[[Any], Any] | None]:
-        """Resources of the jobs of a place under Slurm, by name; on this machine they have none. None: no run gives it."""
-        kinds = [kind.name for kind in STAGES.values() if kind.place == place]
+    @property
+    def resources(self) -> dict[str, Callable[[Any], Any]]:
+        """Resources of a job under Slurm, by name, as functions; on this machine it has none."""
 
         def function(name: str) -> Callable[[Any], Any]:
             def value(wildcards: Any) -> Any:
-                if not self.on_slurm():
+                stage = self._stage(wildcards)
+                if not self.on_slurm() or STAGES[stage.kind].place == "local":
                     return 0 if name == "mem_mb" else None  # Snakemake knows no absent mem_mb
-                (wildcard,) = wildcards
-                found = (self.graph.stages.get(kind, {}).get(wildcard) for kind in kinds)
-                stage = next(filter(None, found))  # names carry fingerprints: two kinds never share one
                 view = self._view(stage)
                 return placement.resources(view, stage.placed_as, inference.gpus(stage, self.graph.base, view))[name]
 
             return _signed(value)
 
-        given: dict[str, bool] = {}
-        for view in self._views:
-            # Jobs of the GPUs' place may be without one; see Stage.placed_as.
-            for found in (placement.resources(view, kind) for kind in (kinds[0], "score")):
-                for name, value in found.items():
-                    given[name] = given.get(name, False) or value is not None
-        return {name: function(name) if some else None for name, some in given.items()}
+        return {name: function(name) for name in placement.RESOURCES}
 
-    @property
-    def data_threads(self) -> int:
-        """Cores of a job that works through a dataset."""
-        return max(1, min([self.all_threads, *[n for n in (view["data"]["num_proc"] for view in self._views) if n]]))
+    def threads(self, wildcards: Any) -> int:
+        """Cores of a job on this machine: all of one that trains or is on a GPU, since they must not share its devices.
 
-    @property
-    def all_threads(self) -> int:
-        """All cores of this machine: two trainings must not share its devices."""
-        return self.workflow.resource_settings.cores or os.cpu_count() or 1
-
-    @property
-    def gpu_threads(self) -> int:
-        """Cores of a job on one GPU: all, so that no other job is on this machine's GPUs; without one, half of them."""
-        return self.all_threads if count_gpus() else max(1, self.all_threads // 2)
+        Without a GPU a job beside training has half of them, and one with worker processes `data.num_proc`.
+        """
+        stage, cores = self._stage(wildcards), self.workflow.resource_settings.cores or os.cpu_count() or 1
+        match STAGES[stage.kind].place:
+            case "ranks":
+                return cores
+            case "gpu":
+                # A probe measures, so that nothing may run beside it.
+                return cores if count_gpus() or stage.kind == "preflight_probe" else max(1, cores // 2)
+        return min(cores, stage.runtime["num_proc"] or cores) if "num_proc" in stage.runtime else 1
 
     def task_of(self, job: Any) -> Task | None:
         """What a job of Snakemake's is to do; None when it is no stage of this plan."""
@@ -239,13 +226,12 @@ class Lookup:
         plan = self.graph.plan_of(stage)
         return plan.preflights.get(f"{self._place} {plan.name_of(stage)}") or plan.preflights[self._place]
 
-    def _stage(self, kind: str, wildcards: Any) -> Stage:
-        (name,) = wildcards
-        if name not in self.graph.stages[kind]:
-            raise SystemExit(
-                f"{name}: no {kind} stage of this configuration has this name; ask for all, data or report"
-            )
-        return self.graph.stages[kind][name]
+    def _stage(self, wildcards: Any) -> Stage:
+        """The stage of a rule's job, whatever its kind: names have fingerprints. An export is named by its run, as its training is."""
+        ((wildcard, name),) = wildcards.items()
+        if (wildcard, name) not in self._by_wildcard:
+            raise SystemExit(f"{name}: no stage of this configuration has this name; ask for all, data or report")
+        return self._by_wildcard[wildcard, name]
 
     def _is_complete(self, stage: Stage) -> bool:
         return (self.graph.base / stage.manifest).exists()
@@ -254,8 +240,9 @@ class Lookup:
         return self.graph.plan_of(stage).view_of(stage)
 
     @cached_property
-    def _views(self) -> list[dict[str, Any]]:
-        return [view for plan in self.graph.plans.values() for view in plan.pipeline.views.values()]
+    def _by_wildcard(self) -> dict[tuple[str, str], Stage]:
+        stages = self._by_manifest.values()
+        return {("run" if stage.kind == "export" else "stage", stage.wildcard): stage for stage in stages}
 
     @cached_property
     def _by_manifest(self) -> dict[str, Stage]:
