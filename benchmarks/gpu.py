@@ -1,6 +1,6 @@
 """Speed, use of the GPU, memory and start of training on one GPU, beside plain TRL on the same batches.
 
-    python benchmarks/gpu.py [--tiny] [--minutes M] [--steps N] [--peak-tflops X] [--output FOLDER]
+    python benchmarks/gpu.py [--tiny] [--minutes M] [--only NAME ...] [--steps N] [--peak-tflops X] [--output FOLDER]
 
 A 0.75B Llama of random weights in bfloat16 (float32 master weights, as training/arguments.py has it): SFT on packed rows
 of 4,096 tokens and DPO with a stored and an online reference, each beside plain TRL; then the attentions and kernels that
@@ -202,6 +202,7 @@ def run(
     peak_tflops: float | None = None,
     output: Path | None = None,
     minutes: float = 8.0,
+    only: list[str] | None = None,
 ) -> dict[str, Any]:
     """Measure, print a table, write the results file as it goes, and return its content."""
     import torch
@@ -231,6 +232,9 @@ def run(
     chosen = variants(gpu)
     order = list(chosen)
     order[2:2] = ["agreement sft", "agreement dpo"]
+    if unknown := set(only or ()) - set(order):
+        raise SystemExit(f"gpu: --only: no variant {', '.join(sorted(unknown))}; there are: {', '.join(order)}")
+    order = [name for name in order if only is None or name in only]
     try:
         model = model_folder(folder / "model", **(TINY if tiny else LARGE))
         for name in order:
@@ -297,6 +301,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="no variant begins later; the first ones matter most"
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants, or `agreement sft`, `agreement dpo`")
     parser.add_argument("--peak-tflops", type=float, help="of a GPU that is not in the table")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -304,4 +309,4 @@ if __name__ == "__main__":
     if options.child:
         child(options.child)
     else:
-        run(options.tiny, options.steps, options.peak_tflops, options.output, options.minutes)
+        run(options.tiny, options.steps, options.peak_tflops, options.output, options.minutes, options.only)

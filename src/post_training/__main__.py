@@ -19,7 +19,7 @@ from post_training.core.errors import UserError, did_you_mean
 from post_training.core.secrets import masked_output
 from post_training.core.stages import STAGES
 from post_training.core.task import Task
-from post_training.models.quantization import leave_out_unless_used
+from post_training.core.unused_libraries import hide_unused
 from post_training.run_dir.failures import no_room
 from post_training.run_dir.stop import REQUEST
 from post_training.workflow.last_call import DEFAULT_CONFIG
@@ -81,7 +81,7 @@ def run_stage(options: argparse.Namespace) -> int:
     """The body of a rule. Raises UserError when the task cannot be read, and whatever the stage raises."""
     task = Task.read(options.task)
     kind = STAGES[task.stage]
-    leave_out_unless_used(task)
+    hide_unused(task)
     if kind.stops_on_request:
         REQUEST.listen()
     task.keep_error(None)

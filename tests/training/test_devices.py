@@ -42,7 +42,8 @@ def test_two_ranks_then_one_then_two(task_on, tmp_path, strategy, capfd):
     assert launcher.run(task) == 0
     losses, samples = losses_of(run), (run / "logs" / "samples.jsonl").read_text()
     assert len(samples.splitlines()) == 6
-    for before, step, ranks in ((2, 2, 1), (1, 4, 2)):
+    # ZeRO-2 and ZeRO-3 go through the same conversion; up again is tested with the latter.
+    for before, step, ranks in ((2, 2, 1), (1, 4, 2))[: 1 if strategy == "zero2" else 2]:
         back_to(run, step)
         assert launcher.run(task_on(ranks, strategy)) == 0
         how = "" if strategy == "ddp" else " through a universal checkpoint"

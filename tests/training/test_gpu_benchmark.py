@@ -11,19 +11,25 @@ pytestmark = pytest.mark.slow
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 
 
-def test_every_variant_runs_on_the_cpu(tmp_path):
-    command = [sys.executable, str(BENCHMARK), "--tiny", "--peak-tflops", "0.1", "--output", str(tmp_path)]
+def test_ours_and_a_plain_script_run_on_the_cpu(tmp_path):
+    """What is left out differs by a key from what is here."""
+    only = ["sft ours", "sft plain", "agreement sft", "dpo stored ours"]
+    command = [
+        sys.executable,
+        str(BENCHMARK),
+        "--tiny",
+        "--peak-tflops",
+        "0.1",
+        "--output",
+        str(tmp_path),
+        "--only",
+        *only,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = tmp_path.glob("gpu-*.json")
     results = json.loads(path.read_text())
-    assert list(results["variants"]) == [
-        "sft ours",
-        "sft plain",
-        "dpo stored ours",
-        "dpo online plain",
-        "dpo online ours",
-    ]
+    assert list(results["variants"]) == ["sft ours", "sft plain", "dpo stored ours"]
     for name, figures in results["variants"].items():
         assert "failed" not in figures, (name, figures)
         assert 0 < figures["trained_tokens_per_second"] < figures["tokens_per_second"]
@@ -31,8 +37,7 @@ def test_every_variant_runs_on_the_cpu(tmp_path):
         assert len(figures["losses"]) == results["steps"]
     ours, plain = (results["variants"][f"sft {who}"]["losses"] for who in ("ours", "plain"))
     assert ours == pytest.approx(plain, rel=1e-4)
-    stored, online = (results["variants"][f"dpo {kind} ours"]["losses"] for kind in ("stored", "online"))
-    assert stored == pytest.approx(online, abs=5e-3)
+    assert results["variants"]["dpo stored ours"]["losses"][0] == pytest.approx(0.6931, abs=5e-3)
     assert all(found["agrees"] for found in results["cpu_agreement"].values())
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -49,11 +48,10 @@ def test_two_processes_train_like_one(tmp_path, straight, model_manifest, sft_ro
     assert printed.count("step 6/6") == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manifest, sft_rows, template, seed):
-    """SIGKILL of the launcher at a random moment, ranks and all; then the same command again."""
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, straight, model_manifest, sft_rows, template):
+    """SIGKILL of the launcher, ranks and all; then the same command again. At random moments: tests/faults."""
     task = train_task(tmp_path / "run", model_manifest, sft_rows, template, checkpointing__save_steps=1)
-    wait_for = random.Random(seed).choice([1, 2, 3])
+    wait_for = 2
     process = subprocess.Popen(launcher_command(task), start_new_session=True)
     deadline = time.monotonic() + 60
     while len(metrics_of(task.directory) if (task.directory / "logs" / "metrics.jsonl").exists() else []) < wait_for:
@@ -123,12 +121,6 @@ def test_zero_trains_the_same_and_its_checkpoint_exports(
     settings = {"dtype": "float32", "trust_remote_code": False}
     with pytest.raises(UserError, match=r"shards and no weights; `python .*zero_to_fp32\.py"):
         export.load_trained(checkpoint, checkpoint, settings, [], "sft")
-
-
-def test_dpo_on_two_processes(tmp_path, model_manifest, dpo_rows, template):
-    task = train_task(tmp_path / "run", model_manifest, dpo_rows, template, "dpo", accelerate__num_processes=2)
-    assert launcher.run(task) == 0
-    assert losses_of(task.directory)[0] == pytest.approx(0.693147, abs=1e-5)
 
 
 def environment() -> dict[str, str]:

@@ -42,8 +42,8 @@ def main() -> int:
     import argparse
 
     from post_training.core.task import Task
+    from post_training.core.unused_libraries import hide_unused
     from post_training.launch.environment import LAUNCHER
-    from post_training.models.quantization import leave_out_unless_used
     from post_training.run_dir import failures, lock
 
     if LAUNCHER in os.environ:  # Slurm ends its ranks itself
@@ -53,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m post_training.commands.rank", description="One training rank.")
     parser.add_argument("task", type=Path, help="the task's file")
     task = Task.read(parser.parse_args().task)
-    leave_out_unless_used(task)
+    hide_unused(task)
     try:
         decide_micro_batch(task)
         if task.stage == "reference":

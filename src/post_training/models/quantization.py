@@ -7,29 +7,12 @@ the adapters have learned on is the rounded one, so an export is that base with 
 bitsandbytes and torch are imported when weights are quantised.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from post_training.core.errors import require
-from post_training.core.task import Task
 
 KEY = "model.quantization"
-
-
-def leave_out_unless_used(task: Task) -> None:
-    """Hide bitsandbytes from a process whose task holds no 4-bit weights and names no optimizer.
-
-    PEFT imports it wherever it is installed, and it torch's compiler: seconds of every start.
-    """
-    settings = json.dumps([task.config, task.runtime], default=str)
-    if (
-        '"quantization": {' not in settings
-        and '"optim"' not in settings
-        and task.stage not in ("generate", "score_model")
-    ):
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 def check_quantization(view: dict[str, Any]) -> None:
