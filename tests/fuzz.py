@@ -133,7 +133,8 @@ class Fuzzer:
         return message.replace(str(stages.base), "")
 
     def _stages(self, case: dict[str, Any], paths: list[Path], stages: Stages) -> Any:
-        found = data_files([str(path) for path in paths], "data.datasets[0].path")
+        given = [file.given(path) for file, path in zip(case["files"], paths, strict=True)]
+        found = data_files(given if len(given) > 1 else given[0], "data.datasets[0].path")
         assert found is not None
         shape = registry.transform_names([])[case["transform"]].gives[0]
         options = {key: case[key] for key in ("arguments", "strict", "last_turn", "slice", "max_reject_fraction")}

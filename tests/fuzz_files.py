@@ -60,6 +60,9 @@ OF_ARROW_ALONE = [
 ]
 
 
+_SHARD = "data-00000-of-00001"
+
+
 @dataclass
 class File:
     """One file to be read."""
@@ -70,15 +73,28 @@ class File:
     """The id of the row at each number, from 1: None for a blank line; empty where a fault hides the order."""
     what: list[str] = field(default_factory=list)
     """How it was made."""
+    beside: dict[str, bytes] | None = None
+    """Files of a folder of its own, which is the dataset's path; None where the path is the file."""
 
     def __repr__(self) -> str:
-        return f"{self.suffix} ({'; '.join(self.what)}): {self.content[:600]!r}"
+        beside = "" if self.beside is None else f" in a folder with {self.beside}"
+        return f"{self.suffix} ({'; '.join(self.what)}){beside}: {self.content[:600]!r}"
 
     def write(self, folder: Path, name: str) -> Path:
         """On disk; returns the path."""
+        if self.beside is not None:
+            folder = folder / name
+            folder.mkdir()
+            for other, content in self.beside.items():
+                (folder / other).write_bytes(content)
+            name = _SHARD
         path = folder / f"{name}{self.suffix}"
         path.write_bytes(self.content)
         return path
+
+    def given(self, path: Path) -> str:
+        """The dataset's path, of the path where it was written."""
+        return str(path if self.beside is None else path.parent)
 
 
 def _dumped(row: Any, ascii_only: bool = True) -> bytes:
@@ -206,20 +222,51 @@ def _parquet(draw: Draw, rows: Rows) -> File:
     return File(".parquet", sink.getvalue().to_pybytes(), ids, [f"row groups of {size}, {packing}", str(table.schema)])
 
 
-def _arrow(draw: Draw, rows: Rows) -> File:
+def _arrow(draw: Draw, rows: Rows, streams: bool = False) -> File:
     table, sink = _table(draw, rows, arrow=True), pa.BufferOutputStream()
-    new = draw(st.sampled_from([pa.ipc.new_file, pa.ipc.new_stream]))
+    new = pa.ipc.new_stream if streams else draw(st.sampled_from([pa.ipc.new_file, pa.ipc.new_stream]))
     packing = draw(st.sampled_from([None, "zstd", "lz4"]))
     with new(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=packing)) as writer:
         writer.write_table(table, max_chunksize=draw(st.sampled_from([1, 2, 99])))
     return File(".arrow", sink.getvalue().to_pybytes(), _ids(table), [new.__name__, str(packing), str(table.schema)])
 
 
-FORMATS = {"jsonl": _json_lines, "json": _json, "separated": _separated, "parquet": _parquet, "arrow": _arrow}
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.gz", ".json.zst", ".csv.gz")
+def _saved(draw: Draw, rows: Rows) -> File:
+    """A folder of `save_to_disk`."""
+    made = _arrow(draw, rows, streams=True)
+    state = {"_data_files": [{"filename": f"{_SHARD}.arrow"}], "_fingerprint": "0", "_split": None}
+    made.beside = {"state.json": json.dumps(state).encode(), "dataset_info.json": b"{}"}
+    made.what.append("save_to_disk")
+    return made
+
+
+FORMATS = {
+    "jsonl": _json_lines,
+    "json": _json,
+    "separated": _separated,
+    "parquet": _parquet,
+    "arrow": _arrow,
+    "saved": _saved,
+}
+SUFFIXES = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".jsonl.gz",
+    ".json.zst",
+    ".csv.gz",
+    ".xlsx",
+    ".zip",
+    ".ndjson",
+    "",
+)
 INSERTED = [
     b"\n", b"\r", b"\0", b"\xff", b"{", b"}", b"]", b'"', b"\\", b",", b"\t", b"NaN", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"[" * 3000,
     b'{"id":' * 1500, b"null\n", b'""', b"\xe2\x80\xa8", b"\x1a", b"//",
+    b"PK\x03\x04", b"<?xml", b"{\0", b"\x1f\x8b", b"(\xb5/\xfd",
 ]  # fmt: skip
 
 
@@ -232,7 +279,7 @@ def files(draw: Draw, rows: Rows) -> File:
     inner = draw(st.booleans())  # before or after it is packed
     if inner:
         _spoil(draw, made, faults)
-    if kind not in ("parquet", "arrow"):
+    if kind not in ("parquet", "arrow", "saved"):
         packed = draw(st.sampled_from(["", "", ".gz", ".zst"]))
         if packed:
             members = draw(st.sampled_from([1, 2]))  # files that were packed and then joined
@@ -242,6 +289,15 @@ def files(draw: Draw, rows: Rows) -> File:
             made.content, made.suffix = b"".join(map(pack, parts)), made.suffix + packed
     if not inner:
         _spoil(draw, made, faults)
+    if kind == "saved" and draw(st.integers(0, 3)) == 3:
+        name = draw(st.sampled_from(sorted(made.beside)))
+        other = File("", made.beside[name], [])
+        _spoil(draw, other, 1)
+        made.beside[name], made.ids = other.content, []
+    elif kind != "saved" and draw(st.integers(0, 9)) == 9:
+        made.beside = draw(
+            st.sampled_from([{}, {"README.md": b"rows"}, {".hidden.jsonl": b"{"}, {"dataset_dict.json": b"[]"}])
+        )
     if draw(st.integers(0, 20)) == 20:
         made.suffix, made.ids = draw(st.sampled_from(SUFFIXES)), []
         made.what.append("another suffix")

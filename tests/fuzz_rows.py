@@ -32,6 +32,7 @@ FORMATS = {
     "preference": ({"system": "sys"}, {"prompt": [USER], "chosen": [ANSWER], "rejected": "b", "sys": "s", "tools": [TOOL]}),
     "unpair_preference": ({}, {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]}),
     "preference_transcripts": ({}, {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}),
+    "transcript": ({"system": "sys", "strip": "</s>"}, {"text": "Human: q\n\nAssistant: a </s>", "sys": "s"}),
     "preference_votes": ({"votes": ["v", "w"]}, {"prompt": "q", "response1": "a", "response2": "b", "v": 1, "w": 0}),
     "preference_ranking": ({}, {"prompt": "q", "completions": [{"response": t, "overall_score": n} for n, t in enumerate("ab")], "history": []}),
     "unpaired_preference": ({}, {"prompt": "q", "completion": "a", "label": True}),

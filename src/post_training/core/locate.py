@@ -17,6 +17,14 @@ from post_training.core.fingerprint import FileHashes, digest
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 DATA_SUFFIXES = (*(text + packed for text in _TEXT_SUFFIXES for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
+# Suffix of other files -> what to do with one.
+_OTHER_KINDS = {
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".tar.gz", ".tar.zst", ".7z", ".bz2", ".xz"), "unpack it"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the spreadsheet as CSV"),
+    **dict.fromkeys((".ndjson", ".jsonlines", ".jl", ".ndjson.gz", ".jsonlines.gz"), "give it the suffix .jsonl (or .jsonl.gz)"),
+    **dict.fromkeys((".feather", ".ipc"), "give it the suffix .arrow"),
+    ".pq": "give it the suffix .parquet",
+}  # fmt: skip
 _SPLIT_NAMES = {
     "train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
     "val": "validation", "dev": "validation", "eval": "test",
@@ -117,6 +125,9 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
         require(bool(found), key, f"{path}: no file matches")
     elif os.path.isfile(expanded):
         found = [Path(expanded)]
+    elif "://" in path:
+        remedy = "fetch it and name the file, or the dataset on the Hugging Face Hub as org/name"
+        raise ConfigError(key, f"{path}: is an address, expected a file; {remedy}")
     elif path.startswith(_ONLY_LOCAL) or data_suffix(path):
         problem = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
         raise ConfigError(key, f"{path}: {problem} (relative to {os.getcwd()})")
@@ -129,8 +140,9 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
     problem = f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})"
     require(name == "train" or (Path(expanded) / _SPLITS).is_file(), split_key, problem)
     for file in found:
-        known = bool(data_suffix(file))
-        require(known, key, f"{file}: unknown kind of file, expected one of {', '.join(DATA_SUFFIXES)}")
+        other = next((remedy for end, remedy in _OTHER_KINDS.items() if str(file).lower().endswith(end)), None)
+        expected = f"; {other}" if other else f", expected one of {', '.join(DATA_SUFFIXES)}"
+        require(bool(data_suffix(file)), key, f"{file}: unknown kind of file{expected}")
         require(file.is_file(), key, f"{file}: not a regular file; remove it, or name the files")
         require(os.access(file, os.R_OK), key, f"{file}: you may not read it; change its permissions")
     return found
@@ -139,7 +151,7 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
 def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
     """Files of a folder that `save_to_disk` wrote, or data files that somebody put there."""
     if (folder / _SPLITS).is_file():
-        splits = _json_object(folder / _SPLITS, key).get("splits", [])
+        splits = _listed(folder / _SPLITS, "splits", str, key)
         split_key = f"{key.removesuffix('.path')}.split"
         name, _ = parse_split(split, split_key)
         require(name in splits, split_key, f"{path} has no split {name!r}. {did_you_mean(name, splits)}")
@@ -164,9 +176,19 @@ def _saved_files(folder: Path, key: str) -> list[Path]:
     indexed = state.get("_indices_data_files") or state.get("_indices_files")
     remedy = "call flatten_indices() and save it again"
     require(not indexed, key, f"{folder}: was saved with an index over its rows; {remedy}")
-    found = [folder / str(entry["filename"]) for entry in state.get("_data_files", [])]
+    listed = _listed(folder / "state.json", "_data_files", dict, key)
+    found = [folder / str(entry.get("filename") or "?") for entry in listed]
     missing = next((file.name for file in found if not file.is_file()), None if found else "a data file")
     require(missing is None, key, f"{folder}: {missing} is missing; copy the folder again")
+    return found
+
+
+def _listed(file: Path, name: str, kind: type, key: str) -> list[Any]:
+    """The list of that name in a JSON file."""
+    found = _json_object(file, key).get(name)
+    good = isinstance(found, list) and all(isinstance(one, kind) for one in found)
+    require(good, key, f"{file}: does not list {name}; copy the folder again")
+    assert isinstance(found, list)
     return found
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,9 +187,29 @@ class Application:
 
 def _dump(example: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(example)
+        return orjson.dumps(example, default=_number)
     except TypeError as error:  # an integer of 65 bits, half a surrogate pair, a type of Python's own
-        raise InvalidRow(_why_not_json(str(error)), str(error)) from None
+        found = f"{_unwritable(example)}: {error.__cause__}" if error.__cause__ else str(error)
+        raise InvalidRow(_why_not_json(str(error)), found) from None
+
+
+def _unwritable(value: Any, path: str = "") -> str:
+    """Where the first value is that JSON does not have."""
+    if not isinstance(value, dict | list):
+        return path
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        try:
+            orjson.dumps(child, default=_number)
+        except TypeError:
+            return _unwritable(child, f"{path}.{key}".removeprefix("."))
+    return path
+
+
+def _number(value: Any) -> Any:
+    """A decimal number of a table, in a column that a transform keeps."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else float(value)
+    raise TypeError(f"{value!r:.60} is {type(value).__name__}, which JSON does not have")
 
 
 def _why_not_json(problem: str) -> str:
@@ -224,7 +245,7 @@ def rejection(error: Exception, row: Any) -> Rejection:
         name = error.args[0] if error.args else ""
         if isinstance(row, dict) and isinstance(name, str) and name in row:
             return "missing_column", f"{name} is null in this row", False
-        has = f" (the row has {', '.join(map(str, row))})" if isinstance(row, dict) else ""
+        has = f" (the row has {', '.join(map(_shown, row))})" if isinstance(row, dict) else ""
         return "missing_column", f"{error}{has}", False
     if isinstance(error, TypeError | AttributeError):
         return ("nested_too_deeply" if "ecursion" in str(error) else "wrong_type"), str(error), False
@@ -235,6 +256,11 @@ def rejection(error: Exception, row: Any) -> Rejection:
         named = bool(separator) and reason.isidentifier()
         return (*((reason, detail) if named else ("unusable_row", str(error))), isinstance(error, Skip))
     return "transform_error", f"{type(error).__name__}: {error}", False
+
+
+def _shown(name: str) -> str:
+    """A column's name, in quotation marks where blanks or invisible characters belong to it."""
+    return name if name and name == name.strip() and name.isprintable() else repr(name)
 
 
 def _one_line(text: str) -> str:

@@ -55,7 +55,8 @@ def normalised(turn: Any, where: str) -> Message:
     rest = {key: value for key, value in turn.items() if value is not None}
     role, content = rest.pop("role", None), rest.pop("content", None)
     if role not in ROLES:
-        raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else f"{where} has no role")
+        has = f"{where} has no role (it has {', '.join(map(str, turn))[:80]})"
+        raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else has)
     trained = _is_trained(rest, where)
     if isinstance(content, list):
         content = _take_calls(content, rest, where)

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from post_training.data import shapes
 from post_training.data.message import ROLES, InvalidRow, Message, check_numbers, normalised, parsed, visible
 from post_training.data.shapes import PROMPTS
-from post_training.data.vendor_forms import openai_tools, opened
+from post_training.data.vendor_forms import item_kind, of_items, openai_tools, opened
 
 __all__ = ["PROMPTS", "InvalidRow", "Message"]
 
@@ -101,6 +101,8 @@ def turns(row: dict[str, Any], key: str) -> list[Message]:
             if type(content) is str and turn.get("role") in ROLES and visible(content):
                 made.append(turn)  # type: ignore[arg-type]
                 continue
+        if item_kind(turn):
+            return turns({key: of_items(found)}, key)
         made += [normalised(one, f"{key}[{index}]") for one in opened(turn)]
     return made
 

@@ -12,6 +12,7 @@ lines of JSON Lines, blank ones too, and the rows of a table. `first_row` is 1; 
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,24 +149,29 @@ def _check(task: Task, total: BlockResult, rejects: Path, files: list[Path]) -> 
     found = f"{rejects}: {rejected.total():,} of {rows_in:,} rows rejected ({rejected.total() / rows_in:.1%})"
     first = f"; the first: {total.first_rejection}" if total.first_rejection else ""
     if total.rows_out == 0:
-        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left{first}; {_remedy(task, rejected)}")
+        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left{first}; {_remedy(task, rejected, first)}")
     if rejected.total() / rows_in > tolerated:
         raise DataError(
-            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}{first}; {_remedy(task, rejected)}, "
+            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}{first}; {_remedy(task, rejected, first)}, "
             "fix the source, or raise the limit"
         )
 
 
-def _remedy(task: Task, rejected: Counter[str]) -> str:
+def _remedy(task: Task, rejected: Counter[str], first: str) -> str:
     name = task.config["transform"]
-    name = name["name"] if isinstance(name, dict) else name
     most = next(iter(rejected.most_common(1)), ("",))[0]
+    if most == "undecodable_line" and ".json" in first.partition(": row ")[0]:
+        return "check what the file is: JSON Lines hold one object a line, in UTF-8; an array, or objects over several lines, have the suffix .json"
     if most == "missing_column":
         return f"name the columns as the transform's arguments (transform: {{name: {name}, ...}}) or choose another transform"
+    if most == "unknown_role" and " has no role (" in first:
+        return "name the keys of a turn as the transform's arguments, such as {name: messages, role: from, content: value}, or choose another transform"
     if most == "unknown_role":
         return (
             f"map the names of roles (transform: {{name: {name}, roles: {{NAME: user}}}}) or choose another transform"
         )
+    if most == "wrong_type" and (column := re.search(r"wrong_type: (\S+) is (?:int|float), expected text", first)):
+        return f"a number becomes text in a template, such as '{{{column[1]}}}', or choose a transform that fits the source"
     return "choose a transform that fits the source"
 
 

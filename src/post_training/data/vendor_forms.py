@@ -1,4 +1,4 @@
-"""Messages and tools as the APIs of Anthropic, Bedrock and Gemini write them -> OpenAI's form, which `message.py` reads.
+"""Messages and tools as other APIs write them (Anthropic, Bedrock, Gemini, OpenAI's Responses) -> the form that `message.py` reads.
 
 Their blocks become blocks with a `type`, and the results of tools, which there are part of a turn of the user, turns of the tool.
 """
@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from post_training.data.message import InvalidRow
+
 # Key of a block without a type -> the type that says the same, and the names of its parts there.
 _BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "toolUse": ("tool_use", {"toolUseId": "id", "name": "name", "input": "input"}),
@@ -15,6 +17,48 @@ _BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "toolResult": ("tool_result", {"toolUseId": "tool_use_id", "content": "content"}),
     "functionResponse": ("tool_result", {"id": "tool_use_id", "name": "name", "response": "content"}),
 }
+
+_OF_ITEMS = ("type", "id", "status")
+"""Keys of an item that say nothing of what was said."""
+
+
+def of_items(items: list[Any]) -> list[Any]:
+    """Turns of a list in which calls, their results and reasoning are items of their own, as OpenAI's Responses have it."""
+    made: list[Any] = []
+    thoughts: list[str] = []
+    for item in items:
+        kind, before = item_kind(item), made[-1] if made else None
+        if kind == "reasoning":
+            thoughts += _texts(item.get("content") or item.get("summary") or [])
+            continue
+        if kind == "function_call_output":
+            made.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
+            continue
+        if kind == "function_call":
+            if not isinstance(before, dict) or before.get("role") != "assistant":
+                before = {"role": "assistant", "content": None}
+                made.append(before)
+            call = {"id": item.get("call_id"), "name": item.get("name"), "arguments": item.get("arguments")}
+            before["tool_calls"] = [*(before.get("tool_calls") or []), call]
+        else:
+            made.append({key: v for key, v in item.items() if key not in _OF_ITEMS} if isinstance(item, dict) else item)
+        if thoughts and isinstance(made[-1], dict) and made[-1].get("role") == "assistant":
+            made[-1]["reasoning_content"] = "\n\n".join(thoughts)
+            thoughts = []
+    return made
+
+
+def item_kind(item: Any) -> str:
+    """The kind of an item that is no message; empty for a message."""
+    kind = item.get("type") if isinstance(item, dict) and item.get("role") is None else None
+    return kind if kind in ("function_call", "function_call_output", "reasoning") else ""
+
+
+def _texts(blocks: Any) -> list[str]:
+    """Texts of an item of reasoning; of one that is encrypted there are none."""
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) and isinstance(b.get("text"), str) for b in blocks):
+        raise InvalidRow("wrong_type", "an item of reasoning has no list of texts")
+    return [block["text"] for block in blocks if block["text"]]
 
 
 def opened(turn: Any) -> Iterator[Any]:
@@ -42,6 +86,8 @@ def openai_tools(tools: list[Any]) -> Iterator[Any]:
     for tool in tools:
         if not isinstance(tool, dict):
             yield tool
+        elif tool.get("type") == "function" and "name" in tool and "function" not in tool:
+            yield {key: value for key, value in tool.items() if key != "type"}
         elif "input_schema" in tool:
             yield {key: value for key, value in tool.items() if key != "input_schema"} | {
                 "parameters": tool["input_schema"]

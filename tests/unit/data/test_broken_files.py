@@ -2,9 +2,11 @@
 counts that add up and a reason for each that is missing, or one line that names the file, the place and the remedy."""
 
 import gzip
+import io
 import json
 import os
 import random
+import tarfile
 from functools import cache
 
 import datasets
@@ -206,6 +208,9 @@ def test_the_last_turn_is_trimmed_and_counted_or_rejected(stages, tmp_path):
 
 
 # File -> its rows and the reasons of those that are rejected, or what is said of it.
+with tarfile.open(fileobj=(_tar := io.BytesIO()), mode="w") as _archive:
+    _archive.addfile(tarfile.TarInfo("x.jsonl"))
+TAR = _tar.getvalue()
 BROKEN_FILES = {
     "bom.jsonl": (b"\xef\xbb\xbf" + LINES, {}),
     "crlf.jsonl": (LINES.replace(b"\n", b"\r\n"), {}),
@@ -216,7 +221,7 @@ BROKEN_FILES = {
     "gzip.jsonl": (GZIP, "is gzip data; give it the suffix .gz"),
     "zstd.jsonl": (ZSTD, "is Zstandard data; give it the suffix .zst"),
     "parquet.jsonl": (PARQUET, "is a Parquet file; give it the suffix .parquet"),
-    "zip.jsonl": (b"PK\x03\x04" + LINES, "is a zip archive; unpack it"),
+    "zip.jsonl": (b"PK\x03\x04" + LINES, "is a zip archive, or a spreadsheet; unpack it"),
     "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "page.json": (b"<!DOCTYPE html><html></html>", "is a web page"),
     "array.jsonl": (
@@ -257,7 +262,29 @@ BROKEN_FILES = {
     "names.csv": (b"question,question\nq,a\n", "two columns have one name (question, question); rename one"),
     "nul.csv": (CSV + b"q\x00,a\n", {"nul_character": 1}),
     "crlf_bom.csv": (b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"), {}),
-    "tabs.csv": (CSV.replace(b",", b"\t"), "x.csv: line 2: not CSV"),
+    "tabs.csv": (
+        CSV.replace(b",", b"\t"),
+        "x.csv: line 1: is one column 'question\\tanswer'; separate by ',', not '\\t'",
+    ),
+    "semicolons.csv": (b"question;answer\nq;a\n", "is one column 'question;answer'; separate by ',', not ';'"),
+    "spreadsheet.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "is an old spreadsheet; save it as CSV"),
+    "zip.csv": (b"PK\x03\x04", "is a zip archive, or a spreadsheet; unpack it, or save it as CSV"),
+    "tar.jsonl": (TAR, "is a tar archive; unpack it"),
+    "tar.jsonl.gz": (gzip.compress(TAR), "what is packed in it is a tar archive; unpack it"),
+    "twice.jsonl.gz": (gzip.compress(GZIP), "what is packed in it is gzip data; unpack it first"),
+    "twice.jsonl.zst": (zstandard.compress(GZIP), "what is packed in it is gzip data; unpack it first"),
+    "error.jsonl": (b"<?xml version='1.0'?><Error/>", "is XML, as servers write errors"),
+    "lower.json": (b"<!doctype html>", "is a web page"),
+    "unmarked.jsonl": (LINES.decode().encode("utf-16-le"), "is UTF-16 text"),
+    "feather.arrow": (b"FEA1", "is a Feather file of version 1"),
+    "columns.json": (
+        json.dumps({"question": ["q", "r"], "answer": ["a", "b"]}).encode(),
+        "is columns of 2 values, not rows; write it with pandas",
+    ),
+    "numbered.json": (
+        json.dumps({"question": {"0": "q", "1": "r"}, "answer": {"0": "a", "1": "b"}}).encode(),
+        "is columns of 2 values, not rows",
+    ),
     "good.tsv": (CSV.replace(b",", b"\t"), {}),
     "good.csv.gz": (gzip.compress(CSV), {}),
 }
@@ -316,8 +343,14 @@ def test_paths_that_are_no_files(tmp_path, monkeypatch):
     assert "not a regular file" in problem_of(".")
     os.mkfifo(tmp_path / "folder.jsonl" / "pipe.jsonl")
     assert "not a regular file" in problem_of("folder.jsonl")
-    (tmp_path / "x.txt").write_text("x")
-    assert "unknown kind of file" in problem_of("./x.txt")
+    for suffix, said in {
+        "txt": "unknown kind of file, expected one of .jsonl", "zip": "; unpack it", "xlsx": "; save the spreadsheet as CSV",
+        "ndjson": "; give it the suffix .jsonl", "feather": "; give it the suffix .arrow",
+    }.items():  # fmt: skip
+        (tmp_path / f"x.{suffix}").write_text("x")
+        assert said in problem_of(f"./x.{suffix}")
+    assert "is an address, expected a file" in problem_of("s3://bucket/x.parquet")
+    assert "is an address, expected a file" in problem_of("hf://datasets/org/name/x.parquet")
     assert "no such file" in problem_of("absent.jsonl")
     assert "no file matches" in problem_of("*.parquet")
     assert "neither a local file nor" in problem_of("a b c")
@@ -365,6 +398,16 @@ def test_folders_of_save_to_disk(tmp_path):
     assert "data-00001-of-00003.arrow is missing" in problem_of(str(tmp_path / "dict"))
     (tmp_path / "dict" / "test" / "state.json").write_text("{")
     assert "state.json: cannot be read" in problem_of(str(tmp_path / "dict"), "test")
+    for state in ({}, {"_data_files": "x"}, {"_data_files": [1]}, {"_data_files": None}):
+        (tmp_path / "dict" / "test" / "state.json").write_text(json.dumps(state))
+        assert "state.json: does not list _data_files; copy the folder again" in problem_of(
+            str(tmp_path / "dict"), "test"
+        )
+    (tmp_path / "dict" / "test" / "state.json").write_text('{"_data_files": [{}]}')
+    assert "is missing; copy the folder again" in problem_of(str(tmp_path / "dict"), "test")
+    for splits in ([], {"splits": "train"}, {"splits": [1]}):
+        (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps(splits))
+        assert "dataset_dict.json: does not list splits" in problem_of(str(tmp_path / "dict"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rows as other people write them: each kind goes in whole, or is refused with the row, the column and what to do."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -505,6 +506,17 @@ FORMS = {
     "a label of CSV": ("unpaired_preference", {}, {"prompt": "q", "completion": "a", "label": "TRUE"}, LABELLED),
     "an empty label": ("unpaired_preference", {}, {"prompt": "q", "completion": "a", "label": ""}, "missing_column: label is"),
     "calls in the text": ("sharegpt", {}, {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<tool_call>{}"}, {"from": "tool", "value": "4"}, {"from": "gpt", "value": "a"}]}, "role_order: turn 2: tool after assistant: it calls no tool; where calls are written in its text, name the transform's roles: {tool: user}"),
+    "OpenAI's Responses": ("messages", {"column": "input"}, {"input": [USER, {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}, {"type": "function_call", "call_id": "1", "name": "w", "arguments": '{"c": "x"}'}, {"type": "function_call", "call_id": "2", "name": "w", "arguments": "{}"}, {"type": "function_call_output", "call_id": "1", "output": "4"}, {"type": "message", "id": "m", "role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]}], "tools": [{"type": "function", "name": "w"}]}, {"messages": [USER, {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [{"id": "1", **W}, {"id": "2", "type": "function", "function": {"name": "w", "arguments": {}}}]}, RESULT, ANSWER], "tools": [{"type": "function", "function": {"name": "w"}}]}),
+    "Responses in two columns": ("question_answer", {"question": "input", "answer": "output"}, {"input": ASKED, "output": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]}]}, {"messages": ASKED + SAID}),
+    "a search of Responses": ("messages", {}, {"messages": [USER, {"type": "web_search_call", "id": "1"}, ANSWER]}, "unknown_role: messages[1] has no role (it has type, id)"),
+    "ShareGPT's keys": ("messages", {}, {"messages": [{"from": "human", "value": "q"}]}, "unknown_role: messages[0] has no role (it has from, value)"),
+    "a name with a blank": ("question_answer", {}, {"question": "q", " answer": "a"}, "missing_column: 'answer' (the row has question, ' answer')"),
+    "Guanaco": ("transcript", {"separator": "###"}, {"text": "### Human: q### Assistant: a### Human: q### Assistant: a"}, {"messages": (ASKED + SAID) * 2}),
+    "Glaive's functions": ("transcript", {"column": "chat", "user": ["USER:", "FUNCTION RESPONSE:"], "assistant": "ASSISTANT:", "strip": "<|endoftext|>", "system": "system"}, {"system": "s", "chat": "USER: q\n\n\nASSISTANT: a <|endoftext|>\n\n\nFUNCTION RESPONSE: q\n\n\nASSISTANT: a <|endoftext|>\n\n\n"}, {"messages": [{"role": "system", "content": "s"}, *(ASKED + SAID) * 2]}),
+    "Baize": ("transcript", {"user": "[|Human|]", "assistant": "[|AI|]", "separator": "\n", "preface": "drop"}, {"text": "They talk.\r\n[|Human|] q\r\n[|AI|] a\r\n[|Human|] "}, {"messages": ASKED + SAID}),
+    "Llama 2's format": ("transcript", {"user": "[INST]", "assistant": "[/INST]", "separator": "", "strip": ["<s>", "</s>"]}, {"text": "<s>[INST] q [/INST] a </s><s>[INST] q [/INST] a </s>"}, {"messages": (ASKED + SAID) * 2}),
+    "Alpaca's prompt in one text": ("transcript", {"user": "Instruction:", "assistant": "Response:", "separator": "###", "preface": "system"}, {"text": "s\n\n### Instruction:\nq\n\n### Response:\na"}, {"messages": [{"role": "system", "content": "s"}, *ASKED, *SAID]}),
+    "a text before the first mark": ("transcript", {}, {"text": "s\n\nHuman: q\n\nAssistant: a"}, "not_a_transcript: text does not begin with one of Human:, Assistant:"),
     "a prompt as text": ("prompt", {}, {"prompt": json.dumps(ASKED)}, {"prompt": ASKED, "columns": {}}),
 }  # fmt: skip
 
@@ -545,6 +557,40 @@ def test_a_table_with_a_date_beyond_the_calendar_names_the_column(stages, tmp_pa
     _, out, rejects = made(stages, tmp_path / "x.parquet", "question_answer")
     assert [row["row"] for row in out] == [2]
     assert rejects[0]["detail"].startswith("column 'when': ") and "'answer': 'a'" in rejects[0]["excerpt"]
+
+
+def test_maps_are_objects_and_decimals_are_numbers(stages, tmp_path, capsys):
+    """In columns that a transform reads, or keeps for rewards; a key that is there twice costs its row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, turns = pa.map_(pa.string(), pa.string()), [[*USER.items()], [*ANSWER.items()]]
+    columns = {"messages": pa.array([turns, turns, [[("role", "user"), ("role", "tool")]]], pa.list_(text))}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    _, out, rejects = made(stages, tmp_path / "x.parquet", "messages")
+    assert [row["messages"] for row in out] == [[USER, ANSWER]] * 2
+    assert [(entry["row"], entry["reason"]) for entry in rejects] == [(3, "duplicate_key")]
+    much = pa.array([Decimal("1.50"), Decimal("2.00")])
+    pq.write_table(pa.table({"prompt": ["q", "r"], "much": much}), tmp_path / "y.parquet")
+    _, out, _ = made(stages, tmp_path / "y.parquet", "prompt", "prompts")
+    assert [row["columns"] for row in out] == [{"much": 1.5}, {"much": 2}]
+    pq.write_table(pa.table({"prompt": ["q"], "more": [[{"x": b"\xff"}]]}), tmp_path / "z.parquet")
+    with pytest.raises(DataError, match=r"not_json: columns\.more\.0\.x: b'\\xff' is bytes, which JSON does not have"):
+        made(stages, tmp_path / "z.parquet", "prompt", "prompts")
+
+
+@pytest.mark.parametrize(
+    "rows, transform, remedy",
+    [
+        ([{"question": "q", "answer": 4}], "question_answer", "a number becomes text in a template, such as '{answer}'"),
+        ([{"messages": [{"from": "human", "value": "q"}]}], "messages", "such as {name: messages, role: from, content: value}"),
+        (["text"], "messages", "choose a transform that fits the source"),
+    ],
+)  # fmt: skip
+def test_the_remedy_fits_what_most_rows_have(stages, tmp_path, rows, transform, remedy):
+    with pytest.raises(DataError) as caught:
+        made(stages, write(tmp_path, rows), transform)
+    assert str(caught.value).count("nothing is left; the first: ") == 1 and remedy in str(caught.value)
 
 
 def test_column_names_that_are_not_utf8(stages, tmp_path):

@@ -70,8 +70,22 @@ def _json_file(file: Path) -> Iterator[tuple[int, int, Any]]:
             if held > BLOCK_BYTES or len(values) == BLOCK_ROWS:
                 yield len(values), len(values), values
                 values, held = [], 0
+        if len(values) == 1 and (size := _rows_in_columns(values[0])):
+            remedy = "write it with pandas.DataFrame(...).to_json(path, orient='records', lines=True)"
+            raise DataError(f"{file}: is columns of {size:,} values, not rows; {remedy}")
         if values:
             yield len(values), len(values), values
+
+
+def _rows_in_columns(value: bytes) -> int:
+    """Rows in an object that holds each column's values, as a list or by the number of the row; 0 where it is a row, or rows below a key."""
+    found = parse(value)
+    columns = list(found.values()) if isinstance(found, dict) else []
+    columns = [list(c.values()) if isinstance(c, dict) and all(map(str.isdecimal, c)) else c for c in columns]
+    if len(columns) < 2 or any(not isinstance(column, list) or len(column) != len(columns[0]) for column in columns):
+        return 0
+    turns = any(isinstance(value, dict) for column in columns for value in column)
+    return 0 if turns or len(columns[0]) < 2 else len(columns[0])
 
 
 def _line_blocks(handle: Any, begun: bytes, file: Path) -> Iterator[tuple[int, int, bytes | Span]]:
@@ -120,6 +134,10 @@ def _separated(delimiter: str) -> Callable[[Path], Iterator[tuple[int, int, list
                     raise DataError(f"{file}: has no header line; its first line must name the columns")
                 if not all(map(str.isprintable, names)) and any("\ud800" <= c <= "\udfff" for c in "".join(names)):
                     raise DataError(f"{file}: line 1: the names of the columns are not UTF-8; save the file as UTF-8")
+                if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+                    raise DataError(
+                        f"{file}: line 1: is one column {names[0]!r}; separate by {delimiter!r}, not {other!r}"
+                    )
                 if len(set(names)) < len(names):
                     raise DataError(f"{file}: line 1: two columns have one name ({', '.join(names)}); rename one")
                 rows = (_cells(row, len(names)) for row in reader)

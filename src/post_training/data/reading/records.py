@@ -127,8 +127,8 @@ def _repeated_key(line: bytes) -> str | None:
 def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
     """Rows of a batch of columns; a row with text that is not UTF-8, or a date beyond the calendar, is a `Problem`."""
     try:
-        rows: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException):
+        rows: list[Any] = batch.to_pylist(maps_as_pydicts=_maps(batch.schema))
+    except (ValueError, OverflowError, KeyError, TypeError, pa.ArrowException):
         if batch.num_rows > 1:
             return [row for index in range(batch.num_rows) for row in _rows_of_batch(batch.slice(index, 1))]
         return [_damaged(batch)]
@@ -144,10 +144,21 @@ def _damaged(row: pa.RecordBatch) -> Problem:
     values, problems = {}, []
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            (values[name],) = column.to_pylist()
-        except (ValueError, OverflowError, pa.ArrowException) as error:
+            (values[name],) = column.to_pylist(maps_as_pydicts=_maps([column]))
+        except KeyError as error:
+            return Problem("duplicate_key", f"column {name!r}: {error.args[0]}", str(values)[:200])
+        except (ValueError, OverflowError, TypeError, pa.ArrowException) as error:
             problems.append(f"column {name!r}: {' '.join(str(error).split())}")
     return Problem("undecodable_line", "; ".join(problems), str(values)[:200])
+
+
+def _maps(columns: Any) -> Any:
+    """How Arrow is to give maps: as objects, of which a key is there once."""
+    return "strict" if any(_holds_map(column.type) for column in columns) else None
+
+
+def _holds_map(kind: pa.DataType) -> bool:
+    return pa.types.is_map(kind) or any(_holds_map(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _holds_json(kind: pa.DataType) -> bool:
@@ -171,6 +182,8 @@ def _parsed_json(value: Any, kind: pa.DataType) -> Any:
         return orjson.loads(value)
     if isinstance(value, list):
         return [_parsed_json(item, kind.value_type) for item in value]
+    if pa.types.is_map(kind):
+        return {name: _parsed_json(item, kind.item_type) for name, item in value.items()}
     return {name: _parsed_json(item, kind.field(name).type) for name, item in value.items()}
 
 
