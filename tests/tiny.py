@@ -70,7 +70,7 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
 
     stored = [_as_stored(row) for row in rows]
     shape = shapes.of_columns(stored[0])
-    columns = shape.SCHEMA.names
+    columns = [name for name in shapes.columns(shape) if name in stored[0]]
     documents, starts = [], [0]
     for row in stored:
         ends = np.cumsum(row.get("seq_lengths", [len(row[columns[0]])]))
@@ -90,6 +90,7 @@ def write_mix(folder: Path, rows: list[dict[str, list[int]]], packing: bool) -> 
     )
     name = shape.__name__.rpartition(".")[2]
     tokenized = shards.Tokenized.open("d", tokens / "manifest.json", name, 0)
+    shards.leave_out_unused([tokenized], name)
     epochs.save(folder / "documents.npy", tokenized.documents)
     keys = np.zeros(len(documents), epochs.KEY_TYPE)
     keys["copies"], keys["key"], keys["length"] = 1, epochs.row_keys(0, "d", tokenized.numbers), tokenized.lengths

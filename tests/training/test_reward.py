@@ -34,7 +34,12 @@ def pairs(tmp_path_factory):
 
 def whole(rows):
     """As TRL has them: the prompt before either answer."""
-    return [{f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")} for row in rows]
+    answers = [
+        {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")} for row in rows
+    ]
+    return [
+        made | {name: row[name] for name in row if name == "margin"} for made, row in zip(answers, rows, strict=True)
+    ]
 
 
 def stock(folder, model, rows, tokenizer, **arguments):
@@ -46,11 +51,19 @@ def stock(folder, model, rows, tokenizer, **arguments):
     return RewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("center", [None, 0.1])
-def test_loss_and_gradient_of_trls_trainer(tmp_path, model_manifest, template, tokenizer, pairs, center):
+@pytest.mark.parametrize(("center", "margins"), [(None, False), (0.1, True)])
+def test_losses_and_gradient_of_trls_trainer(
+    tmp_path, model_manifest, template, tokenizer, pairs, center, margins, monkeypatch
+):
+    from post_training.training import held_out
     from post_training.training.run import load_model
 
     rows, mix = pairs
+    if margins:
+        given = [[], [0.0], [-1.25], [0.1], [3.0]]
+        bits = [np.array(given[n % 5], dtype=np.float32).view(np.int32).tolist() for n in range(len(rows))]
+        mix = write_mix(tmp_path, [{**row, "margin": one} for row, one in zip(rows, bits, strict=True)], packing=False)
+        rows = [{**row, "margin": sum(given[n % 5])} for n, row in enumerate(rows)]
     view = view_of(template, "reward", reward__center_rewards_coefficient=center)
     folder = model_folder(model_manifest)
     arguments = {"max_steps": 1, "per_device_train_batch_size": 6, "center_rewards_coefficient": center}
@@ -58,8 +71,8 @@ def test_loss_and_gradient_of_trls_trainer(tmp_path, model_manifest, template, t
     expected = found(theirs, theirs.data_collator(whole(rows[:6])))
     args = reward.config_class()(output_dir=str(tmp_path), remove_unused_columns=False, **ARGUMENTS, **arguments)
     for padding_free in (False, True):
-        given = {"args": args, "model": load_model(folder, view), "processing_class": tokenizer}
-        ours = reward.trainer_class()(view, open_rows(mix), padding_free=padding_free, **given)
+        kwargs = {"args": args, "model": load_model(folder, view), "processing_class": tokenizer}
+        ours = reward.trainer_class()(view, open_rows(mix), padding_free=padding_free, **kwargs)
         batch = ours.data_collator([open_rows(mix)[number] for number in range(6)])
         assert ("layout" in batch) == padding_free
         loss, gradient, metrics = found(ours, batch)
@@ -67,6 +80,13 @@ def test_loss_and_gradient_of_trls_trainer(tmp_path, model_manifest, template, t
         assert (gradient - expected[1]).norm() <= 1e-5 * expected[1].norm()
         metrics.pop("num_tokens")
         assert metrics == pytest.approx({name: expected[2][name] for name in metrics}, rel=1e-4, abs=1e-6)
+    monkeypatch.setattr(held_out, "open_rows", lambda path, part: open_rows(path))
+    view["evaluation"] |= {"during_training_steps": 1, "max_samples": len(rows)}
+    measured = held_out.HeldOut(ours, view, mix, tmp_path, {}).measure()
+    theirs.center_rewards_coefficient = theirs.args.center_rewards_coefficient = None  # no part of a held-out loss
+    loss, _, metrics = found(theirs, theirs.data_collator(whole(rows)))
+    assert measured["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    assert measured["eval_margin"] == pytest.approx(metrics["margin"], rel=1e-4, abs=1e-6)
 
 
 def test_a_run_is_trls_and_resumes_as_it_was_and_ranks_what_it_is_given(

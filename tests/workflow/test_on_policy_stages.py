@@ -268,6 +268,7 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
         ({"select": {"best": 2}}, "select.best: is not of this method, whose rows are preference"),
         ({"select": {"pairs": "worst"}}, "select.pairs: found 'worst'"),
         ({"select": {"min_margin": -1.0}}, "select.min_margin: found -1.0"),
+        ({"select": {"margin": True}}, "select.margin: is read by reward models alone; dpo has none"),
         ({"generate": {"model": "sft", "n": 0}}, "generate.n: found 0, expected 1 or more"),
         ({"generate": {"model": "sft", "n": 2, "temperature": 0.0}}, "generate.temperature: found 0, which gives the same answer 2 times"),
         ({"generate": {"model": "dpo"}}, "generate.model: dpo cannot start from itself"),

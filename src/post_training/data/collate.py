@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from post_training.data.loss_mask import IGNORED, Ids
+from post_training.data.shapes.preference import margin
 from post_training.data.view import Row, Rows
 from post_training.models.own_forward import offer_own_forward
 from post_training.models.padding_free import without_padding
@@ -213,7 +214,7 @@ class PairsCollator:
         """Collate several micro-batches of such rows."""
         sides = ("chosen_ids", "rejected_ids")
         batches = answers([[(row["prompt_ids"], row[name]) for name in sides for row in rows] for rows in parts])
-        return [batch | _reference(rows) for batch, rows in zip(batches, parts, strict=True)]
+        return [batch | _beside_tokens(rows) for batch, rows in zip(batches, parts, strict=True)]
 
 
 @dataclass
@@ -241,7 +242,7 @@ class PreferenceCollator:
     """Prompt and chosen answer of each pair, then prompt and rejected answer of each.
 
     Returns int64 `[2 * pairs, longest]`: `input_ids`, `attention_mask` and `completion_mask` (1 in answers); and float32
-    `[pairs]` `ref_chosen_logps` and `ref_rejected_logps`, where the rows have them.
+    `[pairs]` `ref_chosen_logps`, `ref_rejected_logps` and `margin`, where the rows have them.
     """
 
     pad_token_id: int
@@ -258,13 +259,15 @@ class PreferenceCollator:
             ids[line, :start], ids[line, start:end] = prompt, answer
             attention[line, :end], completion[line, start:end] = 1, 1
         arrays = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()} | _reference(rows)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | _beside_tokens(rows)
 
 
-def _reference(rows: list[Any]) -> Batch:
-    """The stored log-probabilities of pairs that have them, float32 `[pairs]`."""
+def _beside_tokens(rows: list[Any]) -> Batch:
+    """Stored log-probabilities and margins of pairs that have them, float32 `[pairs]`."""
     names = ("ref_chosen_logps", "ref_rejected_logps")
-    return {name: torch.tensor([float(row[name]) for row in rows]) for name in names if name in rows[0]}
+    values = {name: [float(row[name]) for row in rows] for name in names if name in rows[0]}
+    values |= {"margin": [margin(row) for row in rows]} if "margin" in rows[0] else {}
+    return {name: torch.tensor(found) for name, found in values.items()}
 
 
 def _width(lengths: list[int], multiple: int | None) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from post_training.data.shapes import VALUES
+
 Counts = npt.NDArray[np.int64]
 
 BY_TOKENS, BY_LENGTH, IN_ORDER = "by tokens", "by length", "in order"
@@ -76,7 +78,7 @@ def row_tokens(lengths: dict[str, npt.NDArray[Any]]) -> Counts:
     Args:
         lengths: of the documents' columns by name, as in the shapes of `data/shapes`.
     """
-    sizes = {name: np.asarray(size, dtype=np.int64) for name, size in lengths.items() if name != "label"}
+    sizes = {name: np.asarray(size, dtype=np.int64) for name, size in lengths.items() if name not in VALUES}
     prompt: Any = sizes.pop("prompt_ids", 0)
     return np.asarray(np.sum([size + prompt for size in sizes.values()], axis=0))
 

@@ -16,7 +16,7 @@ from post_training.core.task import Task
 from post_training.data.mixing.contradictory_pairs import contradictory
 from post_training.data.mixing.epochs import KEY_TYPE, Keys, longest_row, row_keys, save, write_epoch
 from post_training.data.mixing.select import Documents, Mask, amount, contents, copies, fit, held_out
-from post_training.data.mixing.shards import Indices, Tokenized
+from post_training.data.mixing.shards import Indices, Tokenized, leave_out_unused
 from post_training.data.view import epoch_path, part_file
 
 EVAL = "eval:"
@@ -75,6 +75,7 @@ def run(task: Task) -> None:
     for name, path in task.inputs.items():
         shards = sum(len(dataset.files) for dataset in opened.values())
         opened[name] = Tokenized.open(name, path, config["rows"], shards)
+    leave_out_unused(opened.values(), config["rows"])
     train, evaluation, table, duplicates = choose(config, opened)
     task.directory.mkdir(parents=True, exist_ok=True)
 

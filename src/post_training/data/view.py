@@ -26,6 +26,7 @@ from post_training.core import manifest
 from post_training.core.errors import DataError
 from post_training.data.deal import Counts, row_tokens
 from post_training.data.loss_mask import Ids, input_ids_and_labels
+from post_training.data.shapes import VALUES
 
 Row = dict[str, Ids]
 
@@ -132,7 +133,7 @@ class Rows(Sequence[Row]):
 
     def lengths(self) -> Ids:
         """Tokens that each distinct document takes up: of a pair, the prompt with the longer answer."""
-        sizes = {name: self._documents[f"{name}_length"] for name in self.columns if name != "label"}
+        sizes = {name: self._documents[f"{name}_length"] for name in self.columns if name not in VALUES}
         prompt = sizes.pop("prompt_ids", 0)
         return np.asarray(prompt + np.max(list(sizes.values()), axis=0))
 

@@ -17,6 +17,7 @@ from post_training.core.fingerprint import replacing
 from post_training.core.task import Task
 from post_training.data.message import visible
 from post_training.data.rows import InvalidRow, Rules, checker
+from post_training.data.shapes import VALUES
 from post_training.on_policy.answers import SCORE, Line, prompt_digest, read_answers, read_lines, read_prompts
 from post_training.on_policy.answers import SCORES as SCORES_FILE
 from post_training.on_policy.score import quantiles
@@ -43,7 +44,7 @@ class Made:
     """What became of a prompt: rows by the samples in them, or the reason that there is none."""
 
     rows: list[dict[str, Any]]
-    """`chosen` and `rejected`, `answer`, or `answer` and `label`; samples for answers."""
+    """`chosen`, `rejected` and perhaps `margin`, `answer`, or `answer` and `label`; samples for answers."""
     reason: str = ""
 
 
@@ -64,9 +65,10 @@ def run(task: Task) -> None:
             made = choose(candidates, config, prompt_digest(prompt["prompt"], prompt.get("tools")))
             kept = []
             for row in made.rows:
-                texts = {key: candidates_text(candidates, sample) for key, sample in row.items() if key != "label"}
+                values = {key: value for key, value in row.items() if key in VALUES}
+                texts = {key: candidates_text(candidates, row[key]) for key in row if key not in VALUES}
                 try:
-                    checked = check(as_row(prompt, texts, row.get("label")), Rules("reject"))
+                    checked = check(as_row(prompt, texts, values), Rules("reject"))
                 except InvalidRow as error:
                     made.reason = f"invalid: {error.reason}"
                     continue
@@ -140,7 +142,10 @@ def _pairs(usable: list[Candidate], config: dict[str, Any], prompt: str) -> Made
     elif config["pairs"] == "best_random":
         of_best = [pair for pair in decided if pair[0] is usable[0]]
         decided = [random.Random(f"{config['seed']} {prompt}").choice(of_best)]  # noqa: S311
-    return Made([{"chosen": better.sample, "rejected": worse.sample} for better, worse in decided])
+    rows: list[dict[str, Any]] = [{"chosen": better.sample, "rejected": worse.sample} for better, worse in decided]
+    if config.get("margin"):
+        rows = [row | {"margin": _score(b) - _score(w)} for row, (b, w) in zip(rows, decided, strict=True)]
+    return Made(rows)
 
 
 def _score(one: Candidate) -> float:
@@ -153,15 +158,15 @@ def candidates_text(candidates: list[Candidate], sample: int) -> str:
     return next(one.text for one in candidates if one.sample == sample)
 
 
-def as_row(prompt: Line, texts: dict[str, str], label: bool | None) -> dict[str, Any]:
-    """Prompt and answers as a row of the shape that these answers make."""
+def as_row(prompt: Line, texts: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
+    """Prompt and answers, with a label or a margin, as a row of the shape that they make."""
     said = {key: [{"role": "assistant", "content": text}] for key, text in texts.items()}
-    tools = {"tools": prompt["tools"]} if "tools" in prompt else {}
+    more = values | ({"tools": prompt["tools"]} if "tools" in prompt else {})
     if "chosen" in said:
-        return {"prompt": prompt["prompt"], **said, **tools}
-    if label is not None:
-        return {"prompt": prompt["prompt"], "completion": said["answer"], "label": label, **tools}
-    return {"messages": [*prompt["prompt"], *said["answer"]], **tools}
+        return {"prompt": prompt["prompt"], **said, **more}
+    if "label" in values:
+        return {"prompt": prompt["prompt"], "completion": said["answer"], **more}
+    return {"messages": [*prompt["prompt"], *said["answer"]], **more}
 
 
 def _side(key: str, row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from post_training.core.errors import ConfigError, one_of, require
 _OF_FILES = ("path", "subset", "split", "revision", "eval_split", "transform")
 # Keys of `select` by the shape of the rows.
 _SELECT = {
-    "preference": ("pairs", "min_margin", "cut", "seed"),
+    "preference": ("pairs", "min_margin", "margin", "cut", "seed"),
     "messages": ("best", "threshold", "cut"),
     "unpaired": ("threshold", "cut"),
 }
@@ -132,4 +132,6 @@ def select_keys(given: dict[str, Any] | None, shape: str, key: str) -> dict[str,
         own["best"] = 1
     if shape == "preference" and own["pairs"] != "best_random":
         del own["seed"]
+    if not section["margin"]:
+        own.pop("margin", None)  # as before there was one
     return own

@@ -36,6 +36,8 @@ class OnPolicy:
             bool(rewards), f"{key}.score", "no reward; give a list such as [{reward: exact_match, reference: answer}]"
         )
         select = select_keys(entry["select"], shape, f"{key}.select")
+        reads_margin = not select.get("margin") or not methods.answers(view["method"])
+        require(reads_margin, f"{key}.select.margin", f"is read by reward models alone; {view['method']} has none")
         prompts = self._prompts(entry["prompts"], name, view, f"{key}.prompts")
         shards, answers = self._generate(entry["generate"], name, prompts, view, f"{key}.generate", base_model)
         enough = shape != "preference" or entry["generate"]["n"] >= 2

@@ -6,6 +6,7 @@ from typing import Any
 
 from post_training.core import json_lines, manifest
 from post_training.core.task import Task
+from post_training.data.shapes import VALUES
 from post_training.on_policy.select import CANDIDATES
 
 _SHOWN_PROMPTS = 3
@@ -44,7 +45,7 @@ def _candidate(line: dict[str, Any]) -> dict[str, Any]:
     sides: dict[int, list[str]] = {}
     for row in line["rows"]:
         for side, sample in row.items():
-            if side != "label":
+            if side not in VALUES:
                 name = side if "label" not in row else "desirable" if row["label"] else "undesirable"
                 sides.setdefault(sample, []).append("taken" if name == "answer" else name)
     answers = [

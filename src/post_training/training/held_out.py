@@ -9,7 +9,7 @@ Nothing is drawn from a random number generator: the weights of a run do not dep
 - Pairs: `eval_rewards/accuracies`, `eval_rewards/margins`, `eval_rewards/chosen` and `eval_rewards/rejected` as TRL defines
   them, and `eval_loss`, the DPO loss (sigmoid) whatever `loss_type` trains with. The reference's log-probabilities of these pairs
   are the policy's own at step 0, kept in the run directory.
-- Pairs of a reward model: `eval_loss`, the Bradley-Terry loss, `eval_accuracy` and `eval_margin`, named as TRL names those of training.
+- Pairs of a reward model: `eval_loss`, the Bradley-Terry loss with the pairs' margins, `eval_accuracy` and `eval_margin`, named as TRL names those of training.
 """
 
 import time
@@ -26,6 +26,7 @@ from post_training.core.errors import UserError
 from post_training.data import shapes
 from post_training.data.collate import PaddedCollator
 from post_training.data.loss_mask import IGNORED
+from post_training.data.shapes.preference import margin
 from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import write_array
 from post_training.training import ranks
@@ -74,7 +75,10 @@ class HeldOut(TrainerCallback):
         documents = open_rows(mix, part="eval").distinct()
         shape = shapes.of_columns(documents.columns)
         numbers = np.random.default_rng(0).permutation(len(documents))[: view["evaluation"]["max_samples"]]
-        self.sequences = [sequence for number in numbers for sequence in shape.sequences(documents[int(number)])]
+        rows = [documents[int(number)] for number in numbers]
+        self.sequences = [sequence for row in rows for sequence in shape.sequences(row)]
+        self.wanted = np.array([margin(row) for row in rows])
+        """The margin that each pair is to have; 0 where it has none."""
         self.are_pairs = self.sequences[0][0] == "chosen"
         self.ranks = not methods.answers(view["method"])
         self.compares = self.are_pairs and not self.ranks
@@ -148,9 +152,9 @@ class HeldOut(TrainerCallback):
             raise UserError(f"{self.name}: the {what} of a held-out row is NaN or Inf; lower training.learning_rate")
         if self.ranks:
             margins = logps[::2] - logps[1::2]
-            accuracy, margin = float((margins > 0).mean()), float(margins.mean())
-            loss = float(np.logaddexp(0, -margins).mean())
-            return {"eval_loss": loss, "eval_accuracy": accuracy, "eval_margin": margin}
+            accuracy, mean = float((margins > 0).mean()), float(margins.mean())
+            loss = float(np.logaddexp(0, self.wanted - margins).mean())
+            return {"eval_loss": loss, "eval_accuracy": accuracy, "eval_margin": mean}
         if not self.are_pairs:
             tokens = sum(int(trained[1:].sum()) for _, _, trained in self.sequences)
             return {"eval_loss": float(-logps.sum() / max(tokens, 1))}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import lists_of
 
 from post_training.core.errors import DataError
+from post_training.data.shapes.preference import margin
 from post_training.data.view import open_rows
 
 
@@ -135,6 +136,20 @@ def test_columns_and_types(stages, datasets, pairs):
     assert sorted(path.name for path in packed.parent.iterdir()) == [
         "documents.npy", "epoch-00000.npy", "keys.npy", "manifest.json",
     ]  # fmt: skip
+
+
+def test_a_margin_stays_with_its_pair_and_pairs_without_one_have_none(stages, pairs, read):
+    margins = [*(n / 10 - 1 for n in range(40)), 1e39, None]
+    rows = [pair(100 + n) | {"margin": value} for n, value in enumerate(margins)]
+    given = stages.tokens_of(rows, shape="preference", name="given", transform="preference_margin")
+    assert read(given)["rows_in"] == 40  # without null, and what is beyond float32
+    mixed = stages.mix({"p": pairs, "given": given}, shape="preference", name="both", eval_fraction=0.5)
+    expected = {f"given row {n}": np.float32(value) for n, value in enumerate(margins[:40], 1)}
+    for part in ("train", "eval"):
+        opened = open_rows(mixed, part=part)
+        found = {opened.sources(n)[0]: margin(opened[n]) for n in range(len(opened))}
+        assert found == {name: expected.get(name, 0.0) for name in found}
+        assert 0 < sum(name in expected for name in found) < len(found) and opened.lengths().max() < 60
 
 
 def test_long_rows_are_counted_with_their_tokens(stages, read):

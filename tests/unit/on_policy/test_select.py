@@ -109,6 +109,12 @@ def test_cut_answers_may_be_kept(tmp_path):
     assert "cut" in [row["chosen"][0]["content"] for row in rows]
 
 
+def test_a_pair_has_the_difference_of_its_scores_where_it_is_asked_for(tmp_path):
+    rows, every, _ = run(tmp_path, PAIRS | {"margin": True}, {"r": 3.0})
+    assert rows[0]["margin"] == 3.0 and rows[-1]["margin"] == pytest.approx(0.3)
+    assert every[0]["rows"] == [{"chosen": 0, "rejected": 1, "margin": 3.0}]
+
+
 def test_rewards_are_summed_by_weight_and_each_score_is_kept(tmp_path):
     rows, every, _ = run(tmp_path, PAIRS, {"r": 1.0, "s": 4.0}, second=[[0.0, 0.5]] * len(TEXTS))
     assert rows[0]["chosen"][0]["content"] == "bad"  # 0 + 4 x 0.5 is more than 1

@@ -87,6 +87,8 @@ class SelectConfig:
     better one."""
     min_margin: float = 0.0
     """Pairs: smallest difference of the scores; equal scores never make a pair."""
+    margin: bool = False
+    """Pairs for a reward model: with the difference of their scores as `margin`, by which its loss separates them."""
     best: int | None = None
     """Conversations: how many of a prompt's best answers. Null = 1, or with `threshold` all."""
     threshold: float | None = None

@@ -1,6 +1,6 @@
 """One tokenised dataset as the mix sees it: where each row's tokens are in the shards, without reading them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -68,11 +68,21 @@ class Tokenized:
         return cls(name, files, first_shard, *columns)
 
 
+def leave_out_unused(datasets: Collection[Tokenized], shape: str) -> None:
+    """Take out the optional columns of the shape of which no row of any of them has a value."""
+    found = [dataset.documents for dataset in datasets]
+    own = shapes.load(shape)
+    unused = [name for name in shapes.optional(own) if not any(one[f"{name}_length"].any() for one in found)]
+    kind = document_type(name for name in shapes.columns(own) if name not in unused)
+    for dataset, documents in zip(datasets, found, strict=True):
+        dataset.documents = documents[list(kind.names or ())].astype(kind)
+
+
 def _rows(batch: pa.RecordBatch, shape: ModuleType, shard: int, address: int) -> tuple[npt.NDArray[Any], ...]:
     """Documents, numbers, lengths, tokens and trained tokens of a record batch, whose file is mapped at `address`."""
-    documents = np.zeros(batch.num_rows, dtype=document_type(shape.SCHEMA.names))
+    documents = np.zeros(batch.num_rows, dtype=document_type(shapes.columns(shape)))
     documents["shard"] = shard
-    for column in shape.SCHEMA.names:
+    for column in [name for name in shapes.columns(shape) if name in batch.schema.names]:
         lists = batch.column(column)
         offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
         # Arrow aligns buffers to 8 bytes or more, so a list starts at a whole int32 of the file.

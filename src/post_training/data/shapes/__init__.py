@@ -5,6 +5,7 @@ A shape is one module here, with everything that stages need to know of it:
 - `KEY`: the column that rows of no other shape have;
 - `SCHEMA`: the Arrow columns of a tokenised row, each a list of int32 (one value is a list of one), as the
   trainer's view maps them into memory;
+- `OPTIONAL`, where it has some: columns that a file has only where one of its rows has a value; an empty list is none;
 - `validate(row, rules)`: the checked row; raises `rows.InvalidRow` with the reason;
 - `conversations(row)`: the conversations to render, each with `add_generation_prompt`; the same number for every row;
 - `columns(rows, encoded, train_on, dropped)`: which rows can be trained on, and the columns of those, from the
@@ -24,6 +25,8 @@ from typing import Any
 
 PROMPTS = "prompts"
 """In place of a shape: rows that a model is to answer."""
+VALUES = ("label", "margin")
+"""Columns with a number for a row, and not with tokens."""
 _TITLES = {
     PROMPTS: "prompts",
     "messages": "conversations (messages)",
@@ -40,6 +43,17 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The module of one shape."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def optional(shape: ModuleType) -> tuple[str, ...]:
+    """Columns that not every file has."""
+    found: tuple[str, ...] = getattr(shape, "OPTIONAL", ())
+    return found
+
+
+def columns(shape: ModuleType) -> list[str]:
+    """All columns that a tokenised row may have."""
+    return [*shape.SCHEMA.names, *optional(shape)]
 
 
 def title(name: str) -> str:

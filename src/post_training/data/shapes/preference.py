@@ -1,7 +1,11 @@
-"""Pairs: `{"prompt": [...], "chosen": [...], "rejected": [...]}`, all messages; the better answer is `chosen`."""
+"""Pairs: `{"prompt": [...], "chosen": [...], "rejected": [...]}`, all messages; the better answer is `chosen`.
+
+A pair may have a `margin`, a number that says by how much it is better, which reward models are trained by.
+"""
 
 from collections import Counter
-from typing import Any
+from numbers import Real
+from typing import Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +17,9 @@ from post_training.data.tokens.engine import flat
 KEY = "chosen"
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)])
+OPTIONAL = ("margin",)
+"""The bits of a float32."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Pair(Example):
@@ -21,6 +28,7 @@ class Pair(Example):
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    margin: NotRequired[float]
 
 
 def validate(row: dict[str, Any], rules: Rules) -> Pair:
@@ -31,7 +39,16 @@ def validate(row: dict[str, Any], rules: Rules) -> Pair:
         raise InvalidRow("identical_pair")
     if differ_in_blanks(chosen, rejected):
         raise InvalidRow("identical_pair", "the answers differ in blanks only")
-    return {"prompt": asked, "chosen": chosen, "rejected": rejected, **check_tools(row)}
+    return {"prompt": asked, "chosen": chosen, "rejected": rejected, **_margin(row), **check_tools(row)}
+
+
+def _margin(row: dict[str, Any]) -> Any:
+    found = row.get("margin")
+    if found is None:
+        return {}
+    if isinstance(found, bool) or not isinstance(found, Real) or not abs(found) <= _LARGEST:
+        raise InvalidRow("wrong_type", f"margin is {found!r:.80}, expected a number")
+    return {"margin": float(found)}
 
 
 def conversations(row: Pair) -> list[tuple[list[Message], bool]]:
@@ -43,7 +60,7 @@ def conversations(row: Pair) -> list[tuple[list[Message], bool]]:
 def columns(rows: list[Pair], encoded: Encoded, train_on: str, dropped: Counter[str]) -> tuple[Mask, dict[str, Lists]]:
     """Ids of the prompt that both answers share, and of each answer."""
     kept = np.ones(len(rows), dtype=np.bool_)
-    made: list[tuple[Ids, Ids, Ids]] = []
+    made: list[tuple[Ids, ...]] = []
     for number in range(len(rows)):
         prompt, chosen, rejected = (encoded[3 * number + text][0] for text in range(3))
         # An answer starts where the renderings diverge, which is before the prompt's end where tokens merge across it.
@@ -54,10 +71,12 @@ def columns(rows: list[Pair], encoded: Encoded, train_on: str, dropped: Counter[
         elif np.array_equal(*answers):
             dropped["identical_pair"] += 1
         else:
-            made.append((prompt[:shared], *answers))
+            margin = np.array([rows[number][name] for name in OPTIONAL if name in rows[number]], dtype=np.float32)
+            made.append((prompt[:shared], *answers, margin.view(np.int32)))
             continue
         kept[number] = False
-    return kept, {name: flat([row[place] for row in made]) for place, name in enumerate(SCHEMA.names)}
+    found = {name: flat([row[place] for row in made]) for place, name in enumerate([*SCHEMA.names, *OPTIONAL])}
+    return kept, {name: lists for name, lists in found.items() if name in SCHEMA.names or len(lists[0])}
 
 
 def lengths(batch: pa.RecordBatch) -> np.ndarray:
@@ -70,6 +89,12 @@ def token_counts(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """Prompt and both answers; trained are the answers."""
     prompt, chosen, rejected = sizes(batch, *SCHEMA.names)
     return prompt + chosen + rejected, chosen + rejected
+
+
+def margin(row: dict[str, Any]) -> float:
+    """The margin of a training row; 0, which changes no loss, where it has none."""
+    bits = row.get("margin", ())
+    return float(bits.view(np.float32)[0]) if len(bits) else 0.0
 
 
 def sequences(row: dict[str, Any]) -> list[tuple[str, Ids, Mask]]:

@@ -176,18 +176,20 @@ def _reject(row: dict[str, Any], error: ValueError) -> dict[str, Any]:
     return {**place, "reason": reason, "detail": detail.strip()[:500]}
 
 
-def block_schema(shape: ModuleType) -> pa.Schema:
-    """Columns of a tokenised shard: the shape's, the number of the source row, and which of its examples it is."""
-    schema: pa.Schema = shape.SCHEMA
-    return schema.append(pa.field("row", pa.int64())).append(pa.field("part", pa.int32()))
-
-
 def record_batch(blocks: list[TokenizedBlock], shape: ModuleType, metadata: dict[bytes, str]) -> pa.RecordBatch:
-    """Blocks as one batch of Arrow lists, with the metadata in its schema."""
-    arrays = [_joined([block.columns[name] for block in blocks]) for name in shape.SCHEMA.names]
-    arrays += [pa.array(np.concatenate([block.rows for block in blocks]))]
-    arrays += [pa.array(np.concatenate([block.parts for block in blocks]))]
-    return pa.record_batch(arrays, schema=block_schema(shape).with_metadata(metadata))
+    """Blocks as one batch, with the metadata in its schema: Arrow lists, the number of the source row, which of its examples it is."""
+    optional = [name for name in shapes.columns(shape) if any(name in block.columns for block in blocks)]
+    arrays = {name: _joined([_lists(block, name) for block in blocks]) for name in optional}
+    arrays["row"] = pa.array(np.concatenate([block.rows for block in blocks]))
+    arrays["part"] = pa.array(np.concatenate([block.parts for block in blocks]))
+    schema = pa.schema([(name, array.type) for name, array in arrays.items()], metadata)
+    return pa.record_batch(list(arrays.values()), schema=schema)
+
+
+def _lists(block: TokenizedBlock, name: str) -> Lists:
+    """A column; none of the rows has a value where it is not there."""
+    empty = np.zeros(0, dtype=np.int32), np.zeros(len(block.rows) + 1, dtype=np.int64)
+    return block.columns.get(name, empty)
 
 
 def _joined(lists: list[Lists]) -> pa.ListArray:
