@@ -12,7 +12,7 @@ import pytest
 import yaml
 from doc_pages import REPOSITORY, blocks, pages, prose, text_of
 
-from post_training import __version__
+from post_training import __version__, methods
 from post_training.config import document, resolve_runs
 from post_training.core.errors import ConfigError
 from post_training.data import registry
@@ -195,7 +195,7 @@ def test_every_format_of_the_gallery_is_read_by_its_entry():
     assert [block.language for block in shown] == ["json", "yaml"] * (len(shown) // 2) and len(shown) > 20
     for row, entry in zip(shown[::2], shown[1::2], strict=True):
         section = yaml.safe_load(entry.text)
-        method = next((name for name in ("dpo", "kto") if name in section), "sft")
+        method = next((name for name in ("dpo", "kto", "reward") if name in section), "sft")
         data = section["data"] if method == "sft" else section[method]["data"]
         wanted = data["datasets"][0].get("transform", "messages")
         arguments = dict(wanted) if isinstance(wanted, dict) else {"name": wanted}
@@ -203,7 +203,7 @@ def test_every_format_of_the_gallery_is_read_by_its_entry():
         source = transforms.find_transform(name, [], "transform")
         made = load_transform(name, source.file, arguments)(json.loads(row.text))
         for example in made if isinstance(made, list) else [made]:
-            checker({"sft": "messages", "dpo": "preference", "kto": "unpaired"}[method])(example, Rules())
+            checker(methods.load(method).ROWS)(example, Rules())
 
 
 def test_the_memory_table_is_what_preflight_predicts():

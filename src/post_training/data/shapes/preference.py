@@ -4,7 +4,6 @@ A pair may have a `margin`, a number that says by how much it is better, which r
 """
 
 from collections import Counter
-from numbers import Real
 from typing import Any, NotRequired
 
 import numpy as np
@@ -39,16 +38,20 @@ def validate(row: dict[str, Any], rules: Rules) -> Pair:
         raise InvalidRow("identical_pair")
     if differ_in_blanks(chosen, rejected):
         raise InvalidRow("identical_pair", "the answers differ in blanks only")
-    return {"prompt": asked, "chosen": chosen, "rejected": rejected, **_margin(row), **check_tools(row)}
+    pair: Pair = {"prompt": asked, "chosen": chosen, "rejected": rejected}
+    if tools := check_tools(row):
+        pair["tools"] = tools["tools"]
+    if row.get("margin") is not None:
+        pair["margin"] = _check_margin(row["margin"])
+    return pair
 
 
-def _margin(row: dict[str, Any]) -> Any:
-    found = row.get("margin")
-    if found is None:
-        return {}
-    if isinstance(found, bool) or not isinstance(found, Real) or not abs(found) <= _LARGEST:
+def _check_margin(found: Any) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float | np.integer | np.floating):
         raise InvalidRow("wrong_type", f"margin is {found!r:.80}, expected a number")
-    return {"margin": float(found)}
+    if not abs(float(found)) <= _LARGEST:
+        raise InvalidRow("wrong_type", f"margin is {found!r:.80}, expected a number that float32 has")
+    return float(found)
 
 
 def conversations(row: Pair) -> list[tuple[list[Message], bool]]:
@@ -71,8 +74,9 @@ def columns(rows: list[Pair], encoded: Encoded, train_on: str, dropped: Counter[
         elif np.array_equal(*answers):
             dropped["identical_pair"] += 1
         else:
-            margin = np.array([rows[number][name] for name in OPTIONAL if name in rows[number]], dtype=np.float32)
-            made.append((prompt[:shared], *answers, margin.view(np.int32)))
+            given = rows[number].get("margin")
+            bits = np.array([] if given is None else [given], dtype=np.float32).view(np.int32)
+            made.append((prompt[:shared], *answers, bits))
             continue
         kept[number] = False
     found = {name: flat([row[place] for row in made]) for place, name in enumerate([*SCHEMA.names, *OPTIONAL])}
