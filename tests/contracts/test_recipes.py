@@ -34,8 +34,11 @@ PUBLISHED = {
     ("smollm2-1.7b", "dpo"): (61_135, 1_433),
     ("smollm3-3b", "sft"): (round(1.8e9 / 65_536), 1_073),
     ("smollm3-3b", "dpo"): (round(0.5 * 230_501) + round(0.25 * 216_385), 5_293),
+    **{("llama3-8b-online", stage): (20_000, 313) for stage in ("dpo", "dpo2", "dpo3")},
 }
 WARMUP = {("tulu3-8b", "dpo"): 211}  # NeMo-RL's reproduction: 211 + 1,899 steps
+WARMUP |= {("llama3-8b-online", stage): 0 for stage in ("dpo", "dpo2", "dpo3")}
+STAGES = {name: [stage for recipe, stage in PUBLISHED if recipe == name] for name, _ in PUBLISHED}
 LOSSES = {
     "tulu3-8b": ("sigmoid_norm", 5.0),
     "olmo2-1b": ("sigmoid_norm", 5.0),
@@ -43,6 +46,7 @@ LOSSES = {
     "zephyr-7b": ("sigmoid", 0.01),
     "smollm2-1.7b": ("sigmoid", 0.5),
     "smollm3-3b": ("apo_zero", 0.05),
+    "llama3-8b-online": ("sigmoid", 0.1),
 }
 TEMPLATES = {
     "tulu3-8b": "tulu3",
@@ -51,7 +55,14 @@ TEMPLATES = {
     "zephyr-7b": "zephyr",
     "smollm2-1.7b": "chatml",
     "smollm3-3b": "qwen3",
+    "llama3-8b-online": "llama3",
 }
+
+
+def sources(file: dict) -> list[dict]:
+    """What is read of each dataset: its rows, or the prompts that a model answers."""
+    sections = [file[stage] for stage in STAGES[file["run_name"]]]
+    return [entry.get("prompts", entry) for section in sections for entry in section["data"]["datasets"]]
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +93,9 @@ def test_every_recipe_is_held_against_what_was_published():
 def test_plans_complete_on_its_own(name):
     file = recipe(name)
     plan = make_plan(resolve(file))
-    assert plan.pipeline.stages == ["sft", "dpo"] and file["run_name"] == name
+    assert plan.pipeline.stages == STAGES[name] and file["run_name"] == name
     assert [key for key in HEADER if not header(name).get(key)] == []
-    datasets = [entry for stage in ("sft", "dpo") for entry in file[stage]["data"]["datasets"]]
-    assert all(entry["revision"] for entry in [file["model"], *datasets]), "a revision a model and dataset"
+    assert all(entry["revision"] for entry in [file["model"], *sources(file)]), "a revision a model and dataset"
     view = plan.pipeline.last
     assert (view["dpo"]["loss_type"], view["dpo"]["beta"]) == LOSSES[name]
     assert view["data"]["chat_template"] == TEMPLATES[name]
@@ -96,7 +106,7 @@ def test_plans_complete_on_its_own(name):
 def test_the_arithmetic_is_the_published_one(name):
     told = {
         stage: int(number.replace(",", ""))
-        for stage, number in re.findall(r"(sft|dpo) ([\d,]+\d)", header(name)["Steps"])
+        for stage, number in re.findall(r"(sft|dpo\d?) ([\d,]+\d)", header(name)["Steps"])
     }
     for stage, view in resolve(recipe(name)).views.items():
         rows, published = PUBLISHED[name, stage]
@@ -106,7 +116,7 @@ def test_the_arithmetic_is_the_published_one(name):
         batches = batch.batch_plan(view, view["method"], batch.slurm_topology(view))
         assert batches.per_device * batches.accumulation * batches.topology.world_size == batches.rows
         warmup = math.ceil(steps * view["training"]["warmup_ratio"])
-        assert warmup == WARMUP.get((name, stage), warmup) and warmup > 10
+        assert warmup == WARMUP.get((name, stage), max(warmup, 11))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,7 +133,7 @@ def test_offline_says_in_one_line_what_to_download(name):
         make_plan(resolve(recipe(name), {"offline": "true"}))
     line, file = str(caught.value), recipe(name)
     assert "\n" not in line and "--until download download_model --config offline=false" in line
-    wanted = {entry["path"] for stage in ("sft", "dpo") for entry in file[stage]["data"]["datasets"]}
+    wanted = {entry["path"] for entry in sources(file)}
     assert f"model {file['model']['name_or_path']} (model.name_or_path)" in line
     assert all(f"dataset {path} (" in line for path in wanted)
 
