@@ -1,7 +1,9 @@
 """Errors for the user, one line each: key or file, what was found, what was expected, how to fix it."""
 
 import difflib
+import traceback
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from post_training.core.secrets import mask
@@ -51,6 +53,13 @@ def require(holds: bool, key: str, problem: str) -> None:
     """Raise `ConfigError(key, problem)` unless it holds."""
     if not holds:
         raise ConfigError(key, problem)
+
+
+def located(error: BaseException, file: str) -> str:
+    """What somebody's code raised, `Kind: message (file, line 3)`, with the last line of that file that led to it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    place = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {brief(error)}{place}"
 
 
 def brief(error: BaseException, longest: int = 300) -> str:

@@ -198,7 +198,7 @@ def _parsed(file: Path) -> ast.Module:
 
 @lru_cache
 def _parsed_version(file: Path, _mtime_ns: int, _size: int) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"), file.name)
 
 
 def _neighbours(file: Path, tree: ast.Module, seen: set[Path]) -> list[Path]:

@@ -1,6 +1,8 @@
 """A client of OpenAI's chat API: bounded concurrency, repetitions, and errors of one line."""
 
 import os
+import random
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +13,16 @@ import httpx
 
 from post_training.core.errors import UserError, brief
 
-_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _LONGEST_WISH_SECONDS = 1.0, 30.0, 300.0
 
 
 class Gone(Exception):
     """The server ended, cannot be reached, or is too busy."""
+
+    def __init__(self, problem: str, wish_seconds: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wish_seconds = wish_seconds
+        """How long it asks to be left alone."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class ChatApi:
     """A server's chat API.
 
     Args:
-        url: gives the server's address, with or without `/v1`; asked anew for each request.
+        url: gives the server's address, with or without `/v1`, or all of it, which ends with `/chat/completions`; asked anew for each request.
         settings: `api_key_variable`, `concurrency`, `request_seconds`, `max_retries`.
         when_gone: called before a request is sent again.
     """
@@ -40,7 +47,9 @@ class ChatApi:
         self, url: Callable[[], str], settings: dict[str, Any], when_gone: Callable[[], None] = lambda: None
     ) -> None:
         self._url, self._settings, self._when_gone = url, settings, when_gone
-        key = os.environ.get(settings["api_key_variable"])
+        key = os.environ.get(settings["api_key_variable"], "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise UserError(f"{settings['api_key_variable']}: holds characters that no key has; set it again")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=settings["request_seconds"], headers=headers)
 
@@ -56,31 +65,43 @@ class ChatApi:
                 raise
 
     def ask(self, body: dict[str, Any]) -> Reply:
-        """The reply to one request, sent again after a failure, with pauses that double."""
-        problem, pause = "", _PAUSE_SECONDS
+        """The reply to one request, sent again after a failure, with pauses that double, or as long as the server wishes."""
+        problem, pause, wish = "", _PAUSE_SECONDS, 0.0
         for attempt in range(self._settings["max_retries"] + 1):
             if attempt:
-                time.sleep(pause)
+                # Not all at the same moment: those that failed together would fail together again.
+                time.sleep(max(pause * random.uniform(0.5, 1), wish))  # noqa: S311
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             try:
                 return self._asked(body)
             except Gone as gone:
-                problem = str(gone)
+                problem, wish = str(gone), min(gone.wish_seconds, _LONGEST_WISH_SECONDS)
                 self._when_gone()
         raise UserError(f"server: {problem}; {self._settings['max_retries']} repetitions did not help (max_retries)")
 
     def _asked(self, body: dict[str, Any]) -> Reply:
-        url = f"{self._url().rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        url = _endpoint(self._url())
         try:
             response = self._client.post(url, json=body)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise UserError(f"server: {url}: {brief(error)}; give a url such as http://host:8000/v1") from None
         except httpx.TimeoutException:
             raise Gone(f"no answer within {self._settings['request_seconds']:g} s (request_seconds)") from None
         except httpx.HTTPError as error:
+            if _is_certificate(error):
+                remedy = "set SSL_CERT_FILE to a file with the certificate that signed it, or use http://"
+                raise UserError(f"server: {url}: {brief(error)}; {remedy}") from None
             raise Gone(f"{type(error).__name__}: {brief(error)}") from None
         said = brief(Exception(response.text), 200)
         if response.status_code in (401, 403):
             raise UserError(
                 f"server: {url} refuses the key of {self._settings['api_key_variable']} ({response.status_code})"
+            )
+        if response.is_redirect:
+            raise UserError(f"server: {url} has moved to {response.headers['location']}; give that as url")
+        if response.text.lstrip()[:1] == "<" and response.status_code in (200, 404):
+            raise UserError(
+                f"server: {url} answers with a web page and is not OpenAI's chat API; give another url: {said}"
             )
         if response.status_code == 404:
             raise UserError(f"server: {url} has no model {body['model']!r} ({said})")
@@ -88,13 +109,32 @@ class ChatApi:
             print(f"server: refuses a prompt: {said}", flush=True)
             return Reply("", 0, False)
         if response.status_code != 200:
-            raise Gone(f"{url} answers {response.status_code}: {said}")
+            wish = response.headers.get("retry-after", "")
+            raise Gone(f"{url} answers {response.status_code}: {said}", float(wish) if wish.isdecimal() else 0.0)
         return _reply(response)
+
+
+def _endpoint(url: str) -> str:
+    url = url.strip().rstrip("/")
+    if url.endswith("/chat/completions"):
+        return url
+    while url.endswith("/v1"):
+        url = url.removesuffix("/v1").rstrip("/")
+    return f"{url}/v1/chat/completions"
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _reply(response: httpx.Response) -> Reply:
     try:
         content = response.json()
+    except ValueError:
+        raise Gone(f"an answer is cut off or no JSON: {brief(Exception(response.text), 200)}") from None
+    try:
         choice = content["choices"][0]
         text = choice["message"].get("content") or ""
         tokens = int((content.get("usage") or {}).get("completion_tokens") or 0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from post_training.core import manifest
-from post_training.core.errors import DataError, UserError, brief
+from post_training.core.errors import DataError, UserError, brief, located
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.registry import TransformSource
@@ -77,7 +77,7 @@ def scored(reward: Reward, prompts: list[Line], lines: list[Line]) -> Iterator[L
         found = reward(
             [p["prompt"] for p in prompts], [line["answer"] for line in lines], [p["columns"] for p in prompts]
         )
-    except Exception as error:  # a reward is anybody's code
+    except (Exception, SystemExit) as error:  # a reward is anybody's code
         if isinstance(error, UserError) and not isinstance(error, DataError):
             raise
         found = (
@@ -85,23 +85,21 @@ def scored(reward: Reward, prompts: list[Line], lines: list[Line]) -> Iterator[L
             if len(lines) > 1
             else [error]
         )
+    source = getattr(reward.function, "__globals__", {}).get("__file__", "")
     for line, value in zip(lines, found, strict=True):
-        yield {"prompt": line["prompt"], "sample": line["sample"], **_value(value)}
+        yield {"prompt": line["prompt"], "sample": line["sample"], **_value(value, source)}
 
 
 def _alone(reward: Reward, prompt: Line, line: Line) -> Any:
     try:
         return reward([prompt["prompt"]], [line["answer"]], [prompt["columns"]])[0]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return error
 
 
-def _value(found: Any) -> dict[str, Any]:
-    if isinstance(found, Exception):
-        return {
-            "score": None,
-            "reason": brief(found) if isinstance(found, DataError) else f"{type(found).__name__}: {brief(found)}",
-        }
+def _value(found: Any, source: str) -> dict[str, Any]:
+    if isinstance(found, Exception | SystemExit):
+        return {"score": None, "reason": brief(found) if isinstance(found, DataError) else located(found, source)}
     try:
         number = None if found is None or isinstance(found, str | bytes) else float(found)
     except Exception:  # whatever stands for a number in anybody's code

@@ -57,7 +57,7 @@ class Reward:
     arguments: dict[str, Any]
 
     def __call__(self, prompts: list[Messages], answers: list[str], columns: list[dict[str, Any]]) -> list[Any]:
-        """A number or None for each answer. Raises whatever the function raises, and DataError for anything but a list of that length."""
+        """A number or None for each answer. Raises whatever the function raises, and DataError for anything but a list (tuple, array) of that length."""
         completions = [[{"role": "assistant", "content": answer}] for answer in answers]
         parameters = inspect.signature(self.function).parameters
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -67,6 +67,8 @@ class Reward:
         taken = [name for name in shared if name not in own and (takes_any or name in parameters)]
         given = {name: [one[name] for one in columns] for name in taken}
         found = self.function(prompts, completions, **self.arguments, **given)
+        if hasattr(found, "tolist") or isinstance(found, tuple):
+            found = found.tolist() if hasattr(found, "tolist") else list(found)
         if not isinstance(found, list) or len(found) != len(answers):
             size = f"{len(found)} values" if isinstance(found, list) else type(found).__name__
             raise DataError(f"returned {size}, expected a list of {len(answers)} scores")

@@ -9,7 +9,7 @@ import pytest
 from on_policy_parts import answers, prompts, task
 
 from post_training import rewards
-from post_training.core.errors import DataError
+from post_training.core.errors import ConfigError, DataError
 from post_training.data import registry
 from post_training.on_policy import score
 
@@ -123,8 +123,11 @@ def test_an_exact_match_reads_its_column(tmp_path):
         (
             "return [1 / (len(c[-1]['content']) - 3) for c in completions]",
             [None, None, 0.5, 1, 1, None],
-            {"ZeroDivisionError: float division by zero": 3, "ZeroDivisionError: division by zero": 3},
+            {f"ZeroDivisionError: {kind}division by zero (mine.py, line 6)": 3 for kind in ("float ", "")},
         ),
+        ("import numpy; return numpy.array([len(c[-1]['content']) for c in completions], dtype='float32')", [3, 3, 5, 4, 4, 3], {}),
+        ("return tuple(math.inf if len(c[-1]['content']) > 4 else 2 for c in completions)", [2, 2, None, 2, 2, 2], {"nan_or_infinite": 1}),
+        ("print('seen'); return exit('over') if len(completions) > 1 else [1.5]", [1.5] * 6, {}),
     ],
 )  # fmt: skip
 def test_a_missing_score_has_a_reason(tmp_path, body, expected, reasons):
@@ -144,6 +147,29 @@ def test_a_reward_that_never_works_is_one_line(tmp_path, body):
     with pytest.raises(DataError, match=r"reward mine: none of 4 answers has a score; no score 4: ") as error:
         score.run(made)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "import math\nimport no_such_library\n",
+            r"ModuleNotFoundError: No module named 'no_such_library' \(mine.py, line 2\)",
+        ),
+        ("x = 1\n\nexit(3)\n", r"SystemExit: 3 \(mine.py, line 3\)"),
+        ("def mine(:\n", r"SyntaxError: .*\(mine.py, line 1\)"),
+        ("def mine(prompts, completions): ...\n", "does not register a reward named 'mine'"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_one_line_with_its_place(tmp_path, text, problem):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"mine\.py: .*{problem}") as error:
+        rewards.load_reward("mine", path, {})
+    assert "\n" not in str(error.value)
+    if "def mine(:" in text:
+        with pytest.raises(ConfigError, match=r"mine\.py: cannot be read as Python \(.*mine\.py, line 1"):
+            registry.reward_names([str(path)])
 
 
 def test_prompts_that_are_all_too_long_are_one_line(tmp_path):

@@ -4,7 +4,10 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -51,6 +54,8 @@ def misbehaving():
     class Handler(BaseHTTPRequestHandler):
         replies: ClassVar[list] = []
         requests: ClassVar[list] = []
+        paths: ClassVar[list] = []
+        headers_of: ClassVar[dict] = {429: {"Retry-After": "1"}, 307: {"Location": "https://else/v1"}}
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -64,7 +69,10 @@ def misbehaving():
                 "usage": {"completion_tokens": 2},
             }
             content = (json.dumps(good) if text is None else text).encode()
+            self.paths.append(self.path)
             self.send_response(code)
+            for header in self.headers_of.get(code, {}).items():
+                self.send_header(*header)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -72,7 +80,7 @@ def misbehaving():
         def log_message(self, *_):
             pass
 
-    Handler.replies, Handler.requests = [], []
+    Handler.replies, Handler.requests, Handler.paths = [], [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -172,15 +180,18 @@ def test_a_request_is_openai_s_and_has_a_seed_of_its_own(misbehaving, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "text", "message"),
     [
-        (401, r"refuses the key of TEST_SERVER_API_KEY \(401\)"),
-        (404, r"has no model 'their-model'"),
-        (200, r"the answer is not in OpenAI's form: <html>"),
+        (401, "no\nsuch", r"refuses the key of TEST_SERVER_API_KEY \(401\)"),
+        (404, "no\nsuch", r"has no model 'their-model' \(no such\)"),
+        (404, "<html>\n</html>", r"/v1/chat/completions answers with a web page and is not OpenAI's chat API"),
+        (200, "\n<!DOCTYPE html>", r"answers with a web page"),
+        (200, '{"choices":\n[]}', r"the answer is not in OpenAI's form: {\"choices\": \[\]}"),
+        (307, "", r"has moved to https://else/v1; give that as url"),
     ],
 )
-def test_what_a_repetition_cannot_change_is_one_line_at_once(misbehaving, code, message):
-    misbehaving.replies += [(code, "<html>no\nsuch</html>")]
+def test_what_a_repetition_cannot_change_is_one_line_at_once(misbehaving, code, text, message):
+    misbehaving.replies += [(code, text)]
     with pytest.raises(UserError, match=message) as error:
         elsewhere(misbehaving).answers([ASKED])
     assert len(misbehaving.requests) == 1 and "\n" not in str(error.value)
@@ -189,6 +200,10 @@ def test_what_a_repetition_cannot_change_is_one_line_at_once(misbehaving, code, 
 def test_failures_are_repeated_and_then_one_line(misbehaving, no_pause):
     misbehaving.replies += [(503, "busy"), (500, "oops")]
     assert elsewhere(misbehaving).answers([ASKED])[0].text == "3"
+    # As long as the server wishes; and an answer that a proxy cuts off.
+    misbehaving.replies += [(429, "slow down"), (200, '{"choices": [{"mess')]
+    began = time.monotonic()
+    assert elsewhere(misbehaving).answers([ASKED])[0].text == "3" and time.monotonic() - began > 1
     misbehaving.replies += [(503, "busy")] * 3
     with pytest.raises(UserError, match=r"answers 503: busy; 2 repetitions did not help \(max_retries\)"):
         elsewhere(misbehaving).answers([ASKED])
@@ -198,6 +213,41 @@ def test_a_server_that_hangs_is_one_line(misbehaving, no_pause):
     misbehaving.replies += [("hang", None)] * 2
     with pytest.raises(UserError, match=r"no answer within 0\.2 s \(request_seconds\)"):
         elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/v1/", "/v1/chat/completions"])
+def test_an_address_is_taken_as_people_write_it(misbehaving, end):
+    assert elsewhere(misbehaving, url=misbehaving.url.removesuffix("/v1") + end).answers([ASKED])[0].text == "3"
+    assert misbehaving.paths == ["/v1/chat/completions"]
+
+
+def test_an_address_that_cannot_be_one_and_a_key_that_no_header_takes_are_one_line(misbehaving, monkeypatch):
+    with pytest.raises(UserError, match=r"server: localhost:8000/v1/chat/completions: .*give a url such as http://"):
+        elsewhere(misbehaving, url="localhost:8000").answers([ASKED])
+    monkeypatch.setenv("TEST_SERVER_API_KEY", "a-key\n")
+    elsewhere(misbehaving).answers([ASKED])
+    assert misbehaving.requests[0][0] == "Bearer a-key"
+    monkeypatch.setenv("TEST_SERVER_API_KEY", "a\nkey")
+    with pytest.raises(UserError, match=r"^TEST_SERVER_API_KEY: holds characters that no key has") as error:
+        elsewhere(misbehaving)
+    assert "a\nkey" not in str(error.value)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_certificate_that_nobody_signed_is_one_line_at_once(tmp_path):
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert"), "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *files], check=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    engine = ServerEngine(SAMPLING, SETTINGS | {"url": f"https://127.0.0.1:{server.server_port}"}, "m", None)
+    with pytest.raises(UserError, match=r"self-signed certificate.*set SSL_CERT_FILE"):
+        engine.answers([ASKED])
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_server_that_is_not_there_is_one_line(no_pause):

@@ -36,7 +36,7 @@ class ServerConfig:
     """Starts it for each shard, in its own environment or container; `{model}` is the model's folder and `{port}` a free port:
     `/opt/vllm/bin/vllm serve {model} --port {port}`. Never makes a finished dataset stale."""
     url: str | None = None
-    """Instead: one that runs elsewhere, `https://host/v1`. `generate.model` is the name of its model."""
+    """Instead: one that runs elsewhere, `https://host/v1`, or the whole address, which ends with `/chat/completions`. `generate.model` is the name of its model."""
     model_name: str | None = None
     """With `command`: name by which the server knows the model. Null = the model's folder."""
     api_key_variable: str = "OPENAI_API_KEY"
@@ -48,7 +48,7 @@ class ServerConfig:
     request_seconds: float = 600.0
     """How long an answer may take."""
     max_retries: int = 5
-    """How often a failed request is sent again."""
+    """How often a failed request is sent again, after pauses that double, or that the server asks for (`Retry-After`)."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from post_training.core.errors import DataError
+from post_training.core.errors import DataError, located
 
 Row = dict[str, Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -87,8 +87,8 @@ def import_source(file: Path, kind: str) -> None:
         spec.loader.exec_module(module)
     except DataError:
         raise
-    except Exception as error:  # the user's code can fail in any way
-        raise DataError(f"{file}: importing it failed: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # the user's code can fail in any way
+        raise DataError(f"{file}: importing it failed: {located(error, module.__file__ or '')}") from None
     finally:
         sys.path.pop(0)
 
