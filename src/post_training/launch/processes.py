@@ -103,8 +103,9 @@ def run_together(
 
 
 def _relay(source: IO[str], sink: TextIO, prefix: str) -> None:
-    for line in source:
-        write(sink, prefix + line)
+    with source:
+        for line in source:
+            write(sink, prefix + line)
 
 
 def say(line: str) -> None:
