@@ -205,6 +205,19 @@ def test_rounds_are_a_chain_and_share_their_start(generated):
     assert (jobs["select"], jobs["train"]) == (["round2"], ["dpo"])
 
 
+def test_a_margin_is_select_s_alone_and_without_one_all_is_as_it_was(project):
+    project.config["reward"] = {"init_from": "sft", "data": {"datasets": [copy.deepcopy(ROUND)]}}
+    project.config["reward"]["data"]["datasets"][0]["score"] = [{"reward": "exact_match"}]
+    project.config |= {"method": "reward", "training": {"max_steps": 10, "effective_batch_size": 4}}
+    found = []
+    for keys in (None, {"margin": False}, {"margin": True}):
+        project.config["reward"]["data"]["datasets"][0]["select"] = keys
+        found.append(project.plan().stages)
+    names = [{kind: set(stages[kind]) for kind in ("generate", "score", "select")} for stages in found]
+    assert names[0] == names[1] and names[0]["score"] == names[2]["score"] and names[0]["select"] != names[2]["select"]
+    assert ["margin" in stage.config for stages in found for stage in stages["select"].values()] == [False, False, True]
+
+
 def test_rejection_sampling_for_sft_and_labels_for_kto(project):
     row = copy.deepcopy(ROUND) | {"score": [{"reward": "exact_match"}]}
     project.config["sft2"] = {

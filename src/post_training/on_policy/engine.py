@@ -51,17 +51,15 @@ class Engine:
         sampling: `temperature`, `top_p`, `top_k`, `max_new_tokens`, `seed`.
     """
 
+    at_a_time: int | None = None
+    """Answers of a batch; None = as the configuration says."""
+
     def __init__(self, model: Any, tokenizer: Any, template: str, sampling: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.template, self.sampling = model, tokenizer, template, sampling
         self.max_new_tokens = int(sampling["max_new_tokens"])
         self._ids: dict[str, Ids] = {}
         self.stop = stop_tokens(tokenizer, template)
         self.longest = longest_input(model)
-
-    @property
-    def at_a_time(self) -> int | None:
-        """Answers of a batch; None = as the configuration says."""
-        return None
 
     @classmethod
     def load(cls, folder: Path, template: str | None, sampling: dict[str, Any], trust_remote_code: bool) -> "Engine":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from post_training.on_policy.server import ServerEngine
 
 
+# Answers of a shard that can hardly all be empty by chance.
 _MANY = 32
 
 
@@ -105,7 +106,7 @@ def _lines(batch: list[Key], answers: list[Any]) -> list[Line]:
 def _finish(task: Task, file: Resumable, too_long: int) -> None:
     file.path.touch()  # a shard may have nothing to answer
     lines = read_lines(file.path)
-    # A shard of few answers may well have none with text; `select` counts them all.
+    # Of fewer, `select` counts them all.
     if (task.config["shard"][1] == 1 or len(lines) >= _MANY) and lines and not any(line["answer"] for line in lines):
         raise UserError(
             f"{file.path}: all {len(lines):,} answers are empty; delete it, and look at the prompts and the model"

@@ -52,10 +52,11 @@ def run(task: Task) -> None:
 
 def _as_prompt(row: dict[str, Any]) -> dict[str, Any] | None:
     """A row of any shape as a prompt; None where nothing is asked."""
+    content = {key: value for key, value in row.items() if key not in ("row", "part")}
     if "columns" in row:
-        return {key: value for key, value in row.items() if key not in ("row", "part")}
+        return content
     try:
-        return checker(SHAPE)({key: value for key, value in row.items() if key not in ("row", "part")}, Rules())
+        return checker(SHAPE)(content, Rules())
     except InvalidRow:
         return None
 

@@ -100,12 +100,14 @@ def _alone(reward: Reward, prompt: Line, line: Line) -> Any:
 def _value(found: Any, source: str) -> dict[str, Any]:
     if isinstance(found, Exception | SystemExit):
         return {"score": None, "reason": brief(found) if isinstance(found, DataError) else located(found, source)}
+    if found is None:
+        return {"score": None, "reason": "none"}
     try:
-        number = None if found is None or isinstance(found, str | bytes) else float(found)
+        number = None if isinstance(found, str | bytes) else float(found)
     except Exception:  # whatever stands for a number in anybody's code
-        return {"score": None, "reason": f"not_a_number: {type(found).__name__}"}
+        number = None
     if number is None:
-        return {"score": None, "reason": "none" if found is None else f"not_a_number: {type(found).__name__}"}
+        return {"score": None, "reason": f"not_a_number: {type(found).__name__}"}
     return {"score": number} if math.isfinite(number) else {"score": None, "reason": "nan_or_infinite"}
 
 

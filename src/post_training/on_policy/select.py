@@ -18,8 +18,7 @@ from post_training.core.task import Task
 from post_training.data.message import visible
 from post_training.data.rows import InvalidRow, Rules, checker
 from post_training.data.shapes import VALUES
-from post_training.on_policy.answers import SCORE, Line, prompt_digest, read_answers, read_lines, read_prompts
-from post_training.on_policy.answers import SCORES as SCORES_FILE
+from post_training.on_policy.answers import SCORE, SCORES, Line, prompt_digest, read_answers, read_lines, read_prompts
 from post_training.on_policy.score import quantiles
 
 CANDIDATES = "candidates.jsonl"
@@ -63,10 +62,10 @@ def run(task: Task) -> None:
             _rule_out(candidates, config["cut"])
             counts.update(candidate.why_not or "usable" for candidate in candidates)
             made = choose(candidates, config, prompt_digest(prompt["prompt"], prompt.get("tools")))
-            kept = []
+            kept, text_of = [], {one.sample: one.text for one in candidates}
             for row in made.rows:
                 values = {key: value for key, value in row.items() if key in VALUES}
-                texts = {key: candidates_text(candidates, row[key]) for key in row if key not in VALUES}
+                texts = {key: text_of[row[key]] for key in row if key not in VALUES}
                 try:
                     checked = check(as_row(prompt, texts, values), Rules("reject"))
                 except InvalidRow as error:
@@ -87,7 +86,7 @@ def _candidates(task: Task) -> tuple[list[tuple[int, int]], list[Candidate]]:
     answers, weights = read_answers(task.inputs), task.config["weights"]
     tables: dict[str, dict[tuple[int, int], float | None]] = {}
     for name in weights:
-        lines = read_lines(task.inputs[f"{SCORE}{name}"].with_name(SCORES_FILE))
+        lines = read_lines(task.inputs[f"{SCORE}{name}"].with_name(SCORES))
         tables[name] = {(line["prompt"], line["sample"]): line["score"] for line in lines}
     found = []
     for key, line in answers.items():
@@ -151,11 +150,6 @@ def _pairs(usable: list[Candidate], config: dict[str, Any], prompt: str) -> Made
 def _score(one: Candidate) -> float:
     assert one.score is not None
     return one.score
-
-
-def candidates_text(candidates: list[Candidate], sample: int) -> str:
-    """The text of an answer by its number."""
-    return next(one.text for one in candidates if one.sample == sample)
 
 
 def as_row(prompt: Line, texts: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
