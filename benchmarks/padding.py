@@ -97,7 +97,7 @@ def reference(task: Any, job: dict[str, Any], repeats: int) -> dict[str, Any]:
     size, folder = view["training"]["per_device_train_batch_size"], Path(job["model"])
     plan = BatchPlan(batch.topology_from_environment(), size, 1, size, None)
     pairs = open_rows(task.inputs["data"])
-    made = methods.load("dpo").trainer_class()(
+    made = methods.trainer_class("dpo")(
         view, pairs, model=load_model(folder, view), args=arguments_of(task, view, plan, 1, report_to=["none"]),
         processing_class=load_tokenizer(folder, view), padding_free=padding_free(folder, view),
     )  # fmt: skip

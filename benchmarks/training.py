@@ -130,7 +130,6 @@ def ours(task: Any) -> Any:
 
 def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
     """The same run for plain_trl.py: the arguments that our configuration stands for."""
-    from post_training import methods
     from post_training.config import batch, resolve
     from post_training.training.arguments import load_dtype, trainer_arguments
 
@@ -138,7 +137,7 @@ def plain_job(task: Any, rows: Path, folder: Path) -> dict[str, Any]:
     method = view["method"]
     plan = batch.batch_plan(view, method, batch.topology_from_environment())
     steps = view["training"]["max_steps"]
-    arguments = trainer_arguments(view, method, folder / "plain", plan, steps, methods.load(method).config_class())
+    arguments = trainer_arguments(view, method, folder / "plain", plan, steps)
     arguments |= {"save_strategy": "no", "logging_nan_inf_filter": True}
     if method == "dpo":
         arguments["precompute_ref_log_probs"] = False

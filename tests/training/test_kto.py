@@ -76,10 +76,10 @@ def test_a_tokenizer_without_padding_token(tmp_path, model_manifest, template, j
     """As many base models have it: TRL pads with the end token."""
     from transformers import AutoTokenizer
 
+    from post_training import methods
     from post_training.config import batch
     from post_training.config.batch import Topology
     from post_training.data.view import open_rows
-    from post_training.methods import kto
     from post_training.models import folder
     from post_training.training.arguments import trainer_arguments
     from post_training.training.run import load_model
@@ -88,11 +88,11 @@ def test_a_tokenizer_without_padding_token(tmp_path, model_manifest, template, j
     mix = write_mix(tmp_path, rows, packing=False)
     view = view_of(template, "kto")
     plan = batch.batch_plan(view, "kto", Topology(1, 1, "CPU"))
-    args = kto.config_class()(**trainer_arguments(view, "kto", tmp_path, plan, 2, kto.config_class()))
+    args = methods.config_class("kto")(**trainer_arguments(view, "kto", tmp_path, plan, 2))
     tokenizer = AutoTokenizer.from_pretrained(folder(model_manifest))
     end, tokenizer.pad_token = tokenizer.eos_token_id, None
     model = load_model(folder(model_manifest), view)
-    trainer = kto.trainer_class()(view, open_rows(mix), model=model, args=args, processing_class=tokenizer)
+    trainer = methods.trainer_class("kto")(view, open_rows(mix), model=model, args=args, processing_class=tokenizer)
     batch_of_two = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
     assert batch_of_two["input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]
     assert batch_of_two["KL_input_ids"].tolist() == [[5, 7, end], [5, 5, 7]]

@@ -54,7 +54,7 @@ def model_of():
 def trainer_on(rows, method, template, tokenizer, folder, view=None, args=None, **kwargs):
     module = methods.load(method)
     view = view_of(template, method, **(view or {}))
-    made = module.config_class()(
+    made = methods.config_class(method)(
         output_dir=str(folder), max_steps=1, bf16=False, use_cpu=True, report_to=[], per_device_train_batch_size=len(rows),
         activation_checkpointing=False, gradient_checkpointing=False, remove_unused_columns=False,
         **{**module.training_arguments(view), **(args or {})},
@@ -66,7 +66,7 @@ def trainer_on(rows, method, template, tokenizer, folder, view=None, args=None, 
         def distinct(self):
             return self
 
-    return module.trainer_class()(view, Rows(rows), args=made, processing_class=tokenizer, **kwargs)
+    return methods.trainer_class(method)(view, Rows(rows), args=made, processing_class=tokenizer, **kwargs)
 
 
 def found(trainer, inputs, num_items=None):

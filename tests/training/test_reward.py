@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from test_padding_free import found
 from tiny import TEMPLATE, export_task, losses_of, metrics_of, train_here, train_task, view_of, write_mix
 
+from post_training import methods
 from post_training.core import manifest
 from post_training.data.view import open_rows
-from post_training.methods import reward
 from post_training.models import folder as model_folder
 
 ARGUMENTS = {
@@ -69,10 +69,12 @@ def test_losses_and_gradient_of_trls_trainer(
     arguments = {"max_steps": 1, "per_device_train_batch_size": 6, "center_rewards_coefficient": center}
     theirs = stock(tmp_path, load_model(folder, view), whole(rows), tokenizer, **arguments)
     expected = found(theirs, theirs.data_collator(whole(rows[:6])))
-    args = reward.config_class()(output_dir=str(tmp_path), remove_unused_columns=False, **ARGUMENTS, **arguments)
+    args = methods.config_class("reward")(
+        output_dir=str(tmp_path), remove_unused_columns=False, **ARGUMENTS, **arguments
+    )
     for padding_free in (False, True):
         kwargs = {"args": args, "model": load_model(folder, view), "processing_class": tokenizer}
-        ours = reward.trainer_class()(view, open_rows(mix), padding_free=padding_free, **kwargs)
+        ours = methods.trainer_class("reward")(view, open_rows(mix), padding_free=padding_free, **kwargs)
         batch = ours.data_collator([open_rows(mix)[number] for number in range(6)])
         assert ("layout" in batch) == padding_free
         loss, gradient, metrics = found(ours, batch)

@@ -13,13 +13,8 @@ GPUS = Topology(1, 1, "GPU")
 
 
 def made(template, tmp_path, method="sft", topology=CPU1, **changes):
-    from post_training import methods
-
     view = view_of(template, method, **changes)
-    config_class = methods.load(method).config_class()
-    return arguments.trainer_arguments(
-        view, method, tmp_path / "run", batch_plan(view, method, topology), 6, config_class
-    )
+    return arguments.trainer_arguments(view, method, tmp_path / "run", batch_plan(view, method, topology), 6)
 
 
 def test_every_argument_exists_in_trl(template, tmp_path):
@@ -27,7 +22,7 @@ def test_every_argument_exists_in_trl(template, tmp_path):
 
     known = set()
     for method in methods.names():
-        fields = {field.name for field in dataclasses.fields(methods.load(method).config_class())}
+        fields = {field.name for field in dataclasses.fields(methods.config_class(method))}
         assert set(made(template, tmp_path, method)) <= fields
         known |= fields
     assert set(arguments._OURS) - known <= {"warmup_ratio"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import view_of
 
+from post_training import methods
 from post_training.core.errors import ConfigError
 from post_training.methods import dpo
 from post_training.methods.dpo import losses
@@ -150,4 +151,4 @@ def test_what_trl_calls_precompute_is_a_key_of_ours(template):
     view = view_of(template, "dpo")
     decided = dict.fromkeys(dpo.training_arguments(view), "the section dpo")
     with pytest.raises(ConfigError, match="precompute_ref_log_probs: is decided by the section dpo"):
-        _trainer_args({"precompute_ref_log_probs": True}, decided, dpo.config_class())
+        _trainer_args({"precompute_ref_log_probs": True}, decided, methods.config_class("dpo"))

@@ -91,7 +91,7 @@ def check_length(view: dict[str, Any], method: str) -> None:
         raise ConfigError(f"training.{key}", f"found {found}; give {expected} and set the others to null")
     key = given[0]
     require(training[key] > 0, f"training.{key}", f"found {training[key]}, expected a number above 0")
-    if key == "num_training_tokens" and not methods.load(method).packs(view[method]):
+    if key == "num_training_tokens" and not methods.packs(view):
         remedy = "set sft.packing=true or give another length" if method == "sft" else "give another length"
         raise ConfigError(f"training.{key}", f"found {training[key]}; works for SFT with packing only; {remedy}")
     per_device, key = training[PER_DEVICE], f"training.{PER_DEVICE}"
@@ -123,7 +123,7 @@ def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPl
         divisor = f"{_devices(topology)} x {_count(per_device, unit)} = {at_once}"
         problem = f"{_count(wanted, unit)} do not divide over {divisor}; use {nearest}{other}"
         raise ConfigError("training.effective_batch_size", problem)
-    row_tokens = view[method]["max_seq_length"] if module.packs(view[method]) else None
+    row_tokens = view[method]["max_seq_length"] if methods.packs(view) else None
     return BatchPlan(topology, per_device, wanted // at_once, wanted, row_tokens, unit, automatic)
 
 

@@ -51,6 +51,10 @@ class OnRows:
             if padding_free:
                 without_padding(model)
 
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """TRL calls it in its constructors and would look for text."""
+        return dataset
+
 
 def as_fast(collator: Any, padding_free: bool = False) -> Any:
     """The fast collator with the settings that TRL gave its own; another one is left as it is."""

@@ -4,15 +4,14 @@ A method is one module (or package) here. On top, without importing torch:
 
 - `Config`, a dataclass of its own keys (`init_from` and `max_seq_length` among them);
 - `ROWS`, the shape of its rows, a file of `data/shapes`;
-- `packs(config)`, whether several rows are packed into one;
 - `check(view)`, which raises `ConfigError` for values that cannot work;
-- where they say something: `MODEL_CLASS`, the class of Transformers that it trains, if it is not `AutoModelForCausalLM`; `SPEED_KEYS`, own keys that never make a stage stale; `micro_batch_decides(view)`, whether the
-  rows that a device holds at a time change what is computed; `stored_reference(view)`, see methods/dpo;
-
-and, importing torch and TRL only when called, below:
-
-- `config_class()` and `training_arguments(view)`, TRL's configuration and what it is given besides the shared arguments;
-- `trainer_class()`, its TRL trainer, made with `(view, rows, model=..., args=..., ...)`; see `data.collate.OnRows`.
+- `training_arguments(view)`, what TRL's configuration is given besides the shared arguments;
+- `CONFIG_CLASS` and `TRAINER_CLASS`, as `module:name`: TRL's configuration, and the trainer, TRL's below `data.collate.OnRows`, made with
+  `(view, rows, model=..., args=..., ...)`;
+- where they say something: `MODEL_CLASS`, the class of Transformers that it trains, if it is not `AutoModelForCausalLM`;
+  `packs(config)`, whether several rows are packed into one; `SPEED_KEYS`, own keys that never make a stage stale;
+  `micro_batch_decides(view)`, whether the rows that a device holds at a time change what is computed; `stored_reference(view)`, see
+  methods/dpo.
 
 A method is also the name of a stage: `view["method"]`, below which a view has the method's own keys, is not
 always `view["stage"]`.
@@ -34,6 +33,22 @@ def names() -> list[str]:
 def micro_batch_decides(view: dict[str, Any]) -> bool:
     """Whether the rows that a device holds at a time change what a stage's method computes, and not only its speed."""
     return bool(getattr(load(view["method"]), "micro_batch_decides", lambda _: False)(view))
+
+
+def packs(view: dict[str, Any]) -> bool:
+    """Whether a stage's mix packs several rows into one."""
+    method = view["method"]
+    return bool(getattr(load(method), "packs", lambda _: False)(view[method]))
+
+
+def config_class(method: str) -> Any:
+    """TRL's class for the arguments of a method."""
+    return pkgutil.resolve_name(load(method).CONFIG_CLASS)
+
+
+def trainer_class(method: str) -> Any:
+    """The class of a method's trainer; imports torch and TRL."""
+    return pkgutil.resolve_name(load(method).TRAINER_CLASS)
 
 
 def model_class(method: str) -> str:

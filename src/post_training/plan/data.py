@@ -45,7 +45,7 @@ class DataStages(Sources):
             "rows": module.ROWS,
             "seed": data["seed"],
             "max_seq_length": view[method]["max_seq_length"],
-            "packing": module.packs(view[method]),
+            "packing": methods.packs(view),
             "overlong": view[method].get("overlong", "drop"),
             "eval_fraction": fraction,
         }

@@ -31,10 +31,10 @@ def _arguments(subject: Subject) -> Check:
     from post_training.training.arguments import trainer_arguments
     from post_training.training.run import make_arguments
 
-    config_class = methods.load(subject.method).config_class()
+    config_class = methods.config_class(subject.method)
     name = "libraries.arguments"
     try:
-        given = trainer_arguments(subject.view, subject.method, subject.run, subject.plan, subject.steps, config_class)
+        given = trainer_arguments(subject.view, subject.method, subject.run, subject.plan, subject.steps)
         if subject.deepspeed is not None:
             given["deepspeed"] = None  # it would start a process group; see the checks of deepspeed below
         on_gpu = subject.topology.device == "GPU"

@@ -117,7 +117,7 @@ def take_step(view: dict[str, Any], folder: Path, manifest: Path, *, on_gpu: boo
     if holds_reference(view) and view[method].get("ref_model_name_or_path"):
         inputs["reference_model"] = manifest
     task: Any = SimpleNamespace(inputs=inputs, directory=folder.parent)
-    rows = Rows(method, size, packed=bool(methods.load(method).packs(view[method])))
+    rows = Rows(method, size, packed=methods.packs(view))
     stored = None
     if getattr(methods.load(method), "stored_reference", lambda _: None)(view) is not None:
         stored = ZeroReference(folder)

@@ -47,7 +47,7 @@ _MIN_LR_SCHEDULERS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 
 def trainer_arguments(
-    view: dict[str, Any], method: str, directory: Path, plan: BatchPlan, steps: int, config_class: type
+    view: dict[str, Any], method: str, directory: Path, plan: BatchPlan, steps: int
 ) -> dict[str, Any]:
     """Everything that the method's TRL configuration is made with.
 
@@ -57,7 +57,6 @@ def trainer_arguments(
         directory: the run directory.
         plan: devices and batch.
         steps: length in optimizer steps; always given, so that TRL computes none itself.
-        config_class: TRL's class, against whose fields `training.trainer_args` is checked.
 
     Raises:
         ConfigError: for values that this machine or TRL cannot work with.
@@ -112,7 +111,7 @@ def trainer_arguments(
     }
     own = methods.load(method).training_arguments(view)
     decided = _OURS | dict.fromkeys(own, f"the section {method}")
-    return shared | own | _trainer_args(training["trainer_args"], decided, config_class)
+    return shared | own | _trainer_args(training["trainer_args"], decided, methods.config_class(method))
 
 
 def load_dtype(view: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def reference_rank(task: Task) -> None:
     made = {"model": model, "args": args, "processing_class": tokenizer, "padding_free": padding_free(folder, view)}
     if view["model"]["quantization"] is not None:  # whose trainer wants adapters; TRL switches them off
         made |= lora.adapter_arguments(view, model, folder)
-    trainer = methods.load(name).trainer_class()(view, pairs, **made)
+    trainer = methods.trainer_class(name)(view, pairs, **made)
     scorer = Scorer(trainer, size)
     checked = settle(trainer, pairs, view)
     if args.process_index == 0:

@@ -159,10 +159,8 @@ def _train(trainer: Any, directory: Path, start: Checkpoint | None) -> signal.Si
 def arguments_of(task: Task, view: dict[str, Any], plan: BatchPlan, steps: int, **changed: Any) -> Any:
     """TRL's configuration of a stage, with some arguments changed. Made before the model: with ZeRO-3 it makes that load in shards."""
     name = view["method"]
-    config_class = methods.load(name).config_class()
-    return make_arguments(
-        config_class, trainer_arguments(view, name, task.directory, plan, steps, config_class) | changed
-    )
+    config_class = methods.config_class(name)
+    return make_arguments(config_class, trainer_arguments(view, name, task.directory, plan, steps) | changed)
 
 
 def make_trainer(

@@ -24,7 +24,7 @@ else:
 
 def trainer_class(method: str) -> Any:
     """`class SFT(Monitored, <the method's TRL trainer>)`, and the same of any other method."""
-    base = methods.load(method).trainer_class()
+    base = methods.trainer_class(method)
     return type(base.__name__, (Monitored, base), {})
 
 

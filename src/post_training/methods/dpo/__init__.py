@@ -1,17 +1,13 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on tokenised pairs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.core.errors import one_of, require
 from post_training.methods.dpo.losses import SORTED, check_losses, needs_reference, weights
 
-if TYPE_CHECKING:
-    from trl.trainer.dpo_config import DPOConfig
-
-    from post_training.methods.dpo.trainer import DPO
-
 ROWS = "preference"
+CONFIG_CLASS, TRAINER_CLASS = "trl.trainer.dpo_config:DPOConfig", "post_training.methods.dpo.trainer:DPO"
 
 
 @dataclass
@@ -42,11 +38,6 @@ class Config:
 
 SPEED_KEYS = ("allow_implausible", "reference_batch_size")
 """Keys of the section that never make a stage stale."""
-
-
-def packs(config: dict[str, Any]) -> bool:
-    """Pairs are never packed: TRL's DPO has no packing."""
-    return False
 
 
 def micro_batch_decides(view: dict[str, Any]) -> bool:
@@ -84,17 +75,3 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
         "precompute_ref_log_probs": config["reference"] == "stored" or not needs_reference(config),
         "precompute_ref_batch_size": None,
     }
-
-
-def config_class() -> "type[DPOConfig]":
-    """TRL's class for the arguments."""
-    from trl.trainer.dpo_config import DPOConfig
-
-    return DPOConfig
-
-
-def trainer_class() -> "type[DPO]":
-    """TRL's DPOTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    from post_training.methods.dpo.trainer import DPO
-
-    return DPO

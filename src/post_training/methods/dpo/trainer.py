@@ -48,10 +48,6 @@ class DPO(OnRows, dpo_trainer.DPOTrainer):
         else:
             self.starts_at_reference = kwargs.get("ref_model") is None
 
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """TRL calls it in its constructor and would look for text."""
-        return dataset
-
     def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """TRL calls it in its constructor with `precompute_ref_log_probs`, which also has it read the stored values."""
         return dataset

@@ -1,17 +1,12 @@
 """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306) on unpaired completions with binary labels."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.core.errors import one_of, require
 
-if TYPE_CHECKING:
-    from trl.trainer.kto_config import KTOConfig
-
-    from post_training.data.view import Rows
-    from post_training.methods.kto.trainer import KTO
-
 ROWS = "unpaired"
+CONFIG_CLASS, TRAINER_CLASS = "trl.trainer.kto_config:KTOConfig", "post_training.methods.kto.trainer:KTO"
 LOSSES = ("kto", "apo_zero_unpaired")
 
 
@@ -35,11 +30,6 @@ class Config:
     """Another reference model: an earlier stage, an id or a folder. Null = the model that this stage starts from."""
     max_seq_length: int = 2048
     """Tokens of prompt plus answer; longer rows are dropped and counted."""
-
-
-def packs(config: dict[str, Any]) -> bool:
-    """Rows are never packed: TRL's KTO has no packing."""
-    return False
 
 
 def micro_batch_decides(view: dict[str, Any]) -> bool:
@@ -69,21 +59,7 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
     return own | {"max_length": view["kto"]["max_seq_length"], "precompute_ref_log_probs": False}
 
 
-def config_class() -> "type[KTOConfig]":
-    """TRL's class for the arguments."""
-    from trl.trainer.kto_config import KTOConfig
-
-    return KTOConfig
-
-
-def trainer_class() -> "type[KTO]":
-    """TRL's KTOTrainer on rows of `prompt_ids`, `completion_ids` and `label` (`[1]` or `[0]`)."""
-    from post_training.methods.kto.trainer import KTO
-
-    return KTO
-
-
-def desirable_share(rows: "Rows", at_most: int = 2000) -> float:
+def desirable_share(rows: Any, at_most: int = 2000) -> float:
     """Share of the documents, of `at_most` evenly spaced ones, whose answer is desirable."""
     documents = rows.distinct()
     step = -(-len(documents) // at_most)

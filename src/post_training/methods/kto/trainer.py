@@ -23,10 +23,6 @@ class KTO(OnRows, KTOTrainer):
         if self.args.process_index == 0 and (advice := balance(view["kto"], desirable_share(rows))):
             print(f"{view['stage']}: {advice}", flush=True)
 
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """TRL calls it in its constructor and would look for text."""
-        return dataset
-
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
         """TRL hands all that it does not know on to the model, here with the layout of these sequences."""
         return super()._compute_kl_logps(model, {**batch, "layout": batch.get("KL_layout")})  # type: ignore[no-untyped-call]

@@ -1,16 +1,12 @@
 """Reward models (Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155): a model with one output, trained on tokenised pairs."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.core.errors import require
 
-if TYPE_CHECKING:
-    from trl.trainer.reward_config import RewardConfig
-
-    from post_training.methods.reward.trainer import Reward
-
 ROWS = "preference"
+CONFIG_CLASS, TRAINER_CLASS = "trl.trainer.reward_config:RewardConfig", "post_training.methods.reward.trainer:Reward"
 MODEL_CLASS = "AutoModelForSequenceClassification"
 
 
@@ -25,11 +21,6 @@ class Config:
     """Weight of a loss that keeps the rewards of a pair around 0 (arXiv:2312.09244, which has 0.01). Null = without."""
     max_seq_length: int = 2048
     """Tokens of prompt plus answer; longer pairs are dropped and counted."""
-
-
-def packs(config: dict[str, Any]) -> bool:
-    """Pairs are never packed: an answer's reward is read at its end."""
-    return False
 
 
 def check(view: dict[str, Any]) -> None:
@@ -47,17 +38,3 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
     config = view["reward"]
     names = {"center_rewards_coefficient": config["center_rewards_coefficient"]}
     return names | {"max_length": config["max_seq_length"]}
-
-
-def config_class() -> "type[RewardConfig]":
-    """TRL's class for the arguments."""
-    from trl.trainer.reward_config import RewardConfig
-
-    return RewardConfig
-
-
-def trainer_class() -> "type[Reward]":
-    """TRL's RewardTrainer on rows of `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    from post_training.methods.reward.trainer import Reward
-
-    return Reward

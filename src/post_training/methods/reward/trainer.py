@@ -25,10 +25,6 @@ class Reward(OnRows, RewardTrainer):
         multiple = self.data_collator.pad_to_multiple_of
         self.data_collator = DocumentEnds(pad) if self.without_padding else PreferenceCollator(pad, multiple)
 
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """TRL calls it in its constructor and would count tokens without the prompt's."""
-        return dataset
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

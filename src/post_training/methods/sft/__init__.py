@@ -1,14 +1,12 @@
 """Supervised fine-tuning on packed, labelled rows."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from post_training.core.errors import one_of
 
-if TYPE_CHECKING:
-    from trl.trainer.sft_config import SFTConfig
-
 ROWS = "messages"
+CONFIG_CLASS, TRAINER_CLASS = "trl.trainer.sft_config:SFTConfig", "post_training.methods.sft.trainer:SFT"
 
 
 @dataclass
@@ -54,19 +52,3 @@ def training_arguments(view: dict[str, Any]) -> dict[str, Any]:
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "assistant_only_loss": False,
     }
-
-
-def config_class() -> "type[SFTConfig]":
-    """TRL's class for the arguments."""
-    from trl.trainer.sft_config import SFTConfig
-
-    return SFTConfig
-
-
-def trainer_class() -> type:
-    """TRL's SFTTrainer on rows of `input_ids`, `labels` and, when packed, `seq_lengths`."""
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    from post_training.data.collate import OnRows
-
-    return type("SFT", (OnRows, SFTTrainer), {})
