@@ -248,14 +248,14 @@ def train_here(training: Task) -> Path:
 
 def make_here(plan: Plan, *stages: Stage) -> None:
     """Make stages and all that they are made from in this process, training included."""
-    from post_training.plan.make import run_stage, task_of, upstream
+    from post_training.plan.make import run_stage, upstream
 
     for one in [other for stage in stages for other in [*upstream(stage), stage]]:
         if not (plan.base / one.manifest).is_file():
             if one.kind == "train":
-                train_here(task_of(plan, one))
+                train_here(one.task(plan.base))
             elif one.kind == "reference":
-                compute_reference(task_of(plan, one))
+                compute_reference(one.task(plan.base))
             else:
                 run_stage(plan, one)
 

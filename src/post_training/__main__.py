@@ -89,7 +89,7 @@ def run_stage(options: argparse.Namespace) -> int:
         if kind.place != "ranks":  # whose launcher does both once it owns the run
             task.directory.mkdir(parents=True, exist_ok=True)  # snakemake has made it, a user by hand has not
             inputs.check(task)
-        return importlib.import_module(kind.module).run(task) or 0
+        return kind.run(task) or 0
     except UserError as error:
         task.keep_error(str(error))
         raise

@@ -74,7 +74,7 @@ def ready(file):
     plan = make_plan(resolve(file))
     stage = plan.trained[plan.pipeline.stages[-1]]
     train.make_inputs(plan, stage, first=True)
-    return plan, make.task_of(plan, stage)
+    return plan, stage.task(plan.base)
 
 
 @pytest.mark.parametrize("method", methods.names())
@@ -140,7 +140,7 @@ def test_a_chain_of_four_stages_trains_each_on_the_one_before(tmp_path, template
     starts = []
     for name, stage in plan.trained.items():
         train.make_inputs(plan, stage, first=True)
-        task = make.task_of(plan, stage)
+        task = stage.task(plan.base)
         train_here(task)
         told = manifest.read(task.output)
         assert told["steps"] == (1 if name == "again" else 2)

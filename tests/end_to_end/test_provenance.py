@@ -21,7 +21,6 @@ from post_training.core.stages import STAGES
 from post_training.lineage import collect, verify
 from post_training.lineage.compare import differences
 from post_training.plan import make_plan
-from post_training.plan.make import task_of
 from post_training.run_dir.wandb_offline import sync_command
 
 pytestmark = pytest.mark.slow
@@ -345,7 +344,7 @@ def test_a_resumed_run_goes_on_under_its_id(finished, tmp_path, monkeypatch):
     before = losses_of(directory)
     (directory / manifest.NAME).unlink()
     shutil.rmtree(directory / "checkpoints" / "checkpoint-4")
-    done = run(tmp_path, *launcher_command(task_of(plan, stage)), PYTHONPATH=str(project / "src"))
+    done = run(tmp_path, *launcher_command(stage.task(plan.base)), PYTHONPATH=str(project / "src"))
     assert done.returncode == 0 and "resuming from checkpoint-2" in done.stdout, done.stdout
     first, second = offline_folders(directory)
     assert first.rpartition("-")[0] != second.rpartition("-")[0]

@@ -20,7 +20,7 @@ from post_training.launch.environment import library_environment
 from post_training.launch.finish import finish_if_complete, last_checkpoint
 from post_training.launch.launcher import discard_debug_run, prepare_directory, reshard
 from post_training.plan import Plan, Stage, make_plan
-from post_training.plan.make import run_stage, task_of, upstream
+from post_training.plan.make import make, upstream
 from post_training.run_dir import wandb_offline
 from post_training.run_dir.failures import PeerError
 from post_training.run_dir.lock import LOCKED, LockedError, take
@@ -46,7 +46,7 @@ def train(options: Namespace) -> int:
     _check_upstream(plan, stage)
     # Before torch is imported: preparing data may take long, and the other ranks only wait.
     make_inputs(plan, stage, first=rank == 0)
-    task = task_of(plan, stage)
+    task = stage.task(plan.base)
     os.environ.update(library_environment(view, task.directory, topology.device, task.inputs.get("kernel")))
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
@@ -58,7 +58,7 @@ def train(options: Namespace) -> int:
         with take(task.directory, on_loss=lambda: os._exit(1)):
             print(f"{name}: {batches.describe(steps)}", flush=True)
             discard_debug_run(task, view)
-            prepare_directory(task, view)
+            prepare_directory(task)
             return _train(plan, task, view, steps, first=True)
     except LockedError as error:
         print(error, file=sys.stderr, flush=True)
@@ -127,11 +127,8 @@ def _check_upstream(plan: Plan, stage: Stage) -> None:
 
 def make_inputs(plan: Plan, stage: Stage, first: bool) -> None:
     """Rank 0 runs the missing data and model stages, in order; the others wait for their manifests."""
-    for other in upstream(stage):
-        path = plan.base / other.manifest
-        while not path.is_file():
-            if first:
-                print(f"{other.kind}: {other.name}", file=sys.stderr, flush=True)
-                run_stage(plan, other)
-            else:
-                time.sleep(_POLL_SECONDS)
+    for other in stage.inputs.values():
+        if first:
+            make(plan, other)
+        while not (plan.base / other.manifest).is_file():
+            time.sleep(_POLL_SECONDS)

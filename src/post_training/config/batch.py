@@ -7,7 +7,7 @@ from typing import Any
 
 from post_training import methods
 from post_training.core.devices import count_gpus
-from post_training.core.errors import ConfigError, require
+from post_training.core.errors import ConfigError, at_least, require
 
 AUTO, PER_DEVICE = "auto", "per_device_train_batch_size"
 LENGTHS = ("max_steps", "num_training_samples", "num_training_tokens", "num_train_epochs")
@@ -61,7 +61,7 @@ def local_topology(view: dict[str, Any]) -> Topology:
     """
     gpus = 0 if view["accelerate"]["use_cpu"] else count_gpus()
     wanted, key = view["accelerate"]["num_processes"], "accelerate.num_processes"
-    require(wanted is None or wanted >= 1, key, f"found {wanted}, expected 1 or more")
+    at_least(1, wanted, key)
     require(wanted is None or not gpus or wanted <= gpus, key, f"found {wanted}, but this machine shows {gpus} GPUs")
     return Topology(1, wanted or gpus or 1, "GPU" if gpus else "CPU")
 
@@ -100,9 +100,8 @@ def check_length(view: dict[str, Any], method: str) -> None:
         decides = methods.micro_batch_decides(view)
         require(not decides, key, f"found {AUTO}, but these rows are compared within a micro-batch; give a number")
     else:
-        require(per_device >= 1, key, f"found {per_device}, expected 1 or more")
-    batch = training["effective_batch_size"]
-    require(batch >= 1, "training.effective_batch_size", f"found {batch}, expected 1 or more")
+        at_least(1, per_device, key)
+    at_least(1, training["effective_batch_size"], "training.effective_batch_size")
     ratio = training["warmup_ratio"]
     require(0 <= ratio < 1, "training.warmup_ratio", f"found {ratio}, expected a share from 0 to below 1")
 

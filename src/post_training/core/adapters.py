@@ -1,28 +1,14 @@
 """A folder of adapters by PEFT: which files decide what it is, and the model that it belongs to. No torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, require
-from post_training.core.locate import TOKENIZER_FILES, files_below
+from post_training.core.errors import require
+from post_training.core.locate import TOKENIZER_FILES, files_below, json_object
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 # Methods of PEFT that change weights; the others put something before the tokens or between the layers.
-_MERGED = (
-    "LORA",
-    "ADALORA",
-    "LOHA",
-    "LOKR",
-    "IA3",
-    "OFT",
-    "BOFT",
-    "VERA",
-    "RANDLORA",
-    "HRA",
-    "LN_TUNING",
-    "TRAINABLE_TOKENS",
-)
+_MERGED = "LORA ADALORA LOHA LOKR IA3 OFT BOFT VERA RANDLORA HRA LN_TUNING TRAINABLE_TOKENS".split()
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -50,7 +36,7 @@ def base_of(folder: Path, key: str) -> dict[str, Any]:
     Raises ConfigError for `key` where they cannot be merged into it, or where it is not said.
     """
     path = folder / CONFIG
-    config = _read(path, key)
+    config = json_object(path, key)
     kind, task = config.get("peft_type"), config.get("task_type") or "CAUSAL_LM"
     what = f"{folder}: adapters of the kind {kind} cannot be merged into weights"
     require(kind in _MERGED, key, f"{what}; name a model, or LoRA adapters")
@@ -71,12 +57,5 @@ def base_of(folder: Path, key: str) -> dict[str, Any]:
     while is_adapter_folder(next_one):  # adapters of adapters
         require(next_one.resolve() not in seen, key, f"{folder}: is its own model, by way of {base}; {remedy}")
         seen.append(next_one.resolve())
-        next_one = Path(str(_read(next_one / CONFIG, key).get("base_model_name_or_path") or "")).expanduser()
+        next_one = Path(str(json_object(next_one / CONFIG, key).get("base_model_name_or_path") or "")).expanduser()
     return {"name_or_path": base, "revision": config.get("revision"), "from_scratch": None}
-
-
-def _read(path: Path, key: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(key, f"{path}: cannot be read ({error}); copy the folder again") from None

@@ -31,9 +31,13 @@ class DataError(UserError):
 def did_you_mean(word: str, offered: Iterable[str]) -> str:
     """`"Did you mean 'a'? "` or nothing, then what is on offer."""
     offered = sorted(set(offered))
+    return f"{guess(word, offered)}On offer: {', '.join(offered)}"
+
+
+def guess(word: str, offered: Iterable[str]) -> str:
+    """`"Did you mean 'a'? "` or nothing, where there are too many to list."""
     close = closest(word, offered)
-    guess = f"Did you mean {close!r}? " if close else ""
-    return f"{guess}On offer: {', '.join(offered)}"
+    return f"Did you mean {close!r}? " if close else ""
 
 
 def closest(word: str, offered: Iterable[str], similar: float = 0.6) -> str | None:
@@ -60,6 +64,11 @@ def located(error: BaseException, file: str) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     place = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {brief(error)}{place}"
+
+
+def at_least(least: int, found: Any, key: str) -> None:
+    """Raise `ConfigError(key, ...)` for a number below the least; None, which is none, is allowed."""
+    require(found is None or found >= least, key, f"found {found}, expected {least} or more")
 
 
 def brief(error: BaseException, longest: int = 300) -> str:

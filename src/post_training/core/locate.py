@@ -172,7 +172,7 @@ def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
 
 def _saved_files(folder: Path, key: str) -> list[Path]:
     """The shards that a folder of `save_to_disk` lists, all of them there."""
-    state = _json_object(folder / "state.json", key)
+    state = json_object(folder / "state.json", key)
     indexed = state.get("_indices_data_files") or state.get("_indices_files")
     remedy = "call flatten_indices() and save it again"
     require(not indexed, key, f"{folder}: was saved with an index over its rows; {remedy}")
@@ -185,14 +185,15 @@ def _saved_files(folder: Path, key: str) -> list[Path]:
 
 def _listed(file: Path, name: str, kind: type, key: str) -> list[Any]:
     """The list of that name in a JSON file."""
-    found = _json_object(file, key).get(name)
+    found = json_object(file, key).get(name)
     good = isinstance(found, list) and all(isinstance(one, kind) for one in found)
     require(good, key, f"{file}: does not list {name}; copy the folder again")
     assert isinstance(found, list)
     return found
 
 
-def _json_object(file: Path, key: str) -> dict[str, Any]:
+def json_object(file: Path, key: str) -> dict[str, Any]:
+    """The object in a JSON file of a folder that somebody gives. Raises ConfigError for `key`."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

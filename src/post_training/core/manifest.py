@@ -23,19 +23,8 @@ from post_training.core.secrets import mask
 
 NAME = "manifest.json"
 _VERSIONS = (
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "fastokens",
-    "deepspeed",
-    "peft",
-    "numpy",
-    "pyarrow",
-    "snakemake",
-)
+    "torch transformers trl accelerate datasets tokenizers fastokens deepspeed peft numpy pyarrow snakemake"
+).split()
 # Above this, hashing is announced.
 _LONG_BYTES = 8 << 30
 File = dict[str, Any]
@@ -199,7 +188,7 @@ def write(path: Path, spec: dict[str, Any], inputs: dict[str, Path], started: fl
         "git": code.state(path.parent),
         "code_sha256": code.sha256(),
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -282,7 +271,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _user() -> str:
+def user() -> str:
+    """Name of the user, or where the system has none the number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -88,7 +88,7 @@ def _run_owned(task: Task, lock: Lock) -> int:
     steps = batch.steps(view, method, manifest.read(task.inputs["data"])["rows_out"])
     assert steps is not None
     print(f"{view['stage']}: {plan.describe(steps)}", flush=True)
-    prepare_directory(task, view)
+    prepare_directory(task)
     predictions.begin(task, view["stage"])
     write_epochs(task.inputs["data"], steps * plan.rows)
     return _run_ranks(task, view, topology, lock, lambda: finish_if_complete(task, steps))
@@ -243,7 +243,7 @@ def discard_debug_run(task: Task, view: dict[str, Any]) -> None:
         write_atomically(last, call)
 
 
-def prepare_directory(task: Task, view: dict[str, Any]) -> None:
+def prepare_directory(task: Task) -> None:
     """Make the run directory with `logs/` and `config.yaml`, a configuration that reproduces this run."""
     from omegaconf import OmegaConf
 

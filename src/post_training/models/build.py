@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, DataError, did_you_mean
+from post_training.core.errors import ConfigError, DataError, did_you_mean, guess
 from post_training.core.manifest import describe, own_files
 from post_training.core.task import Task
 from post_training.models.files import make_portable
@@ -102,8 +102,9 @@ def write_weights(folder: Path, vocab_size: int, tokenizer: Any, weights: dict[s
     auto_model: Any = transformers.AutoModelForCausalLM
     kind, arguments = weights["model_type"], weights["config"]
     if kind not in architectures:
-        guess = did_you_mean(kind, list(architectures)).split("On offer")[0]  # there are hundreds
-        expected = f"{guess}Expected a model_type of Transformers such as llama, qwen3 or olmo2"
+        expected = (
+            f"{guess(kind, list(architectures))}Expected a model_type of Transformers such as llama, qwen3 or olmo2"
+        )
         raise ConfigError(f"{_KEY}.model_type", f"found {kind!r}. {expected}")
     # Transformers silently keeps unknown arguments as attributes.
     offered = [name for name in vars(architectures[kind]()) if not name.startswith("_")]

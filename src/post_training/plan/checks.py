@@ -8,7 +8,7 @@ from post_training.config import batch
 from post_training.config.deepspeed import deepspeed_config
 from post_training.config.load import Pipeline
 from post_training.core.devices import known_gpu
-from post_training.core.errors import ConfigError, one_of, require
+from post_training.core.errors import ConfigError, at_least, one_of, require
 from post_training.core.fingerprint import LONGEST_NAME, is_safe_name
 from post_training.core.stages import STAGES
 from post_training.models import hub_kernel
@@ -53,8 +53,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
         f"found {limit}; rotation happens before the new checkpoint is verified, so 2 or more must be kept, or null for all",
     )
     for section, key in (("checkpointing", "save_steps"), ("logging", "logging_steps"), ("data", "num_proc")):
-        number = view[section][key]
-        require(number is None or number >= 1, f"{section}.{key}", f"found {number}, expected 1 or more")
+        at_least(1, view[section][key], f"{section}.{key}")
     for section in ("training", "data"):
         seed = view[section]["seed"]
         require(0 <= seed < 2**32, f"{section}.seed", f"found {seed}, expected a number from 0 to {2**32 - 1:,}")
@@ -88,7 +87,7 @@ def _check_preflight(view: dict[str, Any]) -> None:
         "preflight.assumed_mfu",
         f"found {section['assumed_mfu']}, expected a share above 0",
     )
-    require(section["probe_steps"] >= 2, "preflight.probe_steps", f"found {section['probe_steps']}, expected 2 or more")
+    at_least(2, section["probe_steps"], "preflight.probe_steps")
 
 
 def _check_types(view: dict[str, Any]) -> None:

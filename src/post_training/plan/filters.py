@@ -8,15 +8,7 @@ from post_training.core.locate import data_files
 from post_training.plan.sources import Sources
 from post_training.plan.stage import Stage
 
-_SWITCHES = (
-    "deduplicate",
-    "decontaminate",
-    "languages",
-    "min_characters",
-    "max_characters",
-    "min_turns",
-    "max_turns",
-)
+_SWITCHES = "deduplicate decontaminate languages min_characters max_characters min_turns max_turns".split()
 
 
 class Filters:

@@ -7,7 +7,7 @@ from typing import Any
 
 from post_training.config.schema.data import DatasetConfig
 from post_training.config.schema.on_policy import GenerateConfig, SelectConfig
-from post_training.core.errors import ConfigError, one_of, require
+from post_training.core.errors import ConfigError, at_least, one_of, require
 
 # Keys of a dataset that say where rows come from, and have no meaning for rows that a model writes.
 _OF_FILES = ("path", "subset", "split", "revision", "eval_split", "transform")
@@ -108,7 +108,7 @@ def server_keys(section: dict[str, Any] | None, key: str, usual: str) -> dict[st
             f"found {section['url']!r}, expected http(s)://",
         )
     for name, least in (("concurrency", 1), ("startup_seconds", 1), ("request_seconds", 1), ("max_retries", 0)):
-        require(section[name] >= least, f"{key}.{name}", f"found {section[name]}, expected {least} or more")
+        at_least(least, section[name], f"{key}.{name}")
     return section
 
 
@@ -121,10 +121,8 @@ def select_keys(given: dict[str, Any] | None, shape: str, key: str) -> dict[str,
         require(fits, f"{key}.{name}", f"is not of this method, whose rows are {shape}; its keys are {', '.join(used)}")
     one_of(section["pairs"], ("best_worst", "best_random", "all_ordered"), f"{key}.pairs")
     one_of(section["cut"], ("drop", "keep"), f"{key}.cut")
-    require(section["min_margin"] >= 0, f"{key}.min_margin", f"found {section['min_margin']}, expected 0 or more")
-    require(
-        section["best"] is None or section["best"] >= 1, f"{key}.best", f"found {section['best']}, expected 1 or more"
-    )
+    at_least(0, section["min_margin"], f"{key}.min_margin")
+    at_least(1, section["best"], f"{key}.best")
     needs = shape != "unpaired" or section["threshold"] is not None
     require(needs, f"{key}.threshold", "is missing; from which score on is an answer desirable?")
     own = {name: section[name] for name in used}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from post_training import methods
-from post_training.core.errors import one_of, require
+from post_training.core.errors import at_least, one_of, require
 from post_training.plan.stage import Stage
 
 KEYS = ("during_training_steps", "max_samples")
@@ -25,14 +25,8 @@ def check_held_out(name: str, view: dict[str, Any], mixed: Stage) -> None:
     key = "evaluation.during_training_steps"
     one_of(view["export"]["checkpoint"], ("last", "best"), "export.checkpoint")
     if stop is not None:
-        require(
-            stop["patience"] >= 1, "training.early_stopping.patience", f"found {stop['patience']}, expected 1 or more"
-        )
-        require(
-            stop["min_delta"] >= 0,
-            "training.early_stopping.min_delta",
-            f"found {stop['min_delta']}, expected 0 or more",
-        )
+        for name, least in (("patience", 1), ("min_delta", 0)):
+            at_least(least, stop[name], f"training.early_stopping.{name}")
         require(every is not None, "training.early_stopping", f"goes by the held-out loss; set {key}")
     require(
         view["export"]["checkpoint"] == "last" or every is not None,

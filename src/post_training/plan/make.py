@@ -1,12 +1,10 @@
 """Makes stages in this process, without Snakemake, for the commands that a user calls by hand."""
 
-import importlib
 import sys
 from pathlib import Path
 
 from post_training.core.errors import UserError
 from post_training.core.stages import STAGES
-from post_training.core.task import Task
 from post_training.plan import Plan, Stage
 
 
@@ -19,15 +17,10 @@ def make(plan: Plan, stage: Stage) -> Path:
     return plan.base / stage.manifest
 
 
-def task_of(plan: Plan, stage: Stage) -> Task:
-    """The task of a planned stage, as a rule would pass it."""
-    return stage.task(plan.base)
-
-
 def run_stage(plan: Plan, stage: Stage) -> None:
     """Run one stage's body here; its inputs are there."""
     Path(plan.base / stage.directory).mkdir(parents=True, exist_ok=True)
-    if importlib.import_module(STAGES[stage.kind].module).run(task_of(plan, stage)):
+    if STAGES[stage.kind].run(stage.task(plan.base)):
         raise UserError(f"{plan.base / stage.directory}: {stage.kind} failed; its error is above")
 
 

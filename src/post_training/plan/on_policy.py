@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from post_training import methods
 from post_training.config.names import dataset_name
-from post_training.core.errors import ConfigError, did_you_mean, require
+from post_training.core.errors import ConfigError, at_least, did_you_mean, require
 from post_training.data.rows import PROMPTS
 from post_training.on_policy.answers import SCORE, SHARD
 from post_training.plan.generated_keys import check_entry, check_sampling, sampling_keys, select_keys, server_keys
@@ -58,11 +58,7 @@ class OnPolicy:
 
     def _prompts(self, section: dict[str, Any], name: str, view: dict[str, Any], key: str) -> Stage:
         inputs: dict[str, Stage] = {}
-        require(
-            section["rows"] is None or section["rows"] >= 1,
-            f"{key}.rows",
-            f"found {section['rows']}, expected 1 or more",
-        )
+        at_least(1, section["rows"], f"{key}.rows")
         if section["dataset"] is not None:
             require(not section["path"], f"{key}.path", "is given beside dataset; give one of them")
             mixed = self._mix_with(section["dataset"], f"{key}.dataset")

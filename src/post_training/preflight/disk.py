@@ -4,10 +4,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from getpass import getuser
 from pathlib import Path
 
 from post_training.core.format import gib
+from post_training.core.manifest import user
 from post_training.models.weights import BYTES
 from post_training.preflight import memory
 from post_training.preflight.check import Check, check
@@ -73,7 +73,7 @@ def left(base: Path) -> Room:
     """The smallest of: free bytes of the file system, and what Lustre's or the system's quota leaves to this user."""
     folder = next(path for path in (base, *base.absolute().parents) if path.is_dir())
     rooms = [Room(shutil.disk_usage(folder).free, "file system")]
-    for words in (["lfs", "quota", "-q", "-u", _user(), str(folder)], ["quota", "-w", "-p"]):
+    for words in (["lfs", "quota", "-q", "-u", user(), str(folder)], ["quota", "-w", "-p"]):
         free = quota_left(_output_of(words))
         if free is not None:
             rooms.append(Room(free, f"quota, by {words[0]}"))
@@ -102,11 +102,4 @@ def _output_of(words: list[str]) -> str:
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _user() -> str:
-    try:
-        return getuser()
-    except (KeyError, OSError):
         return ""

@@ -8,7 +8,7 @@ from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief, did_you_mean
 from post_training.models import folder as model_folder
 from post_training.models.parts import NEW_KEYS, check_parts, token_ids
-from post_training.models.weights import read_header, read_pickle, unequal, weight_files
+from post_training.models.weights import read_header, shapes, unequal, weight_files
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -92,17 +92,9 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
     Raises FileNotFoundError for a shard that the index names and that is not there.
     """
     import torch
-    from safetensors import safe_open
 
-    tensors: dict[str, Any] = {}
-    for path in weight_files(folder):
-        if path.suffix == ".bin":
-            tensors |= read_pickle(path)
-            continue
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  (it is no mapping)
-                tensors[key] = torch.empty(file.get_slice(key).get_shape(), device="meta")
-    return tensors
+    found = {name: size for path in weight_files(folder) for name, size in shapes(path).items()}
+    return {name: torch.empty(size, device="meta") for name, size in found.items()}
 
 
 def loading_info(folder: Path, tensors: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:

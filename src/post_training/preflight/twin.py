@@ -44,14 +44,14 @@ def _taken(subject: Subject) -> Check:
     try:
         with twin_folder(subject.folder, view) as (folder, manifest):
             try:
-                step = take_step(view, folder, manifest, on_gpu=subject.topology.device == "GPU")
+                step = take_step(view, folder, manifest)
             except Exception as error:
                 optimizer = _needs_gpu(error, view) if subject.topology.device == "GPU" else None
                 if optimizer is None:
                     raise
                 unchecked.append(optimizer)
                 view["training"]["trainer_args"] = {**view["training"]["trainer_args"], "optim": "adamw_torch"}
-                step = take_step(view, folder, manifest, on_gpu=True)
+                step = take_step(view, folder, manifest)
     except NoTwin as error:
         return Check(NAME, f"not known: {error}")
     except UserError as error:

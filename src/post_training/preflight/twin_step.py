@@ -96,7 +96,7 @@ def twin_folder(start: Path, view: dict[str, Any]) -> Iterator[tuple[Path, Path]
         yield folder, manifest
 
 
-def take_step(view: dict[str, Any], folder: Path, manifest: Path, *, on_gpu: bool = False) -> Step:
+def take_step(view: dict[str, Any], folder: Path, manifest: Path) -> Step:
     """One step of training, as a rank takes it, and a save. Raises what the training would raise."""
     from transformers import TrainerCallback
 

@@ -4,7 +4,7 @@ They read the files alone, without loading the model. Each check names the progr
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,9 @@ def problems(folder: Path, stop: list[int]) -> list[str]:
         folder: the exported model.
         stop: ids that end an answer: the tokenizer's end token and the chat template's.
     """
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    read, missing = _read(folder, _NEEDED)
     if missing:
-        return [f"{folder / name}: is missing" for name in missing]
-    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in _NEEDED if name.endswith(".json")}
+        return missing
     config, tokenizer = read["config.json"], read["tokenizer.json"]
     tensors, wrong = _tensors(folder)
     found = [
@@ -45,11 +44,9 @@ def problems(folder: Path, stop: list[int]) -> list[str]:
 
 def reward_problems(folder: Path) -> list[str]:
     """The same of a reward model, which answers nothing: one output, and the padding token by which it finds the last token."""
-    needed = [name for name in _NEEDED if name != "generation_config.json"]
-    missing = [name for name in needed if not (folder / name).is_file()]
+    read, missing = _read(folder, [name for name in _NEEDED if name != "generation_config.json"])
     if missing:
-        return [f"{folder / name}: is missing" for name in missing]
-    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in needed if name.endswith(".json")}
+        return missing
     config, (tensors, wrong) = read["config.json"], _tensors(folder)
     found = [
         *wrong,
@@ -61,6 +58,13 @@ def reward_problems(folder: Path) -> list[str]:
     if config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id")) is None:
         found.append("config.json: pad_token_id is missing; without it no two answers can be scored together")
     return [f"{folder}: {line}" for line in found]
+
+
+def _read(folder: Path, needed: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """The JSON files of a folder by name, and a line for each needed file that is missing."""
+    there = [name for name in needed if (folder / name).is_file()]
+    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in there if name.endswith(".json")}
+    return read, [f"{folder / name}: is missing" for name in needed if name not in there]
 
 
 def _tensors(folder: Path) -> tuple[Tensors, list[str]]:

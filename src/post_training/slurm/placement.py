@@ -13,7 +13,7 @@ from typing import Any
 
 from post_training.config.batch import slurm_topology
 from post_training.config.schema.slurm import SlurmConfig, SlurmCpuConfig, SlurmGenerateConfig
-from post_training.core.errors import ConfigError, require
+from post_training.core.errors import ConfigError, at_least, require
 from post_training.core.stages import STAGES
 
 RESOURCES = (
@@ -60,17 +60,10 @@ def check(view: dict[str, Any]) -> None:
         ConfigError: names the key.
     """
     slurm = view["slurm"]
-    minima = {
-        "num_nodes": 1,
-        "gpus_per_node": 0,
-        "cpus_per_gpu": 1,
-        "cpus_per_task": 1,
-        "max_failures": 0,
-        "wait_seconds": 0,
-    }
-    numbers = {f"slurm.{name}": (slurm[name], minimum) for name, minimum in minima.items() if slurm[name] is not None}
-    for key, (found, minimum) in (numbers | {"slurm.cpu.cpus_per_task": (slurm["cpu"]["cpus_per_task"], 1)}).items():
-        require(found >= minimum, key, f"found {found}, expected {minimum} or more")
+    minima = {"gpus_per_node": 0, "max_failures": 0, "wait_seconds": 0}
+    for name in ("num_nodes", "cpus_per_gpu", "cpus_per_task", *minima):
+        at_least(minima.get(name, 1), slurm[name], f"slurm.{name}")
+    at_least(1, slurm["cpu"]["cpus_per_task"], "slurm.cpu.cpus_per_task")
     sections: tuple[tuple[str, dict[str, Any], Any], ...] = (
         ("slurm", slurm, SlurmConfig),
         ("slurm.cpu", slurm["cpu"], SlurmCpuConfig),

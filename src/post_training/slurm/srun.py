@@ -3,13 +3,12 @@
 import os
 import shlex
 import socket
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
 from post_training.config.batch import Topology
 from post_training.core.errors import UserError
-from post_training.run_dir.owner import client_environment
+from post_training.slurm import cluster
 from post_training.slurm.placement import cores
 
 # What srun would read as options of its own: counts of the whole job, where a step needs its own.
@@ -140,10 +139,7 @@ def free_port(number: int) -> int:
 
 
 def _output(*command: str) -> str:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, env=client_environment()
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        raise UserError(f"{' '.join(command)}: failed ({str(reason).strip()})") from None
+    done = cluster.run(*command)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: failed ({done.stderr.strip()})")
+    return done.stdout.strip()

@@ -18,7 +18,7 @@ from typing import Any
 from post_training import methods
 from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import deepspeed_config
-from post_training.core.errors import ConfigError, did_you_mean, one_of
+from post_training.core.errors import ConfigError, guess, one_of
 
 # Arguments of TRL that a key of ours decides.
 _OURS = {
@@ -164,7 +164,10 @@ def _trainer_args(given: dict[str, Any], decided: dict[str, str], config_class: 
         if name in decided:
             raise ConfigError(key, f"is decided by {decided[name]}; set that")
         if name not in offered:
-            raise ConfigError(key, f"no argument of {config_class.__name__}. {_closest(name, offered)}")
+            raise ConfigError(
+                key,
+                f"no argument of {config_class.__name__}. {guess(name, offered) or 'See its documentation for the names'}",
+            )
         checked[name] = _number(value, offered[name])
     return checked
 
@@ -175,8 +178,3 @@ def _number(value: Any, field: "Field[Any]") -> Any:
     if wants and isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
         return float(value) if re.search(r"[.eE]", value) else int(value)
     return value
-
-
-def _closest(name: str, offered: dict[str, Any]) -> str:
-    guess = did_you_mean(name, offered).split("On offer")[0]
-    return guess or "See its documentation for the names"

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from post_training.core import json_lines
 from post_training.core.format import duration
 from post_training.run_dir import metrics, timeline
 from post_training.training.measure import PeakMemory, TokenCounter
@@ -33,8 +34,7 @@ class MetricsCallback(TrainerCallback):
         if "eval_loss" in logs and self.tokens.in_logs:
             others["tokens"] = self.tokens.tokens  # as of the last log or checkpoint
         line = {"step": state.global_step, "epoch": epoch, **others, "seconds": round(self.tokens.seconds, 3)}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line | peak) + "\n")
+        json_lines.append(self.path, line | peak)
 
 
 def cut_metrics(path: Path, step: int, seconds: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from post_training.data.view import open_rows
 from post_training.methods.dpo.reference import Logps, Shard, missing_shards, shard_path, write_array
 from post_training.models import folder as model_folder
 from post_training.models import lora
+from post_training.models.loading import batches_of
 from post_training.models.packing_probe import padding_free
 from post_training.training import ranks
 from post_training.training.loss_check import settle
@@ -89,11 +90,9 @@ class Scorer:
             pairs: `prompt_ids`, `chosen_ids` and `rejected_ids` of each.
             passes: forward passes to take at least; the result of the surplus ones is thrown away.
         """
-        # Like lengths together: less padding.
-        order = sorted(range(len(pairs)), key=lambda index: _longer(pairs[index]))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        batches = batches_of([_longer(pair) for pair in pairs], self.batch_size)
         logps = np.empty((len(pairs), 2), dtype=np.float32)
-        for members in batches + [order[:1]] * max(0, passes - len(batches)):
+        for members in batches + [batches[0][:1]] * max(0, passes - len(batches)):
             inputs = self.trainer._prepare_inputs(self.trainer.data_collator([pairs[index] for index in members]))
             sides = self.trainer.compute_ref_log_probs(self.model, inputs)
             for column, side in enumerate(sides):

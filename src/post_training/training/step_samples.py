@@ -6,7 +6,6 @@ ranks and micro-batches, nor on padding.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 
 from post_training.core import json_lines
 from post_training.core.errors import UserError
-from post_training.core.fingerprint import write_atomically
 from post_training.data.collate import collate_step
 from post_training.data.deal import Dealing
 from post_training.data.loss_mask import IGNORED
@@ -114,10 +112,7 @@ class SamplesLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = read_samples(path)
-        self.known = {line["step"]: line["hash"] for line in lines}
-        if path.is_file():  # without a last line that a kill has cut off
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.known = {line["step"]: line["hash"] for line in read_samples(path)}
 
     def add(self, step: int, rows: int, digests: list[int]) -> None:
         """Note a step. Raises UserError when an earlier attempt saw other rows at it."""
@@ -125,8 +120,7 @@ class SamplesLog:
         before = self.known.get(step)
         if before is None:
             self.known[step] = found
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "rows": rows, "hash": found}) + "\n")
+            json_lines.append(self.path, {"step": step, "rows": rows, "hash": found})
         elif before != found:
             raise UserError(
                 f"{self.path}: step {step} saw other rows than before this run was resumed (hash {found}, was {before}); "

@@ -11,7 +11,6 @@ from post_training.config import read_config, resolve
 from post_training.core.errors import ConfigError
 from post_training.core.fingerprint import write_atomically
 from post_training.plan import make_plan
-from post_training.plan.make import task_of
 from post_training.release.provenance import write_config
 from post_training.release.rebuild import leave_out_evaluation, pin_revisions
 
@@ -71,9 +70,9 @@ def exported(config) -> dict:
     plan = make_plan(resolve(config))
     train = plan.trained["sft"]
     make_here(plan, *train.inputs.values())
-    task_of(plan, train).finish(files=[])
+    train.task(plan.base).finish(files=[])
     write_atomically(plan.base / train.directory / "config.yaml", json.dumps(plan.pipeline.frozen("sft")))
-    write_config(task_of(plan, plan.exported["sft"]), Path("model"))
+    write_config(plan.exported["sft"].task(plan.base), Path("model"))
     return read_config(Path("model/config.yaml"))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from post_training.core.errors import one_of, require
+from post_training.core.errors import at_least, one_of
 from post_training.methods.dpo.losses import SORTED, check_losses, needs_reference, weights
 
 ROWS = "preference"
@@ -57,8 +57,7 @@ def check(view: dict[str, Any]) -> None:
     """Raises ConfigError for what TRL would refuse, or silently ignore, hours later."""
     config = view["dpo"]
     one_of(config["reference"], ("stored", "online"), "dpo.reference")
-    size = config["reference_batch_size"]
-    require(size is None or size >= 1, "dpo.reference_batch_size", f"found {size}, expected 1 or more")
+    at_least(1, config["reference_batch_size"], "dpo.reference_batch_size")
     check_losses(view)
 
 
