@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from corpus import write_corpus
 from tokenizer import build_tokenizer
 
-from post_training.commands.train import make_inputs, task_of
+from post_training.commands.train import make_inputs
 from post_training.config import resolve
 from post_training.core.task import Task
 from post_training.data.view import open_rows
@@ -58,7 +58,7 @@ def training_task(folder: Path, start: Path, method: str, rows: int, **sections:
         config[name] = {**config.get(name, {}), **section}
     plan = make_plan(resolve(config))
     make_inputs(plan, plan.trained[method], first=True)
-    return task_of(plan, plan.trained[method])
+    return plan.trained[method].task(plan.base)
 
 
 def as_arrow(task: Task, path: Path, rows: int | None = None) -> Path:

@@ -119,12 +119,11 @@ class Turns:
 
 def ours(task: Any) -> Any:
     """A rank of our training, in this process."""
-    from post_training.config import resolve
     from post_training.launch.launcher import prepare_directory
     from post_training.training.run import train_rank
 
     shutil.rmtree(task.directory, ignore_errors=True)
-    prepare_directory(task, resolve(task.runtime["pipeline"]).last)
+    prepare_directory(task)
     return lambda: train_rank(task)
 
 

@@ -238,7 +238,7 @@ def train_here(training: Task) -> Path:
 
     view = resolve(training.runtime["pipeline"]).last
     method = view["method"]
-    prepare_directory(training, view)
+    prepare_directory(training)
     steps = batch.steps(view, method, training.input_manifest("data")["rows_out"])
     write_epochs(training.inputs["data"], (steps or 0) * view["training"]["effective_batch_size"])
     train_rank(training)

@@ -111,8 +111,8 @@ def test_preferences_start_at_the_model_without_adapters(tmp_path, model_manifes
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["q_proj", "v_prj"], "model.lora.target_modules: no linear layer of LlamaForCausalLM is named 'v_prj'. Did you mean 'v_proj'"),
-        (["input_layernorm"], "model.lora.target_modules: no linear layer of LlamaForCausalLM is named 'input_layernorm'"),
+        (["q_proj", "v_prj"], "model.lora.target_modules: no linear layer is named 'v_prj'. Did you mean 'v_proj'"),
+        (["input_layernorm"], "model.lora.target_modules: no linear layer is named 'input_layernorm'"),
     ],
 )  # fmt: skip
 def test_names_are_checked_against_the_model(tmp_path, model_manifest, sft_rows, template, targets, message):

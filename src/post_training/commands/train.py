@@ -19,6 +19,7 @@ from post_training.core.task import Task
 from post_training.launch.environment import library_environment
 from post_training.launch.finish import finish_if_complete, last_checkpoint
 from post_training.launch.launcher import discard_debug_run, prepare_directory, reshard
+from post_training.models.weights import PRECISIONS
 from post_training.plan import Plan, Stage, make_plan
 from post_training.plan.make import make, upstream
 from post_training.run_dir import wandb_offline
@@ -98,7 +99,7 @@ def _finish(plan: Plan, task: Task, steps: int) -> None:
         print(f"{task.output}: nothing to do", flush=True)
     elif not finish_if_complete(task, steps):
         raise UserError(f"{task.directory}: training ended before step {steps} was saved; run it again to resume")
-    point_links(plan)
+    point_links(plan.graph)
 
 
 def _set_defaults(view: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ def _set_defaults(view: dict[str, Any]) -> None:
                 {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(os.getpid()))}
             )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[view["model"]["dtype"]]
+    matching = PRECISIONS[view["model"]["dtype"]]
     if precision not in (None, "", matching):
         raise ConfigError("model.dtype", f"needs accelerate launch --mixed_precision {matching}, found {precision}")
 

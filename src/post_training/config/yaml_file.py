@@ -44,9 +44,8 @@ def _text(path: str | Path) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(
-            f"config error: {path}: cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from None
+        problem = f"config error: {path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        raise UserError(problem) from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"config error: {path}: is UTF-16; save it as UTF-8")
     if b"\x00" in data:

@@ -40,16 +40,12 @@ def base_of(folder: Path, key: str) -> dict[str, Any]:
     kind, task = config.get("peft_type"), config.get("task_type") or "CAUSAL_LM"
     what = f"{folder}: adapters of the kind {kind} cannot be merged into weights"
     require(kind in _MERGED, key, f"{what}; name a model, or LoRA adapters")
-    require(
-        task == "CAUSAL_LM",
-        key,
-        f"{folder}: adapters for {task}, expected CAUSAL_LM; name adapters of a model that answers",
-    )
+    problem = f"{folder}: adapters for {task}, expected CAUSAL_LM; name adapters of a model that answers"
+    require(task == "CAUSAL_LM", key, problem)
     base = config.get("base_model_name_or_path")
     remedy = f"write the model's folder or Hub id as base_model_name_or_path into {path}"
-    require(
-        isinstance(base, str) and bool(base), key, f"{folder}: does not say of which model the adapters are; {remedy}"
-    )
+    problem = f"{folder}: does not say of which model the adapters are; {remedy}"
+    require(isinstance(base, str) and bool(base), key, problem)
     assert isinstance(base, str)
     gone = base.startswith(("/", "./", "../", "~")) and not Path(base).expanduser().is_dir()
     require(not gone, key, f"{folder}: its model {base} is not here; {remedy}")

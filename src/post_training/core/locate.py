@@ -216,11 +216,8 @@ def model_folder(path: str, key: str) -> Path | None:
         )
         require(known, key, f"{path}: {what}")
         return folder
-    require(
-        not folder.is_file(),
-        key,
-        f"{path}: a file; name the folder of a model, with config.json, weights and tokenizer",
-    )
+    problem = f"{path}: a file; name the folder of a model, with config.json, weights and tokenizer"
+    require(not folder.is_file(), key, problem)
     only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1
     require(not only_local, key, f"{path}: no such folder (relative to {os.getcwd()})")
     hub_id = _HUB_ID.fullmatch(path)

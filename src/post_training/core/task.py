@@ -46,9 +46,8 @@ class Task:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: no task of a stage ({error}); snakemake writes it before its jobs start"
-            ) from None
+            problem = f"{path}: no task of a stage ({error}); snakemake writes it before its jobs start"
+            raise UserError(problem) from None
         inputs = {name: Path(manifest_path) for name, manifest_path in content["inputs"].items()}
         task = cls.of(content["spec"], content["runtime"], inputs, Path(content["output"]))
         task.file = path

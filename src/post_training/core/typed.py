@@ -1,7 +1,10 @@
 """Whether JSON that was read has the types that a TypedDict promises."""
 
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+_hints = cache(get_type_hints)
 
 
 def problem(value: Any, expected: Any, where: str = "") -> str | None:
@@ -29,15 +32,6 @@ def problem(value: Any, expected: Any, where: str = "") -> str | None:
         return _first(problem(one, of[1], f"{where}.{key}") for key, one in value.items())
     fits = isinstance(value, int | float if expected is float else expected) and (expected is bool or value is not True)
     return None if fits else _wrong(value, expected.__name__, where)
-
-
-_known: dict[Any, dict[str, Any]] = {}
-
-
-def _hints(expected: Any) -> dict[str, Any]:
-    if expected not in _known:
-        _known[expected] = get_type_hints(expected)
-    return _known[expected]
 
 
 def _first(problems: Any) -> str | None:

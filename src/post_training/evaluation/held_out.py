@@ -31,10 +31,9 @@ from post_training.models.conversation import conversation_ids, rendered, text_i
 from post_training.models.files import stop_tokens
 from post_training.models.loading import (
     answers_that_fit,
-    batches_of,
     generate,
     gives_scores,
-    halving,
+    in_batches,
     load_for_inference,
     load_tokenizer,
     longest_input,
@@ -84,9 +83,8 @@ def run(task: Task) -> None:
         dropped["no answer in the row"] += len(rows) - len(asked)
         dropped[_TOO_LONG] += len(asked) - len(kept)
         if not kept:
-            raise UserError(
-                f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
-            )
+            problem = f"{task.inputs[name]}: no row of {len(rows)} has an answer and is short enough for the model"
+            raise UserError(problem)
         if rewards:
             engine = evaluator.engine(task.config["score"][name]["sampling"])
             results[name], found = rewarded(kept, sampled(engine, kept, evaluator.batch_size), rewards)
@@ -206,20 +204,14 @@ class Evaluator:
     def _generated(self, conversations: list[tuple[Messages, Any]]) -> list[list[int]]:
         """The greedy next turn of each conversation with its tools, as ids, a stop token among them."""
         prompts = [self._prompt(*conversation) for conversation in conversations]
-        generated: list[list[int]] = [[] for _ in prompts]
         progress, pad = Progress("evaluate: answers", "rows", len(prompts)), self.tokenizer.pad_token_id
         lengths = [len(prompt) for prompt in prompts]
         at_a_time = min(self.batch_size, answers_that_fit(self.model, max(lengths, default=0) + self.max_new_tokens))
-        for batch in batches_of(lengths, at_a_time):
-            ids = halving(
-                [prompts[i] for i in batch],
-                lambda some: generate(self.model, some, self.stop, pad, self.max_new_tokens),
-                "evaluate",
-            )
-            for index, answer in zip(batch, ids, strict=True):
-                generated[index] = answer
-            progress.update(sum(map(bool, generated)))
-        return generated
+
+        def answer(some: list[list[int]]) -> list[list[int]]:
+            return generate(self.model, some, self.stop, pad, self.max_new_tokens)
+
+        return in_batches(prompts, lengths, at_a_time, answer, "evaluate", progress.update)
 
     def _text(self, messages: Messages, tools: Any, prompt: bool) -> str:
         return rendered(self.tokenizer, messages, self.template, tools, prompt)

@@ -36,17 +36,15 @@ def run(task: Task) -> None:
         except Exception as error:  # tasks are their authors' code, and there is the network
             online = "; rows of the Hub: where there is internet, type the same command with --until download_tasks --config "
             remedy = f"{online}offline=false" if task.runtime["offline"] else ""
-            raise ConfigError(
-                _TASKS, f"{name}: cannot be loaded ({type(error).__name__}: {brief(error)}){remedy}"
-            ) from None
+            problem = f"{name}: cannot be loaded ({type(error).__name__}: {brief(error)}){remedy}"
+            raise ConfigError(_TASKS, problem) from None
         if refused:
             remedy = "allow it with model.trust_remote_code"
             raise ConfigError(_TASKS, f"{name}: wants {refused[0]} from the Hub, which is code; {remedy}")
         _check(tasks, task.runtime["include_path"])
         if twice := [one for one in facts if one in found]:
-            raise ConfigError(
-                _TASKS, f"{name}: {twice[0]} is asked for by another name of the list, too; leave one out"
-            )
+            problem = f"{name}: {twice[0]} is asked for by another name of the list, too; leave one out"
+            raise ConfigError(_TASKS, problem)
         found |= facts
     for name, entry in found.items():
         print(f"task {name}: {entry['rows']:,} rows", flush=True)
@@ -79,9 +77,8 @@ def task_manager(config: dict[str, Any], runtime: dict[str, Any], directory: Pat
             close = difflib.get_close_matches(name, [*own.all_tasks, *manager.all_tasks], n=3)
             guess = f"Did you mean {' or '.join(map(repr, dict.fromkeys(close)))}? " if close else ""
             offered = f"include_path offers {', '.join(own.all_tasks) or 'none'}; " if folder is not None else ""
-            raise ConfigError(
-                _TASKS, f"no task named {name!r}. {guess}{offered}`lm_eval ls tasks` lists those that come with it"
-            )
+            problem = f"no task named {name!r}. {guess}{offered}`lm_eval ls tasks` lists those that come with it"
+            raise ConfigError(_TASKS, problem)
     return manager
 
 

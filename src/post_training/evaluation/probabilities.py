@@ -3,7 +3,7 @@
 from typing import Any
 
 from post_training.core.progress import Progress
-from post_training.models.loading import batches_of, halving
+from post_training.models.loading import in_batches
 
 # Logits of a batch stay below this many bytes, whatever the vocabulary.
 _LOGIT_BYTES = 1 << 30
@@ -13,17 +13,10 @@ Row = tuple[list[int], list[int]]
 
 def log_probabilities(model: Any, pad: int, rows: list[Row], batch_size: int) -> list[tuple[float, int]]:
     """Summed log-probability (nats) of the answer's tokens, and their number, for each sequence."""
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     lengths = [len(ids) for ids, _ in rows]
     fitting = _LOGIT_BYTES // (4 * max(lengths) * model.config.get_text_config().vocab_size)
-    progress, done = Progress("evaluate: probabilities", "sequences", len(rows)), 0
-    for batch in batches_of(lengths, max(1, min(batch_size, fitting))):
-        found = halving([rows[index] for index in batch], lambda some: _of_batch(model, pad, some), "evaluate")
-        for index, result in zip(batch, found, strict=True):
-            results[index] = result
-        done += len(batch)
-        progress.update(done)
-    return results
+    size, progress = max(1, min(batch_size, fitting)), Progress("evaluate: probabilities", "sequences", len(rows))
+    return in_batches(rows, lengths, size, lambda some: _of_batch(model, pad, some), "evaluate", progress.update)
 
 
 def _of_batch(model: Any, pad: int, rows: list[Row]) -> list[tuple[float, int]]:

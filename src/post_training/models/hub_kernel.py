@@ -84,9 +84,8 @@ def environment(kernel: Path) -> dict[str, str]:
     found = manifest.read(kernel)["kernels"]
     folders = {repository: (kernel.parent / folder).absolute() for repository, folder in found.items()}
     if any(":" in str(folder) for folder in folders.values()):
-        raise UserError(
-            f"{kernel.parent}: the package kernels takes no path with a colon; set another paths.output_base"
-        )
+        problem = f"{kernel.parent}: the package kernels takes no path with a colon; set another paths.output_base"
+        raise UserError(problem)
     return {"LOCAL_KERNELS": ":".join(f"{repository}={folder}" for repository, folder in folders.items())}
 
 
@@ -190,9 +189,8 @@ def _that_fits(label: str, builds: list[str]) -> str:
         cuda, hip = torch.version.cuda, torch.version.hip
         backend = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "the CPU alone"
         here = f"PyTorch {torch.__version__} for {backend} on {platform.machine()}"
-        raise UserError(
-            f"{label}: no build fits {here}; it has {', '.join(builds)}; set another revision, or {KEY}=auto"
-        )
+        problem = f"{label}: no build fits {here}; it has {', '.join(builds)}; set another revision, or {KEY}=auto"
+        raise UserError(problem)
     return str(chosen.variant_str)
 
 

@@ -151,6 +151,34 @@ def batches_of(lengths: list[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def in_batches(
+    items: list[Any],
+    lengths: list[int],
+    size: int,
+    answer: Callable[[list[Any]], list[Any]],
+    what: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Any]:
+    """The results of `answer` for all items, in their order, in batches of like lengths that are halved where they do not fit.
+
+    Args:
+        items: what is asked.
+        lengths: of each.
+        size: items at a time.
+        answer: items -> a result for each.
+        what: the stage, for lines about it.
+        progress: called with the number of items that are done.
+    """
+    found: list[Any] = [None] * len(items)
+    done = 0
+    for batch in batches_of(lengths, size):
+        for index, result in zip(batch, halving([items[index] for index in batch], answer, what), strict=True):
+            found[index] = result
+        done += len(batch)
+        progress(done)
+    return found
+
+
 def padded_scores(
     model: Any, rows: list[list[int]], pad: int, batch_size: int, progress: Callable[[int], None] = lambda done: None
 ) -> list[float]:
@@ -158,14 +186,8 @@ def padded_scores(
 
     `progress` is called with the number of rows that are done.
     """
-    found, done = [0.0] * len(rows), 0
-    for batch in batches_of([len(row) for row in rows], batch_size):
-        scores = halving([rows[index] for index in batch], lambda some: _padded_scores(model, some, pad), "scores")
-        for index, score in zip(batch, scores, strict=True):
-            found[index] = score
-        done += len(batch)
-        progress(done)
-    return found
+    lengths = [len(row) for row in rows]
+    return in_batches(rows, lengths, batch_size, lambda some: _padded_scores(model, some, pad), "scores", progress)
 
 
 def _padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:

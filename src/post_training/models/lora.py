@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from post_training.core.adapters import CONFIG, WEIGHTS
-from post_training.core.errors import ConfigError, UserError, brief, did_you_mean, require
+from post_training.core.errors import ConfigError, UserError, brief, require
 from post_training.models import parts
 from post_training.models.weights import shapes
 
@@ -45,19 +45,13 @@ def check_lora(view: dict[str, Any], zero_stage: int | None = None) -> None:
 def adapter_arguments(view: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     """`{"peft_config": ...}` for TRL's trainers, which wrap the model; nothing when `model.lora` is null.
 
-    Raises ConfigError for a name in `target_modules` that no linear layer of this model has, and as `parts.check_parts` does.
+    Raises ConfigError as `parts.check_parts` does.
     """
     lora = view["model"]["lora"]
     if lora is None:
         return {}
     from peft import LoraConfig
 
-    if lora["target_modules"] != "all-linear":
-        offered = sorted(parts.Parts.of(model).linear)
-        for name in lora["target_modules"]:
-            if name not in offered:
-                problem = f"no linear layer of {type(model).__name__} is named {name!r}. {did_you_mean(name, offered)}"
-                raise ConfigError(f"{KEY}.target_modules", problem)
     # PEFT writes this name beside the adapters, where readers in any working directory find the model by it.
     model.name_or_path = str(folder.resolve())
     config = LoraConfig(

@@ -22,7 +22,7 @@ from post_training.models.hub_kernel import parse
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit, that is rounding in float32."""
 _LENGTHS = (11, 13)
-LARGEST = 50_000_000
+_LARGEST = 50_000_000
 """Parameters that a tiny model may have."""
 _WINDOW = 6
 # Sizes that the tiny model has where its family has the key. Heads divide them, experts cover them.
@@ -81,9 +81,8 @@ def resolve_attention(wanted: str, folder: Path, trust_remote_code: bool = False
         return wanted
     found = probe_folder(folder, wanted, trust_remote_code)
     if wanted == attention.NAME and found.implementation != attention.NAME:
-        raise ConfigError(
-            "model.attn_implementation", f"{wanted!r} cannot be used here: {found.reason}; `auto` takes what can"
-        )
+        problem = f"{wanted!r} cannot be used here: {found.reason}; `auto` takes what can"
+        raise ConfigError("model.attn_implementation", problem)
     return found.implementation or "sdpa"
 
 
@@ -179,26 +178,32 @@ def _plain_rope(value: Any) -> Any:
     }
 
 
-def _logits(config: Any, implementation: str, trust_remote_code: bool, *, packed: bool) -> Any:
-    """Logits `[tokens, vocabulary]` of the documents, one after the other."""
+def random_model(config: Any, attention: str, trust_remote_code: bool) -> Any:
+    """A model of random float32 weights, the same each time, in evaluation mode. Raises ValueError for one that is large."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    def build() -> Any:
-        auto: Any = AutoModelForCausalLM
-        arguments = {"attn_implementation": implementation, "trust_remote_code": trust_remote_code}
-        return auto.from_config(copy.deepcopy(config), dtype=torch.float32, **arguments).eval()
-
-    if implementation == "eager" and not packed:  # the first time
+    auto: Any = AutoModelForCausalLM
+    arguments = {"attn_implementation": attention, "trust_remote_code": trust_remote_code, "dtype": torch.float32}
+    if attention == "eager":  # with which a family is asked first
         with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in build().parameters())
-        if size > LARGEST:
+            made = auto.from_config(copy.deepcopy(config), **arguments)
+        if (size := sum(parameter.numel() for parameter in made.parameters())) > _LARGEST:
             raise ValueError(f"two layers have {size:,} parameters")
     torch.manual_seed(0)
-    model = build()
+    model = auto.from_config(copy.deepcopy(config), **arguments).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # an initialisation may switch layers off
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def _logits(config: Any, implementation: str, trust_remote_code: bool, *, packed: bool) -> Any:
+    """Logits `[tokens, vocabulary]` of the documents, one after the other."""
+    import torch
+
+    model = random_model(config, implementation, trust_remote_code)
+    with torch.no_grad():
         documents = [torch.randint(3, 128, (1, length)) for length in _LENGTHS]
         if not packed:
             return torch.cat([model(input_ids=ids, use_cache=False).logits[0] for ids in documents])

@@ -4,13 +4,14 @@
 PEFT and torch are imported when they are used.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from post_training.core.errors import did_you_mean, require
 
-MODULES, TOKENS = "model.lora.modules_to_save", "model.lora.trainable_tokens"
+TARGETS, MODULES, TOKENS = "model.lora.target_modules", "model.lora.modules_to_save", "model.lora.trainable_tokens"
 NEW_KEYS = ("modules_to_save", "trainable_tokens")
 """Keys of `model.lora` that decide nothing while they are null."""
 # PEFT ties a whole embedding that it trains again by this name alone.
@@ -23,8 +24,10 @@ class Parts:
 
     modules: dict[str, int] = field(default_factory=dict)
     """Those with parameters of their own -> parameters, summed over all modules of that name."""
-    linear: tuple[str, ...] = ()
-    """Those that may have an adapter."""
+    linear: dict[str, int] = field(default_factory=dict)
+    """Linear layers, which may have an adapter, but for the output -> inputs + outputs, summed over all layers of that name."""
+    linear_parameters: int = 0
+    """Parameters of their weights."""
     embedding: str = ""
     head: str = ""
     """The output embedding; empty where there is none."""
@@ -39,7 +42,8 @@ class Parts:
 
         inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
         modules: dict[str, int] = {}
-        linear: dict[str, None] = {}
+        linear: dict[str, int] = {}
+        weights = 0
         names = {"inputs": "", "head": ""}
         for name, module in model.named_modules():
             last = name.rpartition(".")[2]
@@ -49,11 +53,12 @@ class Parts:
             names |= {"inputs": last} if module is inputs else {"head": last} if module is head else {}
             output = module is head or (head is None and last in ("score", "classifier"))
             if isinstance(module, nn.Linear | Conv1D) and not output:
-                linear[last] = None
+                shape = getattr(module.weight, "ds_shape", module.weight.shape)
+                linear[last] = linear.get(last, 0) + sum(shape)
+                weights += math.prod(shape)
         tied = head is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-        return cls(
-            modules, tuple(linear), names["inputs"], names["head"], tied, getattr(head, "bias", None) is not None
-        )
+        has_bias = getattr(head, "bias", None) is not None
+        return cls(modules, linear, weights, names["inputs"], names["head"], tied, has_bias)
 
     def in_full(self, lora: dict[str, Any] | None) -> list[str]:
         """Names of the modules that are trained as a whole."""
@@ -86,6 +91,9 @@ def check_values(lora: dict[str, Any], *, zero_stage: int | None) -> None:
 def check_parts(lora: dict[str, Any], parts: Parts, *, quantized: bool) -> None:
     """Raise ConfigError for names that this model does not have, or cannot train."""
     targets = parts.linear if lora["target_modules"] == "all-linear" else lora["target_modules"]
+    for name in targets:
+        offered = sorted(parts.linear)
+        require(name in offered, TARGETS, f"no linear layer is named {name!r}. {did_you_mean(name, offered)}")
     for name in parts.in_full(lora):
         offered = sorted(parts.modules)
         require(name in offered, MODULES, f"no module with weights is named {name!r}. {did_you_mean(name, offered)}")
@@ -122,8 +130,6 @@ def token_ids(folder: Path, tokens: list[str]) -> list[int]:
 
 def peft_arguments(lora: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     """Arguments of PEFT's `LoraConfig` for what is trained beside the adapters. Raises ConfigError."""
-    if lora["modules_to_save"] is None and lora["trainable_tokens"] is None:
-        return {}
     parts, arguments = Parts.of(model), dict[str, Any]()
     check_parts(lora, parts, quantized=bool(getattr(model, "is_loaded_in_4bit", False)))
     paths = [name for name, module in model.named_modules() if name]

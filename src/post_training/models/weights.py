@@ -9,6 +9,8 @@ from typing import Any
 from post_training.core.errors import UserError
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""`model.dtype` -> Accelerate's name for it."""
 _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 Tensors = dict[str, dict[str, Any]]
 """Name of a tensor -> its `dtype` as safetensors writes it, and its `shape`."""

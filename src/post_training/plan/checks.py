@@ -15,6 +15,7 @@ from post_training.models import hub_kernel
 from post_training.models.lora import check_lora
 from post_training.models.quantization import KEY as QUANTIZATION
 from post_training.models.quantization import check_quantization
+from post_training.models.weights import PRECISIONS
 from post_training.preflight.check import NAMES
 from post_training.slurm import placement
 
@@ -66,9 +67,8 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     one_of(view["data"]["last_turn"], ("trim", "reject"), "data.last_turn")
     length = view[method]["max_seq_length"]
     require(length >= 2, f"{name}.max_seq_length", f"found {length}, expected 2 or more tokens")
-    require(
-        bool(view["data"]["datasets"]), f"{name}.data.datasets", "no dataset; give data.datasets or the stage's own"
-    )
+    problem = "no dataset; give data.datasets or the stage's own"
+    require(bool(view["data"]["datasets"]), f"{name}.data.datasets", problem)
 
 
 def _check_preflight(view: dict[str, Any]) -> None:
@@ -79,38 +79,26 @@ def _check_preflight(view: dict[str, Any]) -> None:
     for name in section["only_warn"]:
         one_of(name, NAMES, "preflight.only_warn")
     low, high = section["min_trained_share"], section["max_trained_share"]
-    require(
-        0 <= low <= high <= 1, "preflight.min_trained_share", f"found {low} and {high} for the most, expected shares"
-    )
-    require(
-        0 < section["assumed_mfu"] <= 1,
-        "preflight.assumed_mfu",
-        f"found {section['assumed_mfu']}, expected a share above 0",
-    )
+    problem = f"found {low} and {high} for the most, expected shares"
+    require(0 <= low <= high <= 1, "preflight.min_trained_share", problem)
+    problem = f"found {section['assumed_mfu']}, expected a share above 0"
+    require(0 < section["assumed_mfu"] <= 1, "preflight.assumed_mfu", problem)
     at_least(2, section["probe_steps"], "preflight.probe_steps")
 
 
 def _check_types(view: dict[str, Any]) -> None:
     """Number formats that must agree, and launcher keys of which only one value exists."""
-    matching = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     dtype, precision = view["model"]["dtype"], view["accelerate"]["mixed_precision"]
-    one_of(dtype, matching, "model.dtype")
-    require(
-        precision in (None, matching.get(dtype)),
-        "accelerate.mixed_precision",
-        f"found {precision!r}, but model.dtype {dtype} needs {matching.get(dtype)!r} (or null)",
-    )
+    one_of(dtype, PRECISIONS, "model.dtype")
+    problem = f"found {precision!r}, but model.dtype {dtype} needs {PRECISIONS[dtype]!r} (or null)"
+    require(precision in (None, PRECISIONS[dtype]), "accelerate.mixed_precision", problem)
     for key, only in (("deepspeed_multinode_launcher", "standard"), ("same_network", True), ("rdzv_backend", "static")):
         found = view["accelerate"][key]
-        require(
-            found == only, f"accelerate.{key}", f"found {found!r}; ranks are started by srun, only {only!r} is possible"
-        )
+        problem = f"found {found!r}; ranks are started by srun, only {only!r} is possible"
+        require(found == only, f"accelerate.{key}", problem)
     zero = deepspeed_config(view)  # whose file must be there, whether it is asked for by name or not
-    require(
-        view["accelerate"]["use_deepspeed"] is not True or zero is not None,
-        "accelerate.use_deepspeed",
-        "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml",
-    )
+    problem = "true needs deepspeed.config_path, such as config/deepspeed/zero2.yaml"
+    require(view["accelerate"]["use_deepspeed"] is not True or zero is not None, "accelerate.use_deepspeed", problem)
     require(
         view["model"]["quantization"] is None or (zero or {}).get("zero_optimization", {}).get("stage") != 3,
         QUANTIZATION,
@@ -122,28 +110,18 @@ def check_paths(view: dict[str, Any]) -> None:
     """The run's name and the folders, which become paths of the Snakefile."""
     name = view["run_name"]
     size = len(name or "")
-    require(
-        size <= LONGEST_NAME, "run_name", f"has {size:,} characters, at most {LONGEST_NAME} are possible; shorten it"
-    )
-    require(
-        name is None or is_safe_name(name),
-        "run_name",
-        f"found {name!r}; use letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
-    )
+    problem = f"has {size:,} characters, at most {LONGEST_NAME} are possible; shorten it"
+    require(size <= LONGEST_NAME, "run_name", problem)
+    problem = f"found {name!r}; use letters, digits, '.', '_' and '-' only, beginning with a letter or digit"
+    require(name is None or is_safe_name(name), "run_name", problem)
     require(name not in _FOLDERS, "run_name", f"found {name!r}, a folder of the workflow's own; choose another name")
     for key in ("output_base", "debug_base"):
         path = view["paths"][key]
         forbidden = sorted(set(path) & set("\"'`$;&|<>(){}*?[]\\\n\t\0 "))
-        require(
-            bool(path) and not forbidden,
-            f"paths.{key}",
-            f"found {path!r}; use a path without spaces and shell characters",
-        )
+        problem = f"found {path!r}; use a path without spaces and shell characters"
+        require(bool(path) and not forbidden, f"paths.{key}", problem)
         require(not path.startswith("~"), f"paths.{key}", f"found {path!r}; write it out: {Path(path).expanduser()}")
         file = next((one for one in (Path(path), *Path(path).parents) if one.exists()), Path())
         require(file.is_dir(), f"paths.{key}", f"{file}: is a file, expected a folder; give another one")
-    require(
-        not view["debug"]["override_existing"] or view["debug"]["enabled"],
-        "debug.override_existing",
-        "true needs debug.enabled=true: only debug runs are ever wiped",
-    )
+    problem = "true needs debug.enabled=true: only debug runs are ever wiped"
+    require(not view["debug"]["override_existing"] or view["debug"]["enabled"], "debug.override_existing", problem)

@@ -39,11 +39,8 @@ def add_evaluations(plan: Plan, data: DataStages, base_model: Stage) -> None:
                 sampling_of(entry["generate"], f"{key}.generate"),
             )
         for part in ("prompts", "select") if entry["score"] else ("prompts", "select", "generate"):
-            require(
-                entry[part] is None,
-                f"{key}.{part}",
-                "is of a dataset that is trained on; an evaluation has a path, and score",
-            )
+            problem = "is of a dataset that is trained on; an evaluation has a path, and score"
+            require(entry[part] is None, f"{key}.{part}", problem)
         inputs[name] = data.transform(entry, view, key, PROMPTS_SHAPE if entry["score"] else "any")
     for name, mixed in plan.mixed.items():
         if has_held_out(mixed):
@@ -90,11 +87,8 @@ def _rewards(entries: list[Any], view: dict[str, Any], key: str) -> list[Reward]
     found = rewards_of(entries, view, key)
     for index, reward in enumerate(found):
         needs = any(parameter.arg == "model" for parameter in reward.parameters)
-        require(
-            not needs,
-            f"{key}[{index}].reward",
-            f"{reward.name} needs a model of its own; an evaluation has rewards without one",
-        )
+        problem = f"{reward.name} needs a model of its own; an evaluation has rewards without one"
+        require(not needs, f"{key}[{index}].reward", problem)
     return found
 
 

@@ -33,9 +33,8 @@ class Files:
         Raises ConfigError for `key` where there is no file, which would make any two inputs the same one, and where
         `recorded_files` says something else of `path`, its name there.
         """
-        require(
-            bool(files), key, f"{path}: no file in it decides what it is; name a folder with files that can be read"
-        )
+        problem = f"{path}: no file in it decides what it is; name a folder with files that can be read"
+        require(bool(files), key, problem)
         found = [[str(file.relative_to(root)) if root else file.name, self.hashes(file)] for file in files]
         wanted = self._recorded.get(path)
         if wanted is not None and (differs := _difference(wanted, found)):

@@ -89,8 +89,5 @@ def _check(filters: dict[str, Any], prefix: str) -> None:
         least, most = filters[f"min_{unit}"], filters[f"max_{unit}"]
         for name, value in ((f"min_{unit}", least), (f"max_{unit}", most)):
             require(value is None or value >= 1, f"{prefix}.{name}", f"found {value}, expected 1 or more, or null")
-        require(
-            least is None or most is None or least <= most,
-            f"{prefix}.min_{unit}",
-            f"found {least}, more than max_{unit}, {most}",
-        )
+        problem = f"found {least}, more than max_{unit}, {most}"
+        require(least is None or most is None or least <= most, f"{prefix}.min_{unit}", problem)

@@ -46,19 +46,13 @@ def sampling_keys(section: dict[str, Any]) -> dict[str, Any]:
 def check_entry(entry: dict[str, Any], key: str) -> None:
     """Raise ConfigError for a part that is missing, or a key of rows in files."""
     for own in ("prompts", "generate"):
-        require(
-            entry[own] is not None,
-            f"{key}.{own}",
-            "is missing; a dataset that a model writes needs prompts and generate",
-        )
+        problem = "is missing; a dataset that a model writes needs prompts and generate"
+        require(entry[own] is not None, f"{key}.{own}", problem)
     require(bool(entry["name"]), f"{key}.name", "is missing; give the dataset a name")
     defaults = {one.name: one.default for one in fields(DatasetConfig)}
     for other in _OF_FILES:
-        require(
-            entry[other] == defaults[other],
-            f"{key}.{other}",
-            "is of rows in files; of what a model writes give prompts",
-        )
+        problem = "is of rows in files; of what a model writes give prompts"
+        require(entry[other] == defaults[other], f"{key}.{other}", problem)
 
 
 def check_sampling(section: dict[str, Any], key: str) -> None:
@@ -74,11 +68,8 @@ def check_sampling(section: dict[str, Any], key: str) -> None:
     ):
         require(holds, f"{key}.{name}", f"found {section[name]}, expected {expected}")
     repeated = section["n"] > 1 and section["temperature"] == 0
-    require(
-        not repeated,
-        f"{key}.temperature",
-        f"found 0, which gives the same answer {section['n']} times; set n=1 or sample",
-    )
+    problem = f"found 0, which gives the same answer {section['n']} times; set n=1 or sample"
+    require(not repeated, f"{key}.temperature", problem)
 
 
 def server_keys(section: dict[str, Any] | None, key: str, usual: str) -> dict[str, Any] | None:
@@ -102,11 +93,8 @@ def server_keys(section: dict[str, Any] | None, key: str, usual: str) -> dict[st
             found = any(place in word for word in words)
             require(found, where, f"found {section['command']!r}, expected {place} in it")
     else:
-        require(
-            section["url"].startswith(("http://", "https://")),
-            f"{key}.url",
-            f"found {section['url']!r}, expected http(s)://",
-        )
+        problem = f"found {section['url']!r}, expected http(s)://"
+        require(section["url"].startswith(("http://", "https://")), f"{key}.url", problem)
     for name, least in (("concurrency", 1), ("startup_seconds", 1), ("request_seconds", 1), ("max_retries", 0)):
         at_least(least, section[name], f"{key}.{name}")
     return section

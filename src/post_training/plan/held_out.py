@@ -28,11 +28,8 @@ def check_held_out(name: str, view: dict[str, Any], mixed: Stage) -> None:
         for name, least in (("patience", 1), ("min_delta", 0)):
             at_least(least, stop[name], f"training.early_stopping.{name}")
         require(every is not None, "training.early_stopping", f"goes by the held-out loss; set {key}")
-    require(
-        view["export"]["checkpoint"] == "last" or every is not None,
-        "export.checkpoint",
-        f"best goes by the held-out loss; set {key}",
-    )
+    problem = f"best goes by the held-out loss; set {key}"
+    require(view["export"]["checkpoint"] == "last" or every is not None, "export.checkpoint", problem)
     if every is None:
         return
     require(every >= 1, key, f"found {every}, expected 1 or more, or null")
@@ -46,8 +43,5 @@ def check_held_out(name: str, view: dict[str, Any], mixed: Stage) -> None:
         f"held-out pairs are compared with the model that {name} starts from, but {name}.ref_model_name_or_path is {other}; set "
         f"{name}.{key}=null",
     )
-    require(
-        has_held_out(mixed),
-        key,
-        f"{name} has no held-out rows; set {name}.data.eval_fraction, such as 0.02, or a dataset's eval_split",
-    )
+    problem = f"{name} has no held-out rows; set {name}.data.eval_fraction, such as 0.02, or a dataset's eval_split"
+    require(has_held_out(mixed), key, problem)

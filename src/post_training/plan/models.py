@@ -26,16 +26,15 @@ class ModelStages:
     def model(self, model: dict[str, Any], offline: bool, key: str, chat_template: str = "chatml") -> Stage:
         """The starting model as a folder on this machine; a new one's tokenizer has the template's tokens."""
         path, scratch = model["name_or_path"], model["from_scratch"]
+        named = f"{key}.name_or_path" if key == "model" else key
         if (path is None) == (scratch is None):
             both = "both are given" if path is not None else "neither is given"
             raise ConfigError("model.name_or_path", f"give either it or model.from_scratch; {both}")
         runtime: dict[str, Any] = {"offline": offline, "trust_remote_code": model["trust_remote_code"]}
         if scratch is not None:
-            corpus = [
-                file for path in scratch["corpus"] for file in data_files(path, "model.from_scratch.corpus") or []
-            ]
             corpus_key = "model.from_scratch.corpus"
-            require(bool(corpus), "model.from_scratch.corpus", "no file; the tokenizer needs text to be trained on")
+            corpus = [file for path in scratch["corpus"] for file in data_files(path, corpus_key) or []]
+            require(bool(corpus), corpus_key, "no file; the tokenizer needs text to be trained on")
             trained_on = {
                 "vocab_size": scratch["vocab_size"],
                 "special_tokens": new_tokens(chat_template),
@@ -45,15 +44,14 @@ class ModelStages:
             config = {"tokenizer": digest(trained_on), "weights": weights, **trained_on}
             runtime["corpus"] = [str(file) for file in corpus]
             return self.add(Stage("build_model", f"scratch-{scratch['model_type']}", config, runtime=runtime))
-        folder = model_folder(path, f"{key}.name_or_path" if key == "model" else key)
+        folder = model_folder(path, named)
         if folder is None:
             hub = {"name_or_path": path, "revision": model["revision"] or "main"}
             config = {"hub": hub, "tokenizer": digest(hub)}
             stage = self.add(Stage("download_model", slug(path), config, runtime=runtime))
             if offline:
-                self.files.note_hub("model", path, f"{key}.name_or_path" if key == "model" else key, stage)
+                self.files.note_hub("model", path, named, stage)
             return stage
-        named = f"{key}.name_or_path" if key == "model" else key
         if is_adapter_folder(folder):
             return self._merged(folder, model, offline, named)
         files = self.files.digests(path, model_files(folder), named, root=folder)

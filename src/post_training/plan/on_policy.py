@@ -32,18 +32,16 @@ class OnPolicy:
         check_entry(entry, key)
         name = dataset_name(entry, key)
         rewards = rewards_of(entry["score"], view, f"{key}.score")
-        require(
-            bool(rewards), f"{key}.score", "no reward; give a list such as [{reward: exact_match, reference: answer}]"
-        )
+        problem = "no reward; give a list such as [{reward: exact_match, reference: answer}]"
+        require(bool(rewards), f"{key}.score", problem)
         select = select_keys(entry["select"], shape, f"{key}.select")
         reads_margin = not select.get("margin") or not methods.answers(view["method"])
         require(reads_margin, f"{key}.select.margin", f"is read by reward models alone; {view['method']} has none")
         prompts = self._prompts(entry["prompts"], name, view, f"{key}.prompts")
         shards, answers = self._generate(entry["generate"], name, prompts, view, f"{key}.generate", base_model)
         enough = shape != "preference" or entry["generate"]["n"] >= 2
-        require(
-            enough, f"{key}.generate.n", f"found {entry['generate']['n']}, expected 2 or more: a pair takes two answers"
-        )
+        problem = f"found {entry['generate']['n']}, expected 2 or more: a pair takes two answers"
+        require(enough, f"{key}.generate.n", problem)
         scores = {
             f"{SCORE}{reward.name}": self._score(
                 reward, name, prompts, shards, answers, view, f"{key}.score", base_model
@@ -66,9 +64,8 @@ class OnPolicy:
             if has_held_out(mixed):
                 inputs["held_out"] = mixed
         else:
-            require(
-                bool(section["path"]), f"{key}.path", "is empty; give files or an id, or with dataset a dataset's name"
-            )
+            problem = "is empty; give files or an id, or with dataset a dataset's name"
+            require(bool(section["path"]), f"{key}.path", problem)
             source = {part: section[part] for part in ("path", "subset", "split", "revision", "transform")}
             inputs["rows"] = self.data.transform({**source, "name": f"{name}-prompts"}, view, key, PROMPTS)
         config = {"rows": section["rows"], "seed": section["seed"]}
@@ -81,9 +78,8 @@ class OnPolicy:
             offered = [
                 name for mixed in self.plan.mixed.values() for name in mixed.inputs if not name.startswith("eval:")
             ]
-            raise ConfigError(
-                key, f"found {dataset!r}, expected a dataset of an earlier stage. {did_you_mean(dataset, offered)}"
-            )
+            problem = f"found {dataset!r}, expected a dataset of an earlier stage. {did_you_mean(dataset, offered)}"
+            raise ConfigError(key, problem)
         return found[0]
 
     def _generate(
@@ -145,11 +141,8 @@ class OnPolicy:
 
     def _model(self, named: Any, view: dict[str, Any], key: str, base_model: Stage) -> tuple[Stage, bool]:
         """A model by `base`, a stage's name, an id or a folder; and whether it is asked in the pipeline's chat template."""
-        require(
-            isinstance(named, str) and bool(named),
-            key,
-            f"found {named!r}, expected base, a stage's name, an id or a folder",
-        )
+        problem = f"found {named!r}, expected base, a stage's name, an id or a folder"
+        require(isinstance(named, str) and bool(named), key, problem)
         if named == "base" or named in self.plan.exported:
             return (base_model if named == "base" else self.plan.exported[named]), True
         other = {**view["model"], "name_or_path": named, "revision": None, "from_scratch": None}

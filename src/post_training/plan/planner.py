@@ -105,11 +105,8 @@ def _check_other(plan: Plan, graph: Graph) -> None:
         )
     for name in plan.links():
         other_plan = graph.named.setdefault(name, plan)
-        require(
-            other_plan is plan,
-            "runs",
-            f"{run.name} and {other_plan.pipeline.run.name} both want the link {name}; rename one",
-        )
+        problem = f"{run.name} and {other_plan.pipeline.run.name} both want the link {name}; rename one"
+        require(other_plan is plan, "runs", problem)
 
 
 class _Planner:

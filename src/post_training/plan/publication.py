@@ -19,16 +19,10 @@ def check_publish(pipeline: Pipeline) -> None:
     if not section["push_to_hub"]:
         return
     found = section["hub_model_id"]
-    require(
-        isinstance(found, str) and _is_hub_id(found),
-        "publish.hub_model_id",
-        f"found {found!r}, expected org/name of letters, digits, '-', '_' and '.'",
-    )
-    require(
-        not pipeline.last["offline"],
-        "publish.push_to_hub",
-        "true, but offline is true; set offline=false (jobs on Slurm nodes stay offline)",
-    )
+    problem = f"found {found!r}, expected org/name of letters, digits, '-', '_' and '.'"
+    require(isinstance(found, str) and _is_hub_id(found), "publish.hub_model_id", problem)
+    problem = "true, but offline is true; set offline=false (jobs on Slurm nodes stay offline)"
+    require(not pipeline.last["offline"], "publish.push_to_hub", problem)
 
 
 def add_publication(plan: Plan) -> None:

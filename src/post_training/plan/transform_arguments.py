@@ -43,11 +43,8 @@ def check_call(source: TransformSource, arguments: dict[str, Any], rows: str, ke
     gives = source.gives
     shapes_known = [*shapes.names(), PROMPTS]
     unknown = [shape for shape in gives if shape not in shapes_known]
-    require(
-        not unknown,
-        key,
-        f"{source.file}: {source.name!r} gives {unknown}. {did_you_mean(str(unknown[:1]), shapes_known)}",
-    )
+    problem = f"{source.file}: {source.name!r} gives {unknown}. {did_you_mean(str(unknown[:1]), shapes_known)}"
+    require(not unknown, key, problem)
     if gives and rows not in (*gives, "any", PROMPTS):
         made = " or ".join(shapes.title(shape) for shape in gives)
         raise ConfigError(key, f"this stage takes {shapes.title(rows)}, but the transform {source.name!r} gives {made}")

@@ -8,10 +8,10 @@ from typing import Any
 from post_training import methods
 from post_training.core.errors import ConfigError, UserError, brief
 from post_training.models import hub_kernel
+from post_training.models.weights import PRECISIONS
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
-_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # Attention backend -> the package that it needs.
 _ATTENTION = {
     "flash_attention_2": "flash_attn",
@@ -48,7 +48,7 @@ def _arguments(subject: Subject) -> Check:
 def _number_format(subject: Subject) -> Check:
     view = subject.view
     dtype, precision = view["model"]["dtype"], view["accelerate"]["mixed_precision"]
-    expected = _PRECISION.get(dtype)
+    expected = PRECISIONS.get(dtype)
     wrong = precision not in (None, expected)
     old = dtype == "bfloat16" and subject.device.name.lower().startswith(("v100", "tesla"))
     return check(

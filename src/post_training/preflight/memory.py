@@ -150,9 +150,8 @@ def _base_bytes(shape: ModelShape, view: dict[str, Any]) -> int:
         return shape.parameters * compute
     bits = 4 + (8 / 64 + 32 / (64 * 256) if quantization["double"] else 32 / 64)
     turned_back = compute * shape.hidden * shape.intermediate
-    return (
-        int(shape.linear_parameters * bits / 8) + (shape.parameters - shape.linear_parameters) * compute + turned_back
-    )
+    linear = shape.parts.linear_parameters
+    return int(linear * bits / 8) + (shape.parameters - linear) * compute + turned_back
 
 
 def _live_bytes(subject: Subject) -> int:
@@ -225,9 +224,10 @@ def layer_bytes(subject: Subject, sequences: int, length: int) -> int:
     shape, view = subject.shape, subject.view
     c, lora, tokens = BYTES[view["model"]["dtype"]], view["model"]["lora"], sequences * length
     h, f = shape.hidden, shape.intermediate
+    linear = shape.parts.linear
     q, kv = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     autocast = subject.deepspeed is None and c < 4
-    gated = any(name in shape.linear for name in ("gate_proj", "gate_up_proj", "w1")) or not shape.linear
+    gated = any(name in linear for name in ("gate_proj", "gate_up_proj", "w1")) or not linear
     inputs = (5 * h + q if autocast or (lora and c < 4) else 2 * h) + (f if lora else 0)
     norms = 4 * h + (0 if lora else _residual_bytes(subject) * h)
     packed = subject.mix["config"]["packing"]

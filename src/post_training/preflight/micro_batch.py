@@ -61,9 +61,8 @@ def largest(subject: Subject) -> int:
     """
     limit = memory_bytes(subject.device)
     if limit is None:
-        raise ConfigError(
-            _KEY, f"found {AUTO}, but the memory of the GPUs is not known; name them with slurm.gpu_model"
-        )
+        problem = f"found {AUTO}, but the memory of the GPUs is not known; name them with slurm.gpu_model"
+        raise ConfigError(_KEY, problem)
     share, number = subject.plan.accumulation, 1
     sizes = []
     while share % number == 0:

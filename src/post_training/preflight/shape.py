@@ -27,16 +27,12 @@ class ModelShape:
     vocabulary: int
     max_positions: int | None
     """Longest document that the model has positions for; None = unlimited or unknown."""
-    linear: dict[str, int]
-    """Name of a linear layer (last part) -> inputs + outputs, summed over all layers of that name; no output embedding."""
-    linear_parameters: int = 0
-    """Parameters of the weights of those linear layers."""
     idle_parameters: int = 0
     """Parameters of experts that a token does not go through."""
     has_head: bool = True
     """Whether there is an output embedding; a reward model has one output in its place."""
     parts: Parts = field(default_factory=Parts)
-    """What may be trained beside adapters."""
+    """Its modules."""
 
     @property
     def embeddings(self) -> int:
@@ -50,8 +46,10 @@ class ModelShape:
 
     def adapter_parameters(self, r: int, targets: Any) -> int:
         """Parameters of LoRA adapters: two matrices beside each linear layer, r x inputs and outputs x r."""
-        names = self.linear if targets == "all-linear" else [name for name in targets if name in self.linear]
-        return r * sum(self.linear[name] for name in names)
+        names = (
+            self.parts.linear if targets == "all-linear" else [name for name in targets if name in self.parts.linear]
+        )
+        return r * sum(self.parts.linear[name] for name in names)
 
     @classmethod
     def of(
@@ -60,8 +58,6 @@ class ModelShape:
         """Of a model folder, as a class of Transformers trains it. Raises UserError where that cannot build it."""
         import torch
         import transformers
-        from torch import nn
-        from transformers.pytorch_utils import Conv1D
 
         auto_model: Any = getattr(transformers, model_class)
         auto_config: Any = transformers.AutoConfig
@@ -78,14 +74,7 @@ class ModelShape:
         text: Any = config.get_text_config()
         intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
         inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-        linear: dict[str, int] = {}
-        linear_parameters = 0
-        for name, module in model.named_modules():
-            output = module is head or (head is None and name in ("score", "classifier"))
-            if isinstance(module, nn.Linear | Conv1D) and not output:
-                last = name.rpartition(".")[2]
-                linear[last] = linear.get(last, 0) + sum(module.weight.shape)
-                linear_parameters += module.weight.numel()
+        parts = Parts.of(model)
         heads = int(getattr(text, "num_attention_heads", 1) or 1)
         hidden = int(text.hidden_size)
         experts, used = _experts(text)
@@ -104,10 +93,8 @@ class ModelShape:
             key_value_heads=int(getattr(text, "num_key_value_heads", None) or heads),
             vocabulary=int(text.vocab_size),
             max_positions=_positions(text),
-            linear=linear,
-            linear_parameters=linear_parameters,
             has_head=head is not None,
-            parts=Parts.of(model),
+            parts=parts,
             idle_parameters=3 * layers * hidden * feed_forward * (experts - used),
         )
 

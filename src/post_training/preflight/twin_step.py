@@ -1,7 +1,6 @@
 """A model of two layers like one that is given, in a folder, and a step of training with it on the CPU."""
 
 import contextlib
-import copy
 import gc
 import io
 import json
@@ -48,12 +47,11 @@ def twin_folder(start: Path, view: dict[str, Any]) -> Iterator[tuple[Path, Path]
     Raises NoTwin where Transformers cannot build or compute such a model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from post_training.models.packing_probe import LARGEST, two_layers
+    from post_training.models.packing_probe import random_model, two_layers
 
     auto_config: Any = AutoConfig
-    auto_model: Any = AutoModelForCausalLM
     trust = bool(view["model"]["trust_remote_code"])
     with tempfile.TemporaryDirectory(prefix="twin-") as place:
         folder, manifest = Path(place) / "model", Path(place) / "manifest.json"
@@ -63,22 +61,12 @@ def twin_folder(start: Path, view: dict[str, Any]) -> Iterator[tuple[Path, Path]
                 whole: Any = auto_config.from_pretrained(start, trust_remote_code=trust)
                 config = two_layers(whole.get_text_config())
                 config.name_or_path = str(start)
-                arguments = {"trust_remote_code": trust, "attn_implementation": "eager", "dtype": torch.float32}
-                with torch.device("meta"):
-                    size = sum(
-                        p.numel() for p in auto_model.from_config(copy.deepcopy(config), **arguments).parameters()
-                    )
-                if size > LARGEST:
-                    raise ValueError(f"two layers have {size:,} parameters")
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
-                    model: Any = auto_model.from_config(config, **arguments)
+                    model: Any = random_model(config, "eager", trust)
                     with torch.no_grad():
-                        for parameter in model.parameters():  # an initialisation may switch layers off
-                            parameter.add_(torch.randn_like(parameter) * 0.05)
                         tokens = torch.arange(3, 16)[None]
                         logits, other = (
-                            model.eval()(input_ids=ids, use_cache=False).logits[0, :-1]
+                            model(input_ids=ids, use_cache=False).logits[0, :-1]
                             for ids in (tokens, torch.cat([tokens[:, :-1], tokens[:, :1]], dim=1))
                         )
             except Exception as error:  # each family has its own

@@ -72,6 +72,5 @@ def resize(model: Any, adapters: Path) -> None:
     try:
         model.resize_token_embeddings(found[0], mean_resizing=False)
     except Exception as error:  # an architecture of its own
-        raise UserError(
-            f"{adapters}: the model's embedding cannot be made {found[0]:,} rows long: {brief(error)}"
-        ) from None
+        problem = f"{adapters}: the model's embedding cannot be made {found[0]:,} rows long: {brief(error)}"
+        raise UserError(problem) from None

@@ -98,9 +98,8 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
         raise AwayError(f"sbatch: {refusal}")
     key = next((key for word, key in _KEYS.items() if word in refusal.lower()), "partition")
     value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
-    raise ConfigError(
-        f"{section}.{key}", f"found {value!r}; the cluster refuses the job: {refusal} (sbatch {' '.join(words)})"
-    )
+    problem = f"found {value!r}; the cluster refuses the job: {refusal} (sbatch {' '.join(words)})"
+    raise ConfigError(f"{section}.{key}", problem)
 
 
 def nodes(partition: str | None, gpu_type: str | None = None) -> list[Nodes]:

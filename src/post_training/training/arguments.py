@@ -125,10 +125,8 @@ def _report_to(targets: list[str]) -> list[str]:
     # Flyte is not in the list of what can be there, and checks itself.
     available = {*integration_utils.get_available_reporting_integrations(), "flyte", "none"}  # type: ignore[no-untyped-call]
     for target in (target for target in targets if target not in available):
-        raise ConfigError(
-            "logging.report_to",
-            f"{target} is not installed; pip install {_PACKAGES.get(target, target)}, or take it out",
-        )
+        problem = f"{target} is not installed; pip install {_PACKAGES.get(target, target)}, or take it out"
+        raise ConfigError("logging.report_to", problem)
     return [target for target in targets if target != "none"] or ["none"]
 
 

@@ -126,6 +126,5 @@ def _agree_on_missing(directory: Path, documents: int) -> list[Shard]:
 def _check_finite(logps: Logps, shard: Shard, folder: Path, data: Path) -> None:
     bad = np.flatnonzero(~np.isfinite(logps).all(axis=1))
     if len(bad):
-        raise UserError(
-            f"{folder}: the reference model computes NaN or infinity for pair {shard[0] + bad[0]} of {data}"
-        )
+        problem = f"{folder}: the reference model computes NaN or infinity for pair {shard[0] + bad[0]} of {data}"
+        raise UserError(problem)

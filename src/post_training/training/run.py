@@ -64,9 +64,8 @@ def train_rank(task: Task) -> signal.Signals | None:
     args = arguments_of(task, view, plan, steps)
     found = set(ranks.gather_objects(plan.per_device))
     if len(found) > 1:
-        raise ConfigError(
-            "training.per_device_train_batch_size", f"auto is {sorted(found)} on different devices; give a number"
-        )
+        problem = f"auto is {sorted(found)} on different devices; give a number"
+        raise ConfigError("training.per_device_train_batch_size", problem)
     choice = agree_on_checkpoint(task.directory / "checkpoints")
     start = choice.chosen
     resume = how_to_resume(start, strategy(view), args.world_size) if start else Resume(False, "")

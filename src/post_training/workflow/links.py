@@ -4,21 +4,21 @@ import os
 from pathlib import Path
 
 from post_training.core.errors import UserError
-from post_training.plan import Graph, Plan
+from post_training.plan import Graph
 
 
-def point_links(plan: Plan | Graph) -> None:
+def point_links(graph: Graph) -> None:
     """Make each link lead to its run directory, where that exists already.
 
     Run at the start (so that going back to an earlier configuration, which runs nothing, leads to
     that run again), and at the end.
     """
-    for name, directory in plan.links().items():
-        if (plan.base / directory).is_dir():
-            point_link(plan.base / name, directory)
-    for name, page in plan.pages().items() if isinstance(plan, Graph) else ():
-        if (plan.base / page).is_file() and (plan.base / name).parent.is_dir():
-            point_link(plan.base / name, os.path.relpath(page, Path(name).parent))
+    for name, directory in graph.links().items():
+        if (graph.base / directory).is_dir():
+            point_link(graph.base / name, directory)
+    for name, page in graph.pages().items():
+        if (graph.base / page).is_file() and (graph.base / name).parent.is_dir():
+            point_link(graph.base / name, os.path.relpath(page, Path(name).parent))
 
 
 def point_link(link: Path, target: str) -> None:

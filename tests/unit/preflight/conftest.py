@@ -11,6 +11,7 @@ from tiny import view_of
 from post_training.config.batch import Topology
 from post_training.core.devices import Device
 from post_training.core.format import GIB
+from post_training.models.parts import Parts
 from post_training.preflight.shape import ModelShape
 from post_training.preflight.subject import Subject
 
@@ -27,7 +28,10 @@ BILLION = ModelShape(
     key_value_heads=8,
     vocabulary=32_000,
     max_positions=4096,
-    linear=dict.fromkeys(("q_proj", "o_proj"), 65_536) | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 163_840),
+    parts=Parts(
+        linear=dict.fromkeys(("q_proj", "o_proj"), 65_536)
+        | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 163_840)
+    ),
 )
 SOUND_MIX: dict[str, Any] = {
     "stage": "mix",
