@@ -125,7 +125,7 @@ def test_adapters_of_another_model_are_one_line(tmp_path, bases, corpus):
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, file)
     assert f"1 tensors are missing ({first})" in refused()
     save_file(tensors | {"base_model.model.more.lora_A.weight": torch.zeros(2)}, file)
-    assert "1 have no place (base_model.model.more.lora_A.weight)" in refused()
+    assert "1 tensors have no place (base_model.model.more.lora_A.weight)" in refused()
     file.write_bytes(file.read_bytes()[:90])
     assert "cannot be read" in refused()
     save_file(tensors, file)

@@ -41,6 +41,12 @@ def packs(view: dict[str, Any]) -> bool:
     return bool(getattr(load(method), "packs", lambda _: False)(view[method]))
 
 
+def stored_reference(view: dict[str, Any]) -> dict[str, Any] | None:
+    """What decides a stage's stored log-probabilities of a reference besides model, pairs and number format; None = there are none."""
+    found: dict[str, Any] | None = getattr(load(view["method"]), "stored_reference", lambda _: None)(view)
+    return found
+
+
 def config_class(method: str) -> Any:
     """TRL's class for the arguments of a method."""
     return pkgutil.resolve_name(load(method).CONFIG_CLASS)

@@ -139,12 +139,8 @@ def load_adapters(model: Any, folder: Path) -> Any:
         name for name in stored.keys() - expected.keys() if _plain(name) not in held.keys() | expected.keys()
     )
     if missing or unknown:
-        what = (
-            f"{len(missing)} tensors are missing ({missing[0]})"
-            if missing
-            else f"{len(unknown)} have no place ({unknown[0]})"
-        )
-        raise UserError(f"{folder}: {what}; {remedy}, or damaged")
+        what = f"are missing ({missing[0]})" if missing else f"have no place ({unknown[0]})"
+        raise UserError(f"{folder}: {len(missing) or len(unknown)} tensors {what}; {remedy}, or damaged")
     return adapted
 
 

@@ -17,12 +17,8 @@ def has_held_out(mixed: Stage) -> bool:
 
 def check_held_out(name: str, view: dict[str, Any], mixed: Stage) -> None:
     """Raises ConfigError for an evaluation during training that cannot be, and for what needs one and has none."""
-    every, stop, method = (
-        view["evaluation"]["during_training_steps"],
-        view["training"]["early_stopping"],
-        view["method"],
-    )
-    key = "evaluation.during_training_steps"
+    every, stop = view["evaluation"]["during_training_steps"], view["training"]["early_stopping"]
+    method, key = view["method"], "evaluation.during_training_steps"
     one_of(view["export"]["checkpoint"], ("last", "best"), "export.checkpoint")
     if stop is not None:
         for name, least in (("patience", 1), ("min_delta", 0)):

@@ -149,7 +149,7 @@ class _Planner:
         model = self.plan.exported.get(name) if name is not None else None
         if model is None and name is not None:
             model = self.models.model(other, view["offline"], key)
-        decides = getattr(methods.load(method), "stored_reference", lambda _: None)(view)
+        decides = methods.stored_reference(view)
         if decides is None:
             return {"reference_model": model} if model else {}
         config = {

@@ -57,16 +57,10 @@ def run(task: Task) -> int:
     subject = probed_subject(task, view, topology)
     done = work(subject) | batch_of(subject.view)
     measured = json.loads((task.directory / _RESULT).read_text(encoding="utf-8"))
-    facts = {
-        "stage": view["stage"],
-        "checks": [],
-        "predicted": predicted(subject),
-        "work": done,
-        "measured": done | measured,
-    }
-    predictions.write(task.directory, facts)
+    facts = {"predicted": predicted(subject), "measured": done | measured}
+    predictions.write(task.directory, {"stage": view["stage"], "checks": [], "work": done, **facts})
     print(side_by_side(facts["predicted"], measured), flush=True)
-    task.finish(probed=view["stage"], predicted=facts["predicted"], measured=facts["measured"])
+    task.finish(probed=view["stage"], **facts)
     return 0
 
 
@@ -128,15 +122,13 @@ def probe_rank(task: Task) -> None:
     steps = int(task.config["steps"])
     view = probed_view(resolve(task.runtime["pipeline"]).last, steps)
     name = view["method"]
-    method = methods.load(name)
     topology = batch.topology_from_environment()
     plan = batch.batch_plan(view, name, topology)
     args = arguments_of(task, view, plan, steps, save_strategy="no", report_to=["none"], logging_steps=steps + 1)
     rows = longest_rows(task.inputs["data"], steps * plan.rows)
     peak = PeakMemory(type(args))
-    stored = None
-    if "reference_model" not in task.inputs and getattr(method, "stored_reference", lambda _: None)(view) is not None:
-        stored = ZeroReference(task.inputs["data"])
+    needed = "reference_model" not in task.inputs and methods.stored_reference(view) is not None
+    stored = ZeroReference(task.inputs["data"]) if needed else None
     tokens = TokenCounter()
     monitor = StepMonitor(args.device, StopRequest(), lambda index: rows.rows.sources(rows.number(index)))
     trainer = make_trainer(trainer_class(name), task, view, args, rows, stored, tokens=tokens, monitor=monitor)

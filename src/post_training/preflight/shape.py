@@ -46,10 +46,8 @@ class ModelShape:
 
     def adapter_parameters(self, r: int, targets: Any) -> int:
         """Parameters of LoRA adapters: two matrices beside each linear layer, r x inputs and outputs x r."""
-        names = (
-            self.parts.linear if targets == "all-linear" else [name for name in targets if name in self.parts.linear]
-        )
-        return r * sum(self.parts.linear[name] for name in names)
+        linear = self.parts.linear
+        return r * sum(linear.get(name, 0) for name in (linear if targets == "all-linear" else targets))
 
     @classmethod
     def of(
@@ -67,9 +65,7 @@ class ModelShape:
             with torch.device("meta"):
                 config.num_labels = 1  # of a reward model
                 model = auto_model.from_config(config, trust_remote_code=trust_remote_code)
-        except (
-            Exception
-        ) as error:  # of Transformers, of an architecture's own checks, or of code that comes with the model
+        except Exception as error:  # of Transformers, an architecture's own checks, or code that comes with the model
             raise UserError(_not_built(folder, model_class.removeprefix("AutoModelFor"), error)) from None
         text: Any = config.get_text_config()
         intermediate: Any = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
@@ -101,18 +97,14 @@ class ModelShape:
 
 def _not_built(folder: Path, what: str, error: Exception) -> str:
     """Why a model cannot be built, in one line with what to do."""
-    said, kind = (
-        brief(error),
-        "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: ",
-    )
+    plain = isinstance(error, ValueError | OSError | ImportError)
+    said, kind = brief(error), "" if plain else f"{type(error).__name__}: "
     if "custom code which must be executed" in said:
         said, kind = "it is code of its own; read it, and set model.trust_remote_code=true", ""
     elif said.startswith("Unrecognized configuration class"):
         named = said.partition("models.")[2].partition(".")[0]
-        said, kind = (
-            f"Transformers has no class for {named}; name a text model, whose config.json is that of a causal language model",
-            "",
-        )
+        remedy = "name a text model, whose config.json is that of a causal language model"
+        said, kind = f"Transformers has no class for {named}; {remedy}", ""
     return f"{folder}: cannot be built as a model ({what}): {kind}{said}"
 
 
@@ -128,9 +120,7 @@ def _positions(text: Any) -> int | None:
 
 def _experts(text: Any) -> tuple[int, int]:
     """Experts of a layer, and how many of them a token goes through; 1 and 1 for a dense model."""
-    every = next(
-        (getattr(text, n) for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(text, n, None)),
-        1,
-    )
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    every = next((getattr(text, name) for name in names if getattr(text, name, None)), 1)
     used = getattr(text, "num_experts_per_tok", None) or 1
     return (int(every), int(used)) if every > 1 else (1, 1)

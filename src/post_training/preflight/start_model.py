@@ -137,12 +137,8 @@ def _ids(folder: Path, trust_remote_code: bool) -> Check:
         tokenizer = TokenizerFile.read(folder).load()
         named: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged file, or a tokenizer of any class
-        return Check(
-            "model.ids",
-            f"{folder}: the tokenizer cannot be read: {brief(error)}",
-            "failure",
-            "copy the tokenizer's files again",
-        )
+        problem = f"{folder}: the tokenizer cannot be read: {brief(error)}"
+        return Check("model.ids", problem, "failure", "copy the tokenizer's files again")
     beyond = {token: index for token, index in tokenizer.get_vocab(with_added_tokens=True).items() if index >= rows}
     # A token that is named and not there is added by Transformers, behind the others. One that begins a text is in use only where the files
     # name it: a class of tokenizers may have one of its own.

@@ -87,10 +87,8 @@ class Subject:
         lora = self.view["model"]["lora"]
         if lora is None:
             return self.shape.parameters
-        parts, output = (
-            self.shape.parts,
-            0 if self.shape.has_head else self.shape.hidden,
-        )  # trained whole beside adapters
+        parts = self.shape.parts
+        output = 0 if self.shape.has_head else self.shape.hidden  # trained whole beside adapters
         rows = len(lora["trainable_tokens"] or ()) * len(parts.with_rows()) * self.shape.hidden
         beside = output + rows + parts.full_parameters(lora)
         return beside + self.shape.adapter_parameters(lora["r"], lora["target_modules"])

@@ -22,12 +22,9 @@ def subjects_of(task: Task) -> list[Subject]:
         UserError: for a model that cannot be built, or a manifest that cannot be read.
     """
     base, on_slurm = resources.base_of(task.output), task.config["place"] == "slurm"
-    shape, here, gres_of = (
-        functools.cache(ModelShape.of),
-        functools.cache(devices.here),
-        functools.cache(resources.gres),
-    )
-    measured, node = measurements(base), functools.cache(this_node)
+    shape, here = functools.cache(ModelShape.of), functools.cache(devices.here)
+    gres_of, node = functools.cache(resources.gres), functools.cache(this_node)
+    measured = measurements(base)
     found = []
     for training in task.runtime["trainings"]:
         name, view = training["stage"], resolve(training["pipeline"]).last

@@ -106,9 +106,7 @@ def take_step(view: dict[str, Any], folder: Path, manifest: Path) -> Step:
         inputs["reference_model"] = manifest
     task: Any = SimpleNamespace(inputs=inputs, directory=folder.parent)
     rows = Rows(method, size, packed=methods.packs(view))
-    stored = None
-    if getattr(methods.load(method), "stored_reference", lambda _: None)(view) is not None:
-        stored = ZeroReference(folder)
+    stored = ZeroReference(folder) if methods.stored_reference(view) is not None else None
     with _quiet(), _own_accelerator():
         plan = BatchPlan(Topology(1, 1, "CPU"), size, 1, size, None)
         changed = {"save_strategy": "no", "use_cpu": True}

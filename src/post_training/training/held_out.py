@@ -62,11 +62,8 @@ class HeldOut(TrainerCallback):
             directory: of the run.
             earlier: `facts` of the checkpoint that the run resumes from.
         """
-        self.trainer, self.every, self.stop = (
-            trainer,
-            view["evaluation"]["during_training_steps"],
-            view["training"]["early_stopping"],
-        )
+        self.trainer, self.every = trainer, view["evaluation"]["during_training_steps"]
+        self.stop = view["training"]["early_stopping"]
         self.name, self.keeps_best = view["stage"], view["export"]["checkpoint"] == "best"
         self.beta = view[view["method"]].get("beta")
         self.reference_file = directory / "logs" / "held_out_reference.npy"
