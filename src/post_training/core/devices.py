@@ -105,10 +105,11 @@ def memory_limit() -> int:
     return min(limits)
 
 
-def cpu_flops(size: int = 512) -> float:
+def cpu_flops() -> float:
     """Operations a second of this process in a float32 matrix product, best of three: what a CPU can be expected to do."""
     import torch
 
+    size = 512
     first, second = torch.ones(size, size), torch.ones(size, size)
     seconds = []
     for _ in range(4):

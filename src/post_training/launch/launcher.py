@@ -192,7 +192,7 @@ def reshard(task: Task, view: dict[str, Any], world_size: int) -> None:
     if newest and how_to_resume(newest, strategy(view), world_size).universal:
         newest = undamaged(directory).chosen  # before it is rewritten: the ranks would check only what it was
     if newest and how_to_resume(newest, strategy(view), world_size).universal:
-        make_universal(newest.path, REQUEST, task.directory / "logs" / "universal.log")
+        make_universal(newest.path, task.directory / "logs" / "universal.log")
 
 
 def _report(task: Task, ended: Ended, reports: list[failures.Failure], world_size: int, full: str | None) -> None:

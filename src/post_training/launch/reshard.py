@@ -16,7 +16,7 @@ from post_training.core.errors import ConfigError, UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.launch.processes import run_together
 from post_training.run_dir.checkpoints import Checkpoint
-from post_training.run_dir.stop import StopRequest
+from post_training.run_dir.stop import REQUEST
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def has_universal(checkpoint: Path) -> bool:
     return (checkpoint / "latest_universal").is_file()
 
 
-def make_universal(checkpoint: Path, request: StopRequest, log: Path) -> None:
+def make_universal(checkpoint: Path, log: Path) -> None:
     """Rewrite a ZeRO checkpoint for any number of ranks, beside what it holds. Done once; a part is begun again.
 
     A stop request ends it at once. DeepSpeed's own output goes to `log`.
@@ -78,9 +78,9 @@ def make_universal(checkpoint: Path, request: StopRequest, log: Path) -> None:
     ]  # fmt: skip
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     ended = run_together(
-        [command], [environment], request, abandoned=lambda: "stops" if request.received else None, log=log
+        [command], [environment], REQUEST, abandoned=lambda: "stops" if REQUEST.received else None, log=log
     )
-    if request.wanted:
+    if REQUEST.wanted:
         return
     if ended.first is not None:
         raise UserError(f"{checkpoint}: DeepSpeed cannot rewrite it for another number of ranks; {log} says why")

@@ -45,6 +45,7 @@ _ENDED_WITHOUT_RECORD = ("lost: ended without a record (killed, or its node fail
 _LINES = ("answers.jsonl", "scores.jsonl")
 # First words of each attempt's output, in files that all attempts of a job append to.
 START = "post-training: attempt "
+_TRACEBACK_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def reset_failure_count(folder: Path) -> None:
     (folder / "failure_count").unlink(missing_ok=True)
 
 
-def first_error(folder: Path, job_id: str, limit: int = 12) -> list[str]:
+def first_error(folder: Path, job_id: str) -> list[str]:
     """The lines of a job's output with its first error, the cause; later ones are mostly ranks that lost a peer."""
     text: list[str] = []
     for suffix in ("err", "out"):
@@ -234,15 +235,15 @@ def first_error(folder: Path, job_id: str, limit: int = 12) -> list[str]:
     own = [line for line in text if not re.match(r"(srun|slurmstepd\S*):", line)]
     for index, line in enumerate(own):
         if "Traceback (most recent call last)" in line:
-            return _traceback(own[index:], limit)
+            return _traceback(own[index:])
         if re.search(r"error\b|\bkilled\b|no space left", line, re.IGNORECASE):
             return [line]
     return [line for line in own or text if line.strip()][-3:]
 
 
-def _traceback(text: list[str], limit: int) -> list[str]:
+def _traceback(text: list[str]) -> list[str]:
     """The end of a traceback that begins at the first line; each line may have its rank's prefix."""
     prefix = text[0][: text[0].index("Traceback")]
     shown = [line.removeprefix(prefix) for line in text[1:] if not re.fullmatch(r"[\s^~]+", line.removeprefix(prefix))]
     last = next((at for at, line in enumerate(shown) if line[:1].strip()), len(shown) - 1)
-    return shown[max(0, last - limit + 1) : last + 1]
+    return shown[max(0, last + 1 - _TRACEBACK_LINES) : last + 1]
