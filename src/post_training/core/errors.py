@@ -67,7 +67,7 @@ def located(error: BaseException, file: str) -> str:
 
 
 def at_least(least: int, found: Any, key: str) -> None:
-    """Raise `ConfigError(key, ...)` for a number below the least; None, which is none, is allowed."""
+    """Raise `ConfigError(key, ...)` for a number below the least; None is allowed."""
     require(found is None or found >= least, key, f"found {found}, expected {least} or more")
 
 
