@@ -21,6 +21,10 @@ KEY = "sft.data.datasets[0].transform"
         ("messages", {"roles": ["bot"]}, "messages", "roles: found ['bot'], expected dict[str, str] | null"),
         ("preference_ranking", {"margin": "much"}, "preference", "margin: found 'much', expected float"),
         ("preference_ranking", {"margin": True}, "preference", "margin: found True"),
+        ("preference_ranking", {"choice": "bst"}, "preference", "choice: found 'bst', expected one of best_worst, best_rest, all"),
+        ("message_tree", {"paths": "bst"}, "messages", "paths: found 'bst', expected one of best, all"),
+        ("nested_tree", {"pairs": "bst"}, "preference", "pairs: found 'bst', expected one of null, best_worst"),
+        ("transcript", {"preface": "keep"}, "messages", "preface: found 'keep', expected one of reject, system, drop"),
         ("preference", {}, "messages", "this stage takes conversations (messages), but the transform 'preference' gives pairs"),
         ("alpaca", {}, "preference", "this stage takes pairs (prompt, chosen, rejected), but the transform 'alpaca' gives conversations"),
         ("unpair_preference", {}, "preference", "gives answers with a label"),
@@ -76,9 +80,14 @@ def test_every_default_of_a_shipped_transform_fits_its_type():
 
 def test_what_a_transform_gives_is_no_part_of_its_identity(tmp_path):
     path, digests = tmp_path / "own.py", set()
-    for more in ("", ", gives='messages'", ", gives=('messages',)"):
+    for more in ("", ", gives='messages'", ", gives=('messages',)", ", choices={'kind': ('a', 'b')}"):
         path.write_text(
             f"from post_training.data.transforms import register_transform\n@register_transform('own'{more})\ndef own(row):\n    return row\n"
         )
         digests.add(registry.find_transform("own", [str(path)], "key").digest)
     assert len(digests) == 1
+    path.write_text(path.read_text().replace("('a', 'b')", "KINDS"))
+    with pytest.raises(
+        ConfigError, match=r"own\.py: line 2: choices of 'own' is a name or a call; write its value out"
+    ):
+        check_call(registry.find_transform("own", [str(path)], "key"), {}, "messages", KEY)

@@ -10,8 +10,8 @@ from post_training.core.locate import parse_split
 
 def dataset_name(entry: dict[str, Any], key: str) -> str:
     """The dataset's name, given or made from its path. Raises ConfigError when it cannot be a file name."""
-    path = entry["path"][0] if isinstance(entry["path"], list) else entry["path"]
-    name = entry["name"] or slug(Path(path).name.split(".")[0])
+    path = next(iter(entry["path"]), "none") if isinstance(entry["path"], list) else entry["path"]
+    name = entry["name"] or slug(Path(str(path)).name.split(".")[0])
     require(is_safe_name(name), f"{key}.name", f"found {name!r}; use letters, digits, '.', '_' and '-' only")
     return str(name)
 

@@ -24,6 +24,7 @@ REWARDS = PACKAGE / "rewards"
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
 KEPT = "source"
 """Folder of a stage's directory with the module of a user as it was used."""
+_FOR_THE_PLANNER = ("gives", "choices")
 OWN_TEMPLATE = "tokenizer"
 """`data.chat_template` for the template that comes with the model."""
 
@@ -59,9 +60,22 @@ class TransformSource:
     @property
     def gives(self) -> tuple[str, ...]:
         """Shapes of the rows that it makes, as its decorator says; empty where it does not."""
-        given = self._keywords.get("gives")
-        value = ast.literal_eval(given) if given else ()
+        value = self._written_out("gives", ())
         return (value,) if isinstance(value, str) else tuple(value)
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """The values that an argument may have, as its decorator says, of those that have but a few."""
+        return dict(self._written_out("choices", {}))
+
+    def _written_out(self, keyword: str, otherwise: Any) -> Any:
+        """The value of a keyword of the decorator, which nothing has run."""
+        given = self._keywords.get(keyword)
+        try:
+            return otherwise if given is None else ast.literal_eval(given)
+        except ValueError:
+            problem = f"{self.file}: line {given.lineno if given else 0}: {keyword} of {self.name!r} is a name or a call; write its value out"
+            raise ConfigError("data.transform_modules", problem) from None
 
     @property
     def function(self) -> ast.FunctionDef:
@@ -255,11 +269,11 @@ def _registered(node: ast.stmt) -> tuple[str, str] | None:
 
 
 def _dump_function(node: ast.stmt) -> str:
-    """A registered function without `gives`, which decides no result."""
+    """A registered function without what the planner alone reads, which decides no result."""
     calls = [call for call in getattr(node, "decorator_list", []) if isinstance(call, ast.Call)]
     kept = {call: call.keywords for call in calls}
     for call in calls:
-        call.keywords = [keyword for keyword in call.keywords if keyword.arg != "gives"]
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg not in _FOR_THE_PLANNER]
     dumped = ast.dump(node)
     for call, keywords in kept.items():
         call.keywords = keywords

@@ -23,7 +23,7 @@ def check_call(source: TransformSource, arguments: dict[str, Any], rows: str, ke
         rows: shape that the stage takes, or `any`.
         key: the configuration key that errors name.
     """
-    taken = source.function.args
+    taken, choices = source.function.args, source.choices
     parameters = {one.arg: one.annotation for one in (*taken.args[1:], *taken.kwonlyargs)}
     for name, value in arguments.items():
         if name in parameters:
@@ -32,6 +32,9 @@ def check_call(source: TransformSource, arguments: dict[str, Any], rows: str, ke
                 "None", "null"
             )
             require(_fits(value, expected), f"{key}.{name}", problem)
+            allowed = choices.get(name, (value,))
+            listed = ", ".join("null" if choice is None else str(choice) for choice in allowed)
+            require(value in allowed, f"{key}.{name}", f"found {value!r}, expected one of {listed}")
         elif taken.kwarg is None:
             what = did_you_mean(name, parameters) if parameters else "it takes none"
             raise ConfigError(f"{key}.{name}", f"the transform {source.name!r} has no such argument. {what}")

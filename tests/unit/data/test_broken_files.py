@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from post_training.config.names import dataset_name
 from post_training.core.errors import ConfigError, DataError
 from post_training.core.locate import data_files
 from post_training.data import registry
@@ -355,7 +356,7 @@ def test_paths_that_are_no_files(tmp_path, monkeypatch):
     assert "no file matches" in problem_of("*.parquet")
     assert "neither a local file nor" in problem_of("a b c")
     assert "expected text or a list" in problem_of(3)
-    assert "an empty list" in problem_of([])
+    assert "an empty list" in problem_of([]) and dataset_name({"path": [], "name": None}, "key")  # which comes first
     assert "not a local file" in problem_of(["org/name"])
     (tmp_path / "a.jsonl").write_text("{}\n")
     assert "named twice" in problem_of(["a.jsonl", "a.jsonl"])

@@ -53,13 +53,16 @@ class Transform:
 
 
 def register_transform(
-    name: str, group: Callable[..., Iterable[Any]] | None = None, gives: str | tuple[str, ...] | None = None
+    name: str,
+    group: Callable[..., Iterable[Any]] | None = None,
+    gives: str | tuple[str, ...] | None = None,
+    choices: dict[str, tuple[Any, ...]] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Give a function a name by which `transform:` finds it.
 
     The planner finds it without importing it, so the decorator stands literally above a top-level `def`. `gives` names the
     shape of the rows that it makes, or several (`messages`, `preference`, `unpaired`): a stage that takes another one refuses
-    it while planning.
+    it while planning; so it does another value than one of `choices` (argument -> its values).
     """
 
     def register(function: _Function) -> _Function:

@@ -18,7 +18,12 @@ def _tree_of(row: dict[str, Any], **arguments: Any) -> list[Any]:
     return [row[arguments["id"]], row[arguments["parent"]]]
 
 
-@register_transform("message_tree", group=_tree_of, gives=("messages", "preference"))
+@register_transform(
+    "message_tree",
+    group=_tree_of,
+    gives=("messages", "preference"),
+    choices={"paths": ("best", "all"), "pairs": (None, "best_worst", "best_rest", "all")},
+)
 def message_tree(
     rows: list[dict[str, Any]],
     id: str = "message_id",
@@ -70,7 +75,11 @@ def message_tree(
     yield from _reasons(list(messages.values()), roots, used, pairs)
 
 
-@register_transform("nested_tree", gives=("messages", "preference"))
+@register_transform(
+    "nested_tree",
+    gives=("messages", "preference"),
+    choices={"paths": ("best", "all"), "pairs": (None, "best_worst", "best_rest", "all")},
+)
 def nested_tree(
     row: dict[str, Any],
     root: str = "prompt",

@@ -127,7 +127,7 @@ def preference_votes(
     raise Skip(f"tie: {', '.join(f'{column}={row[column]}' for column in columns)}")
 
 
-@register_transform("preference_ranking", gives="preference")
+@register_transform("preference_ranking", gives="preference", choices={"choice": ("best_worst", "best_rest", "all")})
 def preference_ranking(
     row: dict[str, Any],
     prompt: str | list[str] = "prompt",

@@ -6,7 +6,7 @@ from typing import Any
 from post_training.data.transforms import register_transform
 
 
-@register_transform("transcript", gives="messages")
+@register_transform("transcript", gives="messages", choices={"preface": ("reject", "system", "drop")})
 def transcript(
     row: dict[str, Any],
     column: str = "text",
@@ -30,11 +30,11 @@ def transcript(
     if not isinstance(text, str):
         raise KeyError(column) if text is None else TypeError(f"{column} is {type(text).__name__}, expected text")
     marks = {mark: role for role, given in (("user", user), ("assistant", assistant)) for mark in _listed(given)}
+    if "" in marks or set(_listed(user)) & set(_listed(assistant)):
+        raise ValueError("unknown_choice: user and assistant need marks of their own")
     known = "|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
     before, *parts = re.split(rf"(?:\A|{re.escape(separator)})\s*({known})", text.replace("\r\n", "\n"))
     before = _bare(before, _listed(strip))
-    if preface not in ("reject", "system", "drop"):
-        raise ValueError(f"unknown_choice: preface is {preface!r}, expected reject, system or drop")
     if not parts or (before and preface == "reject"):
         raise ValueError(f"not_a_transcript: {column} does not begin with one of {', '.join(marks)}")
     said = [
