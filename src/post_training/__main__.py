@@ -102,6 +102,13 @@ def run_stage(options: argparse.Namespace) -> int:
         raise
 
 
+def _count(text: str) -> int:
+    """A number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 on")
+    return int(text)
+
+
 class _Command(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as all errors are."""
@@ -141,9 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     stats = command("token-stats", "commands.inspect:token_stats", "a table of a stage's data")
     for parsed in (inspect, stats):
         parsed.add_argument("--stage", help="sft, dpo, ...; the last one if not given")
-    inspect.add_argument("-n", type=int, default=5, help="number of random rows")
-    inspect.add_argument("--seed", type=int, default=0, help="of the random choice")
-    inspect.add_argument("--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, from 0")
+    inspect.add_argument("-n", type=_count, default=5, help="number of random rows")
+    inspect.add_argument("--seed", type=_count, default=0, help="of the random choice")
+    inspect.add_argument(
+        "--row", action="append", default=[], metavar="[DATASET:]N", help="this source row, counted from 1"
+    )
     inspect.add_argument("--html", metavar="FILE", help="write a page too")
     last = "what was started last if not given"
     preflight = command(

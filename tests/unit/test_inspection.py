@@ -108,6 +108,11 @@ def test_a_table_by_dataset(config, capsys):
             "--row: found 'x:1', expected a row's number or <dataset>:<number>; datasets are p",
         ),
         (["inspect", "--stage", "sft", "--row", "99999"], "--row 99999: there is no such row in the source"),
+        (["inspect", "--row", str(10**30)], f"--row {10**30}: there is no such row in the source"),
+        (["inspect", "-n", "-1"], "argument -n: found '-1', expected a number from 0 on"),
+        (["inspect", "--seed", "-1"], "argument --seed: found '-1', expected a number from 0 on"),
+        (["inspect", "--html", "/tmp"], "--html: /tmp is a folder; name a file"),
+        (["inspect", "--html", "/proc/x.html"], "--html: /proc/x.html: cannot be written"),
         (["token-stats", "data.sed=1"], "config error: data.sed: unknown key"),
     ],
 )

@@ -12,11 +12,16 @@ from post_training.inspection import collect, show, stats
 
 def inspect(options: argparse.Namespace) -> int:
     """Show examples from their source rows to their tokens, in the terminal and as a page."""
+    if options.html and Path(options.html).is_dir():
+        raise UserError(f"--html: {options.html} is a folder; name a file, such as {options.html}/rows.html")
     plan, stage = collect.prepared(options.config, options.overrides, options.stage)
     found = collect.examples(plan, stage, options.n, options.row, options.seed)
     show.show(found, _console())
     if options.html:
-        show.write_page(Path(options.html), f"{plan.run_name}: rows of {stage}", found)
+        try:
+            show.write_page(Path(options.html), f"{plan.run_name}: rows of {stage}", found)
+        except OSError as error:
+            raise UserError(f"--html: {options.html}: cannot be written ({error}); name another file") from None
         print(options.html, file=sys.stderr)
     if options.row and all(example.fate == collect.NO_ROW for example in found):
         raise UserError(f"--row {' '.join(options.row)}: {collect.NO_ROW}")

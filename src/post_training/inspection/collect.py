@@ -224,7 +224,12 @@ class _Dataset:
 
     def _tokens(self, numbers: set[int]) -> dict[tuple[int, int], tuple[int, dict[str, Any]]]:
         """(row, part) -> its length and its columns."""
-        kept = np.flatnonzero(np.isin(self.opened.numbers & _ROW_BITS, np.fromiter(numbers, dtype=np.int64)))
+        kept = np.flatnonzero(
+            np.isin(
+                self.opened.numbers & _ROW_BITS,
+                np.fromiter((number for number in numbers if number <= _ROW_BITS), dtype=np.int64),
+            )
+        )
         columns = {
             name: list(self.opened.values(self.opened.documents[kept], name)) for name in self.shape.SCHEMA.names
         }
