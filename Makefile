@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # `cpu` or `cuda`: which lock is installed; `site`: all of it but torch, on top of the torch that PYTHON imports.
 BUILD ?= cpu
+CPU_TORCH := $(shell grep ^torch== envs/lock-cpu.txt)
 # `make test-faults`: how many kills, and the seed of their moments; `make fuzz`: minutes, and the first seed.
 N ?= 20
 MINUTES ?= 10
@@ -15,6 +16,8 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: help install vllm demo demo-on-policy flash test test-fast test-slurm test-install test-faults fuzz bench lint docs site lock clean
 
 # The environment is complete when its stamp exists; a changed lock makes it stale.
+# PyPI's torch brings 5 GB of CUDA's libraries along on Linux; PyTorch's own index has a build without them. Where that index
+# is out of reach, pip warns and takes what it finds.
 ifeq ($(BUILD),site)
 $(VENV)/.site: envs/site_torch.py envs/lock-cuda.txt pyproject.toml
 	$(PYTHON) envs/site_torch.py $(VENV)
@@ -24,6 +27,7 @@ $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	@echo "installing envs/lock-$(BUILD).txt into $(VENV): about 2 GB for cpu, 5 GB for cuda; minutes without a word"
+	[ $(BUILD) != cpu ] || $(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu $(CPU_TORCH)
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --requirement envs/lock-$(BUILD).txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

@@ -168,14 +168,28 @@ def test_offline_a_hub_model_comes_from_the_cache(tmp_path, model_manifest, monk
     assert digests(models.folder(planned.output)) == digests(models.folder(model_manifest))
 
 
-def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError("no route\nto host"), r"org/tiny@main: cannot be fetched .*no route to host.*give a local folder"),
+        ("GatedRepoError", "org/tiny@main: is gated; ask for access on its page and set HF_TOKEN"),
+        ("RepositoryNotFoundError", "org/tiny@main: not found .*; check model.name_or_path, or set HF_TOKEN"),
+        ("RevisionNotFoundError", "org/tiny@main: has no revision 'main'; name a branch"),
+    ],
+)
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch, error, message):
     import huggingface_hub
+    from huggingface_hub import errors
+
+    if isinstance(error, str):
+        kind = getattr(errors, error)
+        error = kind.__new__(kind, "401 Client Error")
 
     def refuse(*_, **__):
-        raise OSError("no route\nto host")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(UserError, match=r"org/tiny@main: cannot be fetched .*no route to host.*give a local folder"):
+    with pytest.raises(UserError, match=message):
         download.run(hub_task(tmp_path))
     (tmp_path / "adapter_config.json").touch()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))

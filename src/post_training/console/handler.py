@@ -166,9 +166,12 @@ class LogHandler(LogHandlerBase):
             self._print(line.plain)
 
     def _print(self, text: str, style: str = "") -> None:
-        """A text of ours at its full length."""
-        if not self._silent:
-            self.console.print(Text(text, style=style), soft_wrap=True)
+        """A text at its full length; in a terminal, lines end between words."""
+        if self._silent:
+            return
+        if self.console.is_terminal:
+            text = view.folded(text, self.console.width)
+        self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _start_live(self) -> None:
         """With the first job: the lines that change, or on a stream that is no terminal one now and then."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from post_training.console import endings
 from post_training.console.jobs import TARGETS, Board
 from post_training.core.errors import closest
+from post_training.run_dir.lock import last_owner
 
 INTERRUPTED = ("Terminating processes on user request", "Will exit after finishing currently running jobs")
 JOB_FAILED = "Exiting because a job execution failed"
@@ -29,6 +30,10 @@ def tidy(exception: str, text: str) -> str:
         return f"a stage's rule is no target; `--until RULE` ends with it. Targets: {', '.join(TARGETS)}"
     if found := re.search(r"File (\S+) marked for report but does not exist", text):
         return f"{found[1]}: is not made yet; type `snakemake report` first, then `snakemake --report`"
+    if exception == "LockException":
+        owner = last_owner(Path(".snakemake"))
+        who = f" (process {owner.pid} on {owner.host})" if owner else ""
+        return f"another snakemake{who} runs in this folder: wait for it, or stop it there; if it is gone, `snakemake --unlock`"
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("  File ")]
     return "\n".join(lines[1:] if len(lines) > 1 and re.match(rf"{exception}\b.*:$", lines[0]) else lines)
 

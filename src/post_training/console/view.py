@@ -1,6 +1,7 @@
 """Lines and the live panel of the console."""
 
 import re
+import textwrap
 import time
 from collections.abc import Mapping
 
@@ -40,9 +41,11 @@ def job_line(console: Console, verdict: str, job: Job, took: float, text: str, p
     kinds, width = kind_width(planned), label_width(planned)
     line = Text(mark if console.is_terminal and not console.options.ascii_only else f"{verdict:<6}", style=style)
     label = _cut(job.label, width) if console.is_terminal else job.label
-    return line.append(f" {job.kind:<{kinds}} {label:<{width}} {duration(took):>6}  ", style="default").append(
-        text, style="dim" if verdict == "done" else "default"
-    )
+    line.append(f" {job.kind:<{kinds}} {label:<{width}} {duration(took):>6}  ", style="default")
+    if console.is_terminal and verdict == "done":  # all of it, below itself; why a job failed is said again at the end
+        below = "\n" + " " * len(line)
+        text = below.join(textwrap.wrap(text, max(20, console.width - len(line))))
+    return line.append(text, style="dim" if verdict == "done" else "default")
 
 
 def panel(console: Console, board: Board) -> RenderableType:
@@ -76,6 +79,20 @@ def plain_progress(board: Board) -> list[str]:
         for output, began in list(board.running.items())[:_SHOWN]
         if (job := board.jobs.get(output))
     ]
+
+
+def folded(text: str, width: int) -> str:
+    """Lines no longer than a terminal; a longer path stays in one piece, to be copied."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * (len(line) - len(line.lstrip())),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
 
 
 def plan_lines(planned: list[tuple[str, str]]) -> list[str]:

@@ -20,3 +20,16 @@ def licence_of(readme: Path) -> str | None:
     except Exception:  # whatever its author wrote there
         return None
     return found if isinstance(found, str) else None
+
+
+def refusal(error: Exception, key: str, revision: str | None) -> str | None:
+    """Cause and remedy where the Hub says no, in one line; None for other errors. `key` is what names the repository."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "is gated; ask for access on its page and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"not found on the Hugging Face Hub; check {key}, or set HF_TOKEN if it is private"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision!r}; name a branch, tag or commit of it"
+    return None

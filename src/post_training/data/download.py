@@ -8,7 +8,7 @@ from typing import Any
 
 from post_training.core.errors import DataError, did_you_mean
 from post_training.core.fingerprint import FileHashes, file_sha256, replacing
-from post_training.core.hub import licence_of, set_environment
+from post_training.core.hub import licence_of, refusal, set_environment
 from post_training.core.locate import DATA_SUFFIXES, data_suffix
 from post_training.core.task import Task
 
@@ -158,14 +158,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 def _explain(error: Exception, hub: dict[str, Any]) -> str:
     """Cause and remedy of a Hub error, in one line."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return "is gated; ask for access on its page and set HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
-        return "not found on the Hugging Face Hub; check path, or set HF_TOKEN if it is private"
-    if isinstance(error, RevisionNotFoundError):
-        return f"has no revision {hub['revision']!r}; name a branch, tag or commit of it"
+    if found := refusal(error, "path", hub["revision"]):
+        return found
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return (
         f"cannot be fetched from the Hugging Face Hub ({reason}); check path, subset, split, revision and the network, "

@@ -13,7 +13,7 @@ from typing import Any
 from post_training.core.adapters import CONFIG, is_adapter_folder
 from post_training.core.errors import UserError, brief
 from post_training.core.fingerprint import FileHashes
-from post_training.core.hub import licence_of, set_environment
+from post_training.core.hub import licence_of, refusal, set_environment
 from post_training.core.task import Task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -77,6 +77,8 @@ def fetch(task: Task) -> tuple[Path, dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:  # the Hub client raises a kind for each cause; all are the source's or the network's
+        if said := refusal(error, "model.name_or_path", revision):
+            raise UserError(f"{name}@{revision}: {said}") from None
         problem = f"cannot be fetched from the Hugging Face Hub ({brief(error)})"
         raise UserError(f"{name}@{revision}: {problem}; {remedy}") from None
     shutil.rmtree(target / ".cache", ignore_errors=True)

@@ -65,7 +65,14 @@ def run(task: Task) -> None:
     shown = compared["runs"][:_LINES]
     over, lines = charts.over_keys(compared), charts.of_runs(shown, curves, drawn)
     write(
-        task, "compare.html.jinja", compared, charts=over | lines, over=list(over), curves=list(lines), lines=len(shown)
+        task,
+        "compare.html.jinja",
+        compared,
+        shares=[_title(metric) for metric in (*_HELD_OUT, *_TRAINING)],
+        charts=over | lines,
+        over=list(over),
+        curves=list(lines),
+        lines=len(shown),
     )
 
 

@@ -33,6 +33,8 @@ _KEYS = {
     "gres": "gpus_per_node",
     "node list": "exclude",
 }
+# What a user may name.
+_LISTS = {"partition": "sinfo --summarize", "account": 'sacctmgr show associations user="$USER" format=account'}
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def _check_one(job: StageJob, words: list[str]) -> list[str]:
         raise AwayError(f"sbatch: {refusal}")
     key = next((key for word, key in _KEYS.items() if word in refusal.lower()), "partition")
     value = job.view["slurm"]["cpu"].get(key) if section == "slurm.cpu" else job.view["slurm"].get(key)
-    problem = f"found {value!r}; the cluster refuses the job: {refusal} (sbatch {' '.join(words)})"
+    lists = f"; `{_LISTS[key]}` lists yours" if key in _LISTS else ""
+    problem = f"found {value!r}; the cluster refuses the job: {refusal}{lists} (sbatch {' '.join(words)})"
     raise ConfigError(f"{section}.{key}", problem)
 
 
