@@ -14,7 +14,7 @@ RUN pip install --no-cache-dir --upgrade pip setuptools wheel && if [ "$BUILD" =
 RUN DS_BUILD_OPS=0 pip install --no-cache-dir -r envs/lock-${BUILD}.txt
 COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
-# Caches of a --user that has no home.
-ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 BUILD=${BUILD}
+# For a --user that the image does not know: a place for caches, and a name.
+ENV HOME=/tmp USER=post-training PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 BUILD=${BUILD}
 ENTRYPOINT ["snakemake", "-s", "/opt/post-training/Snakefile"]
 CMD ["--config", "method=dpo"]

@@ -16,6 +16,7 @@ from post_training import __version__, methods
 from post_training.console.jobs import TARGETS
 from post_training.core import inputs
 from post_training.core.errors import UserError, did_you_mean
+from post_training.core.format import for_terminal
 from post_training.core.secrets import masked_output
 from post_training.core.stages import STAGES
 from post_training.core.task import Task
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
                 REQUEST.listen()  # before the imports: Slurm's warning would kill this process otherwise
             return getattr(importlib.import_module(module), function)(options) or 0
         except UserError as error:
-            print(error, file=sys.stderr, flush=True)
+            print(for_terminal(str(error)), file=sys.stderr, flush=True)
             return 1
         except KeyboardInterrupt:
             return 130

@@ -3,7 +3,7 @@
 import pytest
 
 from post_training.core import progress
-from post_training.core.format import duration
+from post_training.core.format import duration, folded
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (35, "0:35"), (725, "12:05"), (10810, "3:00:10")])
@@ -22,3 +22,9 @@ def test_a_line_now_and_then(monkeypatch, capsys):
     now[0] = 132.0
     slow.update(2)
     assert capsys.readouterr().err == "mix: order: 2 epochs, 0.1 epochs/s\n"
+
+
+def test_a_message_is_folded_between_words_and_a_path_stays_in_one_piece():
+    path = "/scratch/" + "p" * 90
+    lines = folded(f"sft failed: no such key\n\n  log of the job, all of it: {path}", 20).split("\n")
+    assert lines == ["sft failed: no such", "key", "", "  log of the job,", "  all of it:", f"  {path}"]

@@ -208,7 +208,10 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
         for part in ("from_scratch", "lora", "quantization"):
             given = get(layer, f"{prefix}model.{part}".split("."))
             if given is not None and not isinstance(given, dict):
-                raise ConfigError(f"{prefix}model.{part}", f"found {given!r}, expected a mapping, or null for off")
+                default = "" if part == "from_scratch" else f"; `{part}: {{}}` has the defaults"
+                raise ConfigError(
+                    f"{prefix}model.{part}", f"found {given!r}, expected a mapping, or null for off{default}"
+                )
         for holder in ("data", "evaluation"):
             path = f"{prefix}{holder}.datasets"
             entries = get(layer, path.split("."))

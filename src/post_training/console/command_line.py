@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from post_training.config.yaml_file import load_file
 from post_training.console.jobs import TARGETS
 from post_training.console.messages import unknown_target
 from post_training.core.errors import UserError, did_you_mean
+from post_training.core.format import for_terminal
 
 # Options that take all words up to the next option, and so a target as well.
 _CONFIG, _FILES, _PROFILE = ("--config", "-C"), ("--configfile", "--configfiles"), ("--workflow-profile",)
@@ -25,9 +27,16 @@ def check_command_line(words: list[str]) -> None:
     try:
         check(words[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(for_terminal(str(error)), file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # Snakemake is in the middle of its imports, and would wrap a SystemExit
+
+
+def report_command(words: list[str]) -> str:
+    """The command that makes the page of what this command line made: `snakemake report --configfile my.yaml`."""
+    told = [*_CONFIG, *_FILES, "-s", "--snakefile", "-d", "--directory"]
+    own = _options(words[1:]) if words and Path(words[0]).name == "snakemake" else []
+    return shlex.join(["snakemake", "report", *(word for one in own if one[0] in told for word in (one[0], *one[1]))])
 
 
 def check(words: list[str]) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 from post_training.console import endings, jobs, messages, view
+from post_training.core.format import folded
 from post_training.slurm.cluster import NOTE
 
 SHOW = "post_training_show"
@@ -170,7 +171,7 @@ class LogHandler(LogHandlerBase):
         if self._silent:
             return
         if self.console.is_terminal:
-            text = view.folded(text, self.console.width)
+            text = folded(text, self.console.width)
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _start_live(self) -> None:

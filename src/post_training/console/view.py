@@ -81,20 +81,6 @@ def plain_progress(board: Board) -> list[str]:
     ]
 
 
-def folded(text: str, width: int) -> str:
-    """Lines no longer than a terminal; a longer path stays in one piece, to be copied."""
-    return "\n".join(
-        textwrap.fill(
-            line,
-            width,
-            subsequent_indent=" " * (len(line) - len(line.lstrip())),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in text.split("\n")
-    )
-
-
 def plan_lines(planned: list[tuple[str, str]]) -> list[str]:
     """What a dry run prints: how many jobs of each kind, and of what."""
     kinds: dict[str, list[str]] = {}

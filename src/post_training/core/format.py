@@ -1,6 +1,9 @@
 """Numbers, sizes, times and texts for terminals, logs and pages."""
 
 import json
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 GIB = 1 << 30
@@ -56,3 +59,22 @@ def plain(text: str) -> str:
 def visible(text: str) -> str:
     """As `plain`, with signs for line ends and tabs."""
     return plain(text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace("\r", "\u240d"))
+
+
+def folded(text: str, width: int) -> str:
+    """Lines no longer than a terminal; a longer path stays in one piece, to be copied."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * (len(line) - len(line.lstrip())),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
+
+
+def for_terminal(text: str) -> str:
+    """A message for standard error: `folded` where that is a terminal."""
+    return folded(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text

@@ -50,7 +50,8 @@ def check_call(source: TransformSource, arguments: dict[str, Any], rows: str, ke
     require(not unknown, key, problem)
     if gives and rows not in (*gives, "any", PROMPTS):
         made = " or ".join(shapes.title(shape) for shape in gives)
-        raise ConfigError(key, f"this stage takes {shapes.title(rows)}, but the transform {source.name!r} gives {made}")
+        problem = f"this stage takes {shapes.title(rows)}, but the transform {source.name!r} gives {made}"
+        raise ConfigError(key, f"{problem}; name data that fit, or a transform that makes them")
 
 
 def _fits(value: Any, annotation: ast.expr | None) -> bool:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from post_training import preflight
 from post_training.core import json_lines, manifest
-from post_training.core.format import with_error
+from post_training.core.format import folded, with_error
 from post_training.plan import Graph, Plan
 from post_training.preflight.show import print_costs
 from post_training.run_dir import wandb_offline
@@ -29,25 +29,25 @@ _PREVIEW_SAMPLES = 20
 _RUNS = 40
 
 
-def print_summary(graph: Graph, console: Console) -> None:
-    """Print the evaluations that exist, and where the results are."""
-    if len(graph.plans) > 1:
-        _print_runs(graph, console)
-    else:
-        _print_run(graph.first, console)
-    # The warnings of the preflight have scrolled away by now.
+def print_summary(graph: Graph, console: Console, report: str = "snakemake report") -> None:
+    """Print what preflight warned of, the evaluations that exist, and where the results are; `report` is the command of the page."""
     paths = [graph.base / stage.manifest for stage in graph.every("preflights")]
     if not all((graph.base / stage.manifest).is_file() for stage in graph.every("trained")):
         for path in filter(Path.is_file, paths):
             print_costs(dict(manifest.read(path)), console)
     for line in dict.fromkeys(line for path in paths for line in preflight.warnings(path)):
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        text = folded(line, console.width) if console.is_terminal else line
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+    if len(graph.plans) > 1:
+        _print_runs(graph, console, report)
+    else:
+        _print_run(graph.first, console, report)
     runs = [graph.base / stage.directory for stage in graph.every("trained")]
     for command in filter(None, map(wandb_offline.sync_command, runs)):
         console.print(f"W&B was offline; where there is internet: {command}", markup=False, soft_wrap=True)
 
 
-def _print_runs(graph: Graph, console: Console) -> None:
+def _print_runs(graph: Graph, console: Console, report: str) -> None:
     """The last model of each run, one run per line."""
     last = {name: plan.pipeline.stages[-1] for name, plan in graph.plans.items()}
     results = _results(graph.base, {name: plan.evaluated.get(last[name]) for name, plan in graph.plans.items()})
@@ -60,13 +60,13 @@ def _print_runs(graph: Graph, console: Console) -> None:
     headings = [f"{dataset}: {measure}" for dataset, measure, *_ in columns]
     _print_table("last model of each run", ["run", *headings], rows, console, texts=1)
     if len(names) > _RUNS:
-        console.print(f"and {len(names) - _RUNS:,} more runs: `snakemake report` shows them all")
+        console.print(f"and {len(names) - _RUNS:,} more runs: `{report}` shows them all", markup=False, soft_wrap=True)
     console.print(f"{graph.base}/<run>/model: the models of {len(graph.plans):,} runs", markup=False, soft_wrap=True)
     if graph.comparison is not None and (page := graph.base / graph.comparison.label / "report.html").is_file():
         console.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
-def _print_run(plan: Plan, console: Console) -> None:
+def _print_run(plan: Plan, console: Console, report: str) -> None:
     results, tasks = _results(plan.base, plan.evaluated), _results(plan.base, plan.lm_evaluated)
     _print_table("held-out data", ["dataset", "measure", *results], measures(results), console)
     _print_table("lm-evaluation-harness", ["task", "measure", *tasks], task_measures(tasks), console)
@@ -78,7 +78,7 @@ def _print_run(plan: Plan, console: Console) -> None:
             console.print(f"{plan.base / name} -> {directory}", markup=False, soft_wrap=True)
     if plan.report is not None:
         page = plan.base / plan.report.directory / "report.html"
-        made = str(plan.base / plan.run_name / "report.html") if page.is_file() else "`snakemake report` makes it"
+        made = str(plan.base / plan.run_name / "report.html") if page.is_file() else f"`{report}` makes it"
         console.print(f"page with curves, data, answers and costs: {made}", markup=False, soft_wrap=True)
     model = plan.base / plan.run_name / "model"
     if (model / "manifest.json").is_file():

@@ -16,6 +16,7 @@ from post_training.config import batch
 from post_training.console.jobs import Job as ConsoleJob
 from post_training.core.devices import count_gpus
 from post_training.core.errors import UserError
+from post_training.core.format import for_terminal
 from post_training.core.manifest import NAME
 from post_training.core.stages import STAGES
 from post_training.core.task import Task, task_file
@@ -193,7 +194,7 @@ class Lookup:
         """Print a line once, however many runs and calls would print it."""
         if line not in self._announced:
             self._announced.add(line)
-            print(line, file=sys.stderr)
+            print(for_terminal(line), file=sys.stderr)
 
     def _find(self, output: Any) -> tuple[Path, Stage] | None:
         """A job's outputs -> the folder of all results, behind the prefix of a module, and the planned stage."""
@@ -276,7 +277,7 @@ def _or_exit(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except UserError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(for_terminal(str(error))) from None
 
 
 def _signed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,8 +24,10 @@ from snakemake.logging import logger
 from post_training.config import resolve_runs
 from post_training.config.trees import beside
 from post_training.console import jobs as console
+from post_training.console.command_line import report_command
 from post_training.console.handler import SHOW
 from post_training.core.errors import UserError
+from post_training.core.format import for_terminal
 from post_training.core.stages import STAGES
 from post_training.plan import Graph, make_graph
 from post_training.run_dir.parent import SNAKEMAKE
@@ -53,7 +55,7 @@ class Session:
         try:
             self.graph: Graph = make_graph(resolve_runs(config, command_line))
         except UserError as error:
-            raise SystemExit(str(error)) from None
+            raise SystemExit(for_terminal(str(error))) from None
         finally:
             gc.enable()
         gc.freeze()  # the plan of thousands of runs stays: looking through it for garbage again and again takes seconds
@@ -176,8 +178,9 @@ class Session:
 
         point_links(self.graph)
         text = Console(file=io.StringIO(), highlight=False)
-        print_summary(self.graph, text)
-        logger.info(text.file.getvalue(), extra={SHOW: lambda screen: print_summary(self.graph, screen)})  # type: ignore[attr-defined]
+        report = report_command(sys.argv)
+        print_summary(self.graph, text, report)
+        logger.info(text.file.getvalue(), extra={SHOW: lambda screen: print_summary(self.graph, screen, report)})  # type: ignore[attr-defined]
 
     def announce_placement(self) -> None:
         """In a dry run, where each GPU rule would run."""
