@@ -34,9 +34,11 @@ def check_command_line(words: list[str]) -> None:
 
 def report_command(words: list[str]) -> str:
     """The command that makes the page of what this command line made: `snakemake report --configfile my.yaml`."""
-    told = [*_CONFIG, *_FILES, "-s", "--snakefile", "-d", "--directory"]
+    options = [*_CONFIG, *_FILES, "-s", "--snakefile", "-d", "--directory"]
     own = _options(words[1:]) if words and Path(words[0]).name == "snakemake" else []
-    return shlex.join(["snakemake", "report", *(word for one in own if one[0] in told for word in (one[0], *one[1]))])
+    return shlex.join(
+        ["snakemake", "report", *(word for one in own if one[0] in options for word in (one[0], *one[1]))]
+    )
 
 
 def check(words: list[str]) -> None:

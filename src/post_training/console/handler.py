@@ -104,7 +104,10 @@ class LogHandler(LogHandlerBase):
         if self._says_jobs:
             from post_training.console.made import made
 
-            self._line("done", output, took, made(self.board.jobs[output].output))
+            job = self.board.jobs[output]
+            text = made(job.output)
+            later = ", shown at the end" if job.kind == "preflight" and "warning" in text else ""
+            self._line("done", output, took, text + later)
 
     def _on_job_error(self, record: Any) -> None:
         output = next(iter(record.output), "")
@@ -120,7 +123,7 @@ class LogHandler(LogHandlerBase):
         failed = endings.Failed(jobs.PLANNED.get(output), record.rule_name, record.rule_msg or "", list(record.log))
         self._failed[output or record.rule_name] = failed
         if endings.stopped(failed) is None:
-            self._line("failed", output, took, endings.why(failed)[0][:_REASON])
+            self._line("failed", output, took, view.cut(endings.why(failed)[0], _REASON))
 
     def _on_group_error(self, record: Any) -> None:
         self._errors.append(record.getMessage())

@@ -35,7 +35,7 @@ def _words(facts: Mapping[str, Any], path: Path) -> str:
     if kind == "preflight":
         verdicts = [check["verdict"] for check in facts["checks"]]
         count = verdicts.count("warning")
-        warnings = f"{count} warning{'s' * (count != 1)}, shown at the end"
+        warnings = f"{count} warning{'s' * (count != 1)}"
         return f"{len(verdicts)} checks, {warnings if count else 'all passed'}"
     if kind == "train":
         speed = facts["metrics"].get("tokens_per_second") if facts.get("metrics") else None

@@ -40,7 +40,7 @@ def job_line(console: Console, verdict: str, job: Job, took: float, text: str, p
     mark, style = _MARKS[verdict]
     kinds, width = kind_width(planned), label_width(planned)
     line = Text(mark if console.is_terminal and not console.options.ascii_only else f"{verdict:<6}", style=style)
-    label = _cut(job.label, width) if console.is_terminal else job.label
+    label = cut(job.label, width) if console.is_terminal else job.label
     line.append(f" {job.kind:<{kinds}} {label:<{width}} {duration(took):>6}  ", style="default")
     if console.is_terminal and verdict == "done":  # all of it, below itself; why a job failed is said again at the end
         below = "\n" + " " * len(line)
@@ -55,7 +55,7 @@ def panel(console: Console, board: Board) -> RenderableType:
     running = [(output, began) for output, began in board.running.items() if output in board.jobs]
     for output, began in running[:_SHOWN]:
         job = board.jobs[output]
-        line = Text(f"· {job.kind:<{kinds}} {_cut(job.label, width):<{width}} {duration(_since(began)):>6}  ")
+        line = Text(f"· {job.kind:<{kinds}} {cut(job.label, width):<{width}} {duration(_since(began)):>6}  ")
         lines.append(line.append(_says(board, output, job), style="cyan"))
     if len(running) > _SHOWN:
         lines.append(Text(f"  and {len(running) - _SHOWN:,} more running"))
@@ -103,7 +103,8 @@ def _says(board: Board, output: str, job: Job) -> str:
     return f"job {slurm_job} {state}" + (f": {said}" if said and state.startswith("RUNNING") else "")
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """A text of this many characters at most."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

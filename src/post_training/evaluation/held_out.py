@@ -69,7 +69,7 @@ def run(task: Task) -> None:
         results[name], used, long = evaluator.held_out(task.inputs[name], task.config["max_samples"])
         rows_in += used + long
         dropped[_TOO_LONG] += long
-        print(f"evaluate: {name}: {_told(results[name])}", flush=True)
+        print(f"evaluate: {name}: {_summary(results[name])}", flush=True)
     for name in (name for name in task.inputs if name != "model" and not name.startswith(HELD_OUT)):
         rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
         rows_in += len(rows)
@@ -91,7 +91,7 @@ def run(task: Task) -> None:
         else:
             results[name], found = evaluator.preferences(kept) if "chosen" in kept[0] else evaluator.answers(kept)
         samples += [{"dataset": name, **sample} for sample in found]
-        print(f"evaluate: {name}: {_told(results[name])}", flush=True)
+        print(f"evaluate: {name}: {_summary(results[name])}", flush=True)
     if "prompts" in task.config:
         prompts = planned_prompts(Path(task.runtime["prompts"]), task.config["prompts"])
         kept = [prompt for prompt in prompts if evaluator.leaves_room(prompt["messages"])]
@@ -260,6 +260,6 @@ def _mean_loss(scored: list[tuple[float, int]]) -> float:
     return -sum(total for total, _ in scored) / max(sum(count for _, count in scored), 1)
 
 
-def _told(result: Result) -> str:
+def _summary(result: Result) -> str:
     """`loss 0.125, tokens 3,040, rows 40`, for the log."""
     return ", ".join(f"{key} {value:,.6g}" for key, value in result.items() if isinstance(value, int | float))
