@@ -24,6 +24,7 @@ $(VENV)/.site: envs/site_torch.py envs/lock-cuda.txt pyproject.toml
 	touch $@
 else
 $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d: make install PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	@echo "installing envs/lock-$(BUILD).txt into $(VENV): about 2 GB for cpu, 5 GB for cuda; minutes without a word"
