@@ -108,6 +108,8 @@ def test_the_comparison_shows_the_spread_over_seeds(swept):
     assert not [title for title in summary["measures"] if "loss, last" in title or "margin" in title]
     page = (compared / "report.html").read_text()
     assert "<title>tiny-comparison</title>" in page
+    in_training = [row["measures"]["rewards/accuracies in training"] for row in summary["runs"]]
+    assert all(f"{100 * share:.1f} %</td>" in page for share in in_training)
     assert "Spread over seeds" in page and all(row["name"] in page for row in summary["runs"])
     for row in summary["runs"]:
         assert (compared / row["page"]).resolve().is_file()
