@@ -28,7 +28,7 @@ $(VENV)/.$(BUILD): envs/lock-$(BUILD).txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	@echo "installing envs/lock-$(BUILD).txt into $(VENV): about 2 GB for cpu, 5 GB for cuda; minutes without a word"
-	[ $(BUILD) != cpu ] || $(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu $(CPU_TORCH)
+	@[ $(BUILD) != cpu ] || $(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu $(CPU_TORCH)
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --requirement envs/lock-$(BUILD).txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
