@@ -20,6 +20,8 @@ _FAR = 30.0
 _MOST_EPOCHS = 10
 _USUAL_EPOCHS = 3
 _POINTS = 500
+# Below it nothing is lost by beginning at once: RLHF Workflow (arXiv:2405.07863) trains DPO at 5e-7 without warm-up.
+_RATE_TO_WARM_UP_TO = 1e-6
 
 
 def checks(subject: Subject) -> list[Check]:
@@ -60,12 +62,13 @@ def warmup_steps(subject: Subject) -> int:
 
 def _warmup(subject: Subject) -> Check:
     steps, ratio = warmup_steps(subject), subject.training["warmup_ratio"]
+    sudden = steps == 0 and subject.training["learning_rate"] > _RATE_TO_WARM_UP_TO
     return check(
         "optimisation.warmup",
         f"{steps:,} of {subject.steps:,} steps",
-        warns=steps == 0 or ratio > 0.5,
+        warns=sudden or ratio > 0.5,
         remedy="Adam's first steps are its largest: set training.warmup_ratio to 0.03 or more"
-        if steps == 0
+        if sudden
         else "more than half of the run is warm-up: lower training.warmup_ratio",
     )
 

@@ -27,7 +27,8 @@ def made(stages, file, transform, rows="messages", **arguments):
         file, transform_name=transform, rows=rows, arguments=arguments, max_reject_fraction=1.0, name=file.stem[:20]
     )
     found = json.loads(manifest.read_text())
-    parts = [[json.loads(line) for line in (manifest.parent / f"{part}.jsonl").open()] for part in ("rows", "rejects")]
+    texts = [(manifest.parent / f"{part}.jsonl").read_text() for part in ("rows", "rejects")]
+    parts = [[json.loads(line) for line in text.split("\n")[:-1]] for text in texts]
     assert found["rows_in"] == found["rows_out"] + sum(found["dropped"].values())
     return found, *parts
 

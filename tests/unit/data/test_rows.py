@@ -76,7 +76,8 @@ def pair(**changes):
 
 
 def test_good_pairs():
-    assert validate(pair(margin=2), "preference") == (pair(), "")
+    assert validate(pair(margin=2), "preference") == (pair(margin=2.0), "")
+    assert validate(pair(score=2), "preference") == (pair(), "")
     assert validate(pair(), "any")[0] == pair()
     long = pair(chosen=[ANSWER, USER, ANSWER])
     assert validate(long, "preference")[0] == long

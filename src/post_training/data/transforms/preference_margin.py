@@ -27,8 +27,8 @@ def preference_margin(
     1.25
     """
     names = margin if isinstance(margin, list) else [margin]
-    if len(names) > 2:
-        raise ValueError(f"wrong_number_of_columns: margin={margin}, expected one column or two")
+    if len(names) not in (1, 2):
+        raise ValueError(f"unknown_choice: margin={margin}, expected one column or two")
     found = [number(row[name], f"margin ({name})") for name in names]
     values = [value for value in found if value is not None]
     if len(values) < len(names):
