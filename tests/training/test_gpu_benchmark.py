@@ -13,7 +13,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 
 def test_ours_and_a_plain_script_run_on_the_cpu(tmp_path):
     """What is left out differs by a key from what is here."""
-    only = ["sft ours", "sft plain", "agreement sft", "dpo stored ours"]
+    only = ["sft ours", "sft plain", "agreement dpo"]
     command = [
         sys.executable,
         str(BENCHMARK),
@@ -29,7 +29,7 @@ def test_ours_and_a_plain_script_run_on_the_cpu(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = tmp_path.glob("gpu-*.json")
     results = json.loads(path.read_text())
-    assert list(results["variants"]) == ["sft ours", "sft plain", "dpo stored ours"]
+    assert list(results["variants"]) == ["sft ours", "sft plain"]
     for name, figures in results["variants"].items():
         assert "failed" not in figures, (name, figures)
         assert 0 < figures["trained_tokens_per_second"] < figures["tokens_per_second"]
@@ -37,7 +37,6 @@ def test_ours_and_a_plain_script_run_on_the_cpu(tmp_path):
         assert len(figures["losses"]) == results["steps"]
     ours, plain = (results["variants"][f"sft {who}"]["losses"] for who in ("ours", "plain"))
     assert ours == pytest.approx(plain, rel=1e-4)
-    assert results["variants"]["dpo stored ours"]["losses"][0] == pytest.approx(0.6931, abs=5e-3)
     assert all(found["agrees"] for found in results["cpu_agreement"].values())
 
 
