@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from post_training.core.adapters import CONFIG, WEIGHTS
+from post_training.core.adapters import WEIGHTS
 from post_training.core.errors import ConfigError, UserError, brief, require
 from post_training.models import parts
 from post_training.models.weights import shapes
@@ -156,8 +156,3 @@ def adapter_tensors(folder: Path) -> dict[str, list[int]]:
         return shapes(path)
     except Exception as error:  # each library has its own
         raise UserError(f"{path}: cannot be read ({brief(error)}); copy it again") from None
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a checkpoint holds adapters and no model."""
-    return (folder / CONFIG).is_file()

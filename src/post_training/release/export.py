@@ -12,6 +12,7 @@ from typing import Any
 
 from post_training import methods
 from post_training.core import manifest
+from post_training.core.adapters import is_adapter_folder
 from post_training.core.errors import UserError
 from post_training.core.fingerprint import write_atomically
 from post_training.core.task import Task
@@ -89,7 +90,7 @@ def write_trained(
     write_model(model, tokenizer, folder, max_shard_size)
     carry_over(start, folder, settings["trust_remote_code"])
     make_portable(folder)
-    merged, tied = lora.is_adapter(checkpoint), set(model.all_tied_weights_keys)
+    merged, tied = is_adapter_folder(checkpoint), set(model.all_tied_weights_keys)
     trained = model.state_dict() if merged else StoredTensors(checkpoint)
     return checks | compare(folder, trained, tied, renamed=merged)
 
@@ -105,7 +106,7 @@ def load_trained(
     if not any(checkpoint.glob("*.safetensors*")):
         command = f"python {checkpoint}/zero_to_fp32.py {checkpoint} {checkpoint} --safe_serialization"
         raise UserError(f"{checkpoint}: holds DeepSpeed's shards and no weights; `{command}` makes them")
-    if not lora.is_adapter(checkpoint):
+    if not is_adapter_folder(checkpoint):
         return load_for_inference(checkpoint, dtype, trust, on_cpu=True), {}
     answers = methods.answers(method)
     arguments: dict[str, Any] = {} if answers else {"model_class": methods.model_class(method), "num_labels": 1}

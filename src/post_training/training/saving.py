@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from post_training.core.adapters import is_adapter_folder
 from post_training.core.errors import UserError
-from post_training.models import lora
 from post_training.models.files import cast_weights, make_portable, replace_folder, set_permissions
 from post_training.run_dir import timeline
 from post_training.run_dir.checkpoints import checksums, flush, mark_complete, rotate
@@ -102,7 +102,7 @@ class InferenceCheckpointCallback(TrainerCallback):
             barrier()
             if state.is_world_process_zero:
                 (unfinished / "training_args.bin").unlink(missing_ok=True)
-                if not lora.is_adapter(unfinished):
+                if not is_adapter_folder(unfinished):
                     cast_weights(unfinished, self.dtype)
                 make_portable(unfinished)
                 flush(unfinished)
