@@ -116,7 +116,9 @@ def warned(tmp_path_factory: Any, prepared: Path) -> Iterator[Project]:
     project.main = project.start()
 
     def end_it_when_it_was_warned() -> None:
-        slurm("scancel", until(project.jobs, "the warning")[0])
+        job = until(project.jobs, "the warning")[0]
+        # More than once: what comes in the moment of its requeue is undone by that.
+        until(lambda: slurm("scancel", job) or project.main.process.poll() is not None, "the end")
 
     threading.Thread(target=end_it_when_it_was_warned, daemon=True).start()
     yield project
