@@ -40,15 +40,14 @@ from tiny import (
 from post_training.run_dir.parent import SNAKEMAKE
 
 STEPS, SAVE_STEPS = 24, 3
-# With two ranks a sum has one order; from three on it depends on how gradients are put into buckets.
-SETUPS = {
-    "1 process": {"accelerate__num_processes": 1},
-    "4 ranks, DDP": {"accelerate__num_processes": 4},
-    "4 ranks, ZeRO-2": {"accelerate__num_processes": 4, "deepspeed__config_path": "zero2"},
-    "4 ranks, ZeRO-3": {"accelerate__num_processes": 4, "deepspeed__config_path": "zero3"},
+# Name -> what it sets, and kills of a run of it: a start of several ranks takes as long as so many of one.
+ALONE = "1 process"
+SETUPS: dict[str, tuple[dict, int]] = {
+    ALONE: ({}, 14),
+    "DDP": ({}, 2),
+    "ZeRO-2": ({"deepspeed__config_path": "zero2"}, 2),
+    "ZeRO-3": ({"deepspeed__config_path": "zero3"}, 2),
 }
-# A start of four ranks takes as long as four of one.
-KILLS_PER_RUN = dict.fromkeys(SETUPS, 2) | {"1 process": 14}
 TARGETS = ("rank 0", "the last rank", "all ranks", "the launcher", "snakemake")
 MOMENTS = ("start", "step", "save", "save")
 # Stands above the launcher as Snakemake does, and is taken for it.
@@ -82,6 +81,8 @@ class Harness:
 
     folder: Path
     random: random.Random
+    ranks: int
+    """Of every setup but the first."""
     kills: list[Kill] = field(default_factory=list)
     identical: int = 0
 
@@ -112,7 +113,8 @@ class Harness:
             "training__max_steps": STEPS,
             "training__per_device_train_batch_size": 1,
             "checkpointing__save_steps": SAVE_STEPS,
-            **SETUPS[setup],
+            "accelerate__num_processes": 1 if setup == ALONE else self.ranks,
+            **SETUPS[setup][0],
         }
         return train_task(self.folder / name, self.model, self.rows, self.template, **settings)
 
@@ -272,19 +274,19 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def run(kills: int, seed: int, folder: Path) -> bool:
+def run(kills: int, seed: int, folder: Path, ranks: int) -> bool:
     """So many kills over all setups; whether every run ended as if there had been none."""
     begun = time.monotonic()
-    harness = Harness(folder, random.Random(seed))
+    harness = Harness(folder, random.Random(seed), ranks)
     harness.prepare()
-    print(f"faults: {kills} kills, seed {seed}, in {folder}", flush=True)
+    print(f"faults: {kills} kills, seed {seed}, {ranks} ranks or 1, in {folder}", flush=True)
     number = 0
     while len(harness.kills) < kills:
         before = len(harness.kills)
-        for setup in SETUPS:
+        for setup, (_, kills_per_run) in SETUPS.items():
             left = kills - len(harness.kills)
             if left > 0:
-                harness.test(setup, min(left, KILLS_PER_RUN[setup]), number)
+                harness.test(setup, min(left, kills_per_run), number)
         if len(harness.kills) == before:
             raise SystemExit("no run could be killed: the harness does not find the processes that it should kill")
         number += 1
@@ -301,10 +303,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    # With two ranks a sum has one order; from three on it depends on how gradients are put into buckets.
+    parser.add_argument("--ranks", type=int, default=4, help="of DDP, ZeRO-2 and ZeRO-3")
     parser.add_argument("--keep", action="store_true", help="keep the runs")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    good = run(options.kills, options.seed, folder)
+    good = run(options.kills, options.seed, folder, options.ranks)
     good = sampling.run(options.kills, options.seed, folder / "sampling") and good
     if good and not options.keep:
         shutil.rmtree(folder)

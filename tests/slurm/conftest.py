@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from pipelines import ROOT, Project, configuration, slurm, until
 
 
@@ -37,14 +38,27 @@ def cluster() -> Iterator[None]:
     thread.join()
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: Any) -> Path:
-    """A folder with sources, and the model and the rows that they become, made by jobs on the cluster."""
-    path = tmp_path_factory.mktemp("prepared")
-    shutil.copytree(ROOT / "config" / "demo", path / "demo")
-    project = Project(path, configuration())
-    project.start("data").ends(0)
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all processes of these tests share, filled by the one that asks first."""
+    path = Path(os.environ["CL_DIR"]) / "shared" / name
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.with_suffix(".complete").exists():
+            shutil.rmtree(path, ignore_errors=True)
+            make(path)
+            path.with_suffix(".complete").touch()
     return path
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Path:
+    """A folder with sources, and the model and the rows that they become, made by jobs on the cluster."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(ROOT / "config" / "demo", path / "demo")
+        Project(path, configuration()).start("data").ends(0)
+
+    return made_once("prepared", make)
 
 
 @pytest.fixture(scope="session")
@@ -94,16 +108,20 @@ def make(tmp_path: Path, prepared: Path) -> Iterator[Callable[..., Project]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: Any, prepared: Path) -> dict[int, Project]:
+def undisturbed(prepared: Path) -> dict[int, Project]:
     """Ranks -> the run that all others of so many ranks must equal. The two train at the same time."""
-    mains = {}
-    for ranks in (1, 2):
-        path = tmp_path_factory.mktemp("undisturbed") / "project"
-        shutil.copytree(prepared, path, ignore=shutil.ignore_patterns(".snakemake", "*.log"))
-        mains[ranks] = Project(path, configuration(slurm__gpus_per_node=ranks)).start()
-    for main in mains.values():
-        main.ends(0)
-    return {ranks: main.project for ranks, main in mains.items()}
+    configurations = {ranks: configuration(slurm__gpus_per_node=ranks) for ranks in (1, 2)}
+
+    def make(path: Path) -> None:
+        mains = []
+        for ranks, config in configurations.items():
+            shutil.copytree(prepared, path / str(ranks), ignore=shutil.ignore_patterns(".snakemake", "*.log"))
+            mains.append(Project(path / str(ranks), config).start())
+        for main in mains:
+            main.ends(0)
+
+    path = made_once("undisturbed", make)
+    return {ranks: Project(path / str(ranks), config) for ranks, config in configurations.items()}
 
 
 @pytest.fixture(scope="session")

@@ -40,10 +40,14 @@ trap down EXIT
 python=${PYTHON:-.venv/bin/python}
 export POST_TRAINING_TEST_CLUSTER=1 OMP_NUM_THREADS=1 PYTHONPATH=$PWD/src
 
+# With arguments it may be that nothing of one kind is meant: 5 is pytest's code for that.
+arguments=("$@")
+run_tests() { $python -m pytest tests/slurm --durations=10 "$@" "${arguments[@]}" 9>&- || [ $? = 5 -a ${#arguments[@]} -gt 0 ]; }
 echo "== with accounting"
 CL_DB=1 tests/slurm/cluster.sh up 9>&-
-$python -m pytest tests/slurm --durations=10 "$@" 9>&-
+run_tests -m "not alone" -n 2 --dist loadfile  # jobs wait more than they work
+run_tests -m alone
 CL_DB=1 tests/slurm/cluster.sh down >/dev/null
 echo "== without accounting"
 CL_DB=0 tests/slurm/cluster.sh up 9>&-
-$python -m pytest tests/slurm --durations=10 -m without_accounting "$@" 9>&-
+run_tests -m without_accounting

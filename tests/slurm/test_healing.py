@@ -120,34 +120,6 @@ def test_failures_end_at_the_limit_with_the_first_error_and_a_new_call_goes_on(m
     assert project.weights() == undisturbed[2].weights()
 
 
-def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
-    """slurmd of the first node killed: Slurm starts the job elsewhere, while its old ranks still run."""
-    project = make()
-    main = project.start()
-    job = project.job_at_step(5)
-    node = json.loads((project.run_of() / "slurm" / "attempt.json").read_text())["host"]
-    pid = next(
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.exists() and path.read_bytes().split(b"\0")[:3] == [b"slurmd", b"-N", node.encode()]
-    )
-    old = set(project.ranks())
-    try:
-        os.kill(pid, signal.SIGKILL)
-        slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        until(lambda: not old & set(project.ranks()), "the ranks of the lost node to end")
-        main.ends(0)
-    finally:
-        slurm("unshare", "--uts", "sh", "-c", f"hostname {node}; exec slurmd -N {node}")
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
-    assert project.jobs() == [job]
-    # "lost" when Slurm had nobody left to tell.
-    assert project.whys()[0].startswith(("lost", "failed")) and project.whys()[-1] == "done"
-    assert project.failure_count() == 1
-    assert project.attempts()[-1]["host"] != node
-    assert project.weights() == undisturbed[2].weights()
-
-
 def test_scancel_is_the_users_word(make, undisturbed):
     project = make(slurm__gpus_per_node=1)
     main = project.start(project.target(), "--retries", "3")

@@ -1,5 +1,6 @@
-"""Slurm itself is away, or the file system is unlike this machine's: nothing is submitted twice, and nothing is lost."""
+"""Slurm itself is away, or nodes are: nothing is submitted twice, and nothing is lost. Every job of the cluster would notice."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from pipelines import slurm, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def controller() -> int:
@@ -100,6 +101,34 @@ def test_a_job_that_nodes_cannot_start_is_released_then_given_up(make, undisturb
     failing_prolog.unlink()
     project.start().ends(0)
     assert project.whys() == ["done"] and project.weights() == undisturbed[1].weights()
+
+
+def test_a_lost_node_and_its_ranks_that_live_on(make, undisturbed):
+    """slurmd of the first node killed: Slurm starts the job elsewhere, while its old ranks still run."""
+    project = make()
+    main = project.start()
+    job = project.job_at_step(5)
+    node = json.loads((project.run_of() / "slurm" / "attempt.json").read_text())["host"]
+    pid = next(
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and path.read_bytes().split(b"\0")[:3] == [b"slurmd", b"-N", node.encode()]
+    )
+    old = set(project.ranks())
+    try:
+        os.kill(pid, signal.SIGKILL)
+        slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        until(lambda: not old & set(project.ranks()), "the ranks of the lost node to end")
+        main.ends(0)
+    finally:
+        slurm("unshare", "--uts", "sh", "-c", f"hostname {node}; exec slurmd -N {node}")
+        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    assert project.jobs() == [job]
+    # "lost" when Slurm had nobody left to tell.
+    assert project.whys()[0].startswith(("lost", "failed")) and project.whys()[-1] == "done"
+    assert project.failure_count() == 1
+    assert project.attempts()[-1]["host"] != node
+    assert project.weights() == undisturbed[2].weights()
 
 
 @pytest.fixture

@@ -121,7 +121,6 @@ def alone():
     ("case", "strategy"),
     [
         ("several dpo losses", "ddp"),
-        pytest.param("several dpo losses", "zero2", marks=COMPILER),
         pytest.param("several dpo losses", "zero3", marks=COMPILER),
         pytest.param("reward", "zero3", marks=COMPILER),
     ],

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny import launcher_command, losses_of, reference_task, train_task
+from tiny import launcher_command, losses_of, reference_task, train_here, train_task
 
 from post_training.core import manifest
 from post_training.core.fingerprint import file_sha256
@@ -47,12 +47,8 @@ def test_killed_on_two_ranks_and_finished_on_one(tmp_path, model_manifest, dpo_r
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("ninja")), reason="DeepSpeed compiles with g++ and ninja")
 def test_under_zero_3_stored_losses_are_the_online_losses(tmp_path, model_manifest, dpo_rows, dpo_reference, template):
     """On two ranks, whose shards of the model gather in step although a rank has fewer pairs left than the other."""
-    zero = {
-        "deepspeed__config": {"zero_optimization": {"stage": 3}},
-        "accelerate__num_processes": 2,
-        "training__max_steps": 4,
-        "checkpointing__save_steps": 4,
-    }
+    short = {"training__max_steps": 4, "checkpointing__save_steps": 4}
+    zero = {"deepspeed__config": {"zero_optimization": {"stage": 3}}, "accelerate__num_processes": 2, **short}
     reference = reference_task(tmp_path / "stage", model_manifest, dpo_rows, template, **zero)
     # One shard is there already: seven are left for two ranks.
     first = reference.directory / "shards" / "logps-00000000-00000008.npy"
@@ -61,9 +57,9 @@ def test_under_zero_3_stored_losses_are_the_online_losses(tmp_path, model_manife
     assert launcher.run(reference) == 0
     assert logps(reference) == pytest.approx(np.load(dpo_reference.parent / FILE), abs=1e-5)
     stored = train_task(tmp_path / "stored", model_manifest, dpo_rows, template, "dpo", reference.output, **zero)
-    online = train_task(tmp_path / "online", model_manifest, dpo_rows, template, "dpo", **zero)
+    online = train_task(tmp_path / "online", model_manifest, dpo_rows, template, "dpo", **short)
     assert launcher.run(stored) == 0
-    assert launcher.run(online) == 0
+    train_here(online)
     assert losses_of(stored.directory) == pytest.approx(losses_of(online.directory), abs=1e-5)
     assert losses_of(stored.directory)[0] == pytest.approx(0.693147, abs=1e-4)
 
