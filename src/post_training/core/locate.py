@@ -89,21 +89,23 @@ def data_suffix(path: str | Path) -> str | None:
     return next((suffix for suffix in DATA_SUFFIXES if name.endswith(suffix)), None)
 
 
-def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
+def data_files(path: Any, key: str, split: str = "train", split_key: str | None = None) -> list[Path] | None:
     """The local files that a dataset's path (or list of paths) means, in order; None for a Hub id.
 
     Args:
         path: as configured.
         key: the configuration key that errors name, `...path`.
         split: as configured; it chooses a folder of a saved DatasetDict, and is `train` for any other local files.
+        split_key: the key that errors of the split name; None = `...split` beside the path.
 
     Raises ConfigError for a local path without files, for files that cannot be read and for what is neither.
     """
+    split_key = split_key or f"{key.removesuffix('.path')}.split"
     if not isinstance(path, list):
-        return _files_of(path, key, split)
+        return _files_of(path, key, split, split_key)
     found: list[Path] = []
     for index, one in enumerate(path):
-        files = _files_of(one, f"{key}[{index}]", split)
+        files = _files_of(one, f"{key}[{index}]", split, split_key)
         if files is None:
             raise ConfigError(f"{key}[{index}]", f"{one!r}: not a local file; a Hugging Face dataset is one of its own")
         found += files
@@ -113,11 +115,11 @@ def data_files(path: Any, key: str, split: str = "train") -> list[Path] | None:
     return found
 
 
-def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
+def _files_of(path: Any, key: str, split: str, split_key: str) -> list[Path] | None:
     require(isinstance(path, str), key, f"found {path!r}, expected text or a list of texts")
     expanded = os.path.expanduser(path)
     if os.path.isdir(expanded):
-        found = _folder_files(Path(expanded), path, key, split)
+        found = _folder_files(Path(expanded), path, key, split, split_key)
     elif any(character in path for character in "*?[") and not os.path.exists(expanded):
         found = sorted(Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p))
         if "**" in path:  # which follows links to folders, in circles too
@@ -135,7 +137,6 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
         hub_id = _HUB_ID.fullmatch(path)
         require(bool(hub_id), key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
         return None
-    split_key = f"{key.removesuffix('.path')}.split"
     name, _ = parse_split(split, split_key)
     problem = f"found {split!r}, but local files are one split, train; name the files of {name} in path ({path})"
     require(name == "train" or (Path(expanded) / _SPLITS).is_file(), split_key, problem)
@@ -148,11 +149,10 @@ def _files_of(path: Any, key: str, split: str) -> list[Path] | None:
     return found
 
 
-def _folder_files(folder: Path, path: str, key: str, split: str) -> list[Path]:
+def _folder_files(folder: Path, path: str, key: str, split: str, split_key: str) -> list[Path]:
     """Files of a folder that `save_to_disk` wrote, or data files that somebody put there."""
     if (folder / _SPLITS).is_file():
         splits = _listed(folder / _SPLITS, "splits", str, key)
-        split_key = f"{key.removesuffix('.path')}.split"
         name, _ = parse_split(split, split_key)
         require(name in splits, split_key, f"{path} has no split {name!r}. {did_you_mean(name, splits)}")
         return _saved_files(folder / name, key)

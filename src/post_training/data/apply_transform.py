@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from post_training.data import shapes
-from post_training.data.columns import Columns, Read
+from post_training.data.columns import Columns, Read, keys_of_objects
 from post_training.data.media import media_columns, refuse_media
 from post_training.data.message import KNOWN_KEYS
 from post_training.data.null_fields import Nulls
 from post_training.data.reading.records import Block, Problem, parse
+from post_training.data.registry import TRANSFORMS
 from post_training.data.rows import TURN_COLUMNS, InvalidRow, Rules, checker
 from post_training.data.transforms import Skip, load_transform
 
@@ -93,7 +94,9 @@ class Application:
 
     def __init__(self, config: dict[str, Any], file: Path) -> None:
         self.transform = load_transform(config["transform"], file, config["arguments"])
-        self.columns = Columns(config["arguments"])
+        # A module of a user gets what the source has.
+        shipped = file.parent == TRANSFORMS
+        self.columns = Columns(config["arguments"], keys_of_objects(self.transform.arguments) if shipped else ())
         self.rules = Rules(config["last_turn"])
         self.nulls = Nulls()
         self.turn_keys: Counter[str] = Counter()

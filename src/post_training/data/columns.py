@@ -1,11 +1,12 @@
 """Rows as transforms see them: columns by name or by a path into nested values, and a note of what was read of them.
 
-A path is `examples[0][source]` or `examples.0.source`; a column of exactly that name goes before it.
+A path is `examples[0][source]` or `examples.0.source`; a column of exactly that name goes before it. An object of lists, as which
+`datasets` stores a list of objects, is read as that list where it has a key that names a part of a turn or that an argument names.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from post_training.core.errors import DataError, did_you_mean
 _STEP = re.compile(r"([^.\[\]]+)|\[([^\[\]]+)\]|\.")
 _PLACE = re.compile(r"\{([^{}]+)\}")
 _MISSING: Any = object()
+_OF_TURNS = frozenset(("role", "content", "from", "value"))
 
 
 @dataclass
@@ -58,9 +60,10 @@ class Read:
 class Columns:
     """Makes rows for one transform, and notes what it reads."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments` are those that the configuration gives."""
+    def __init__(self, arguments: dict[str, Any], keys: Iterable[str] = ()) -> None:
+        """`arguments` are those that the configuration gives; an object of lists with one of `keys` is read as a list of objects."""
         self._named = sorted({name for value in arguments.values() for name in names_in(value)})
+        self._keys = frozenset(keys)
         self._paths = [name for name in self._named if "." in name or "[" in name]
         self._layouts: Counter[tuple[str, ...]] = Counter()
         self._read = Read()
@@ -77,7 +80,7 @@ class Columns:
     def again(self, value: dict[str, Any]) -> "Row":
         """The same for a row that has been counted."""
         row = Row(value)
-        row.asked = self._read.asked
+        row.asked, row.keys_of_objects = self._read.asked, self._keys
         return row
 
     def take(self) -> Read:
@@ -94,8 +97,9 @@ class Columns:
 class Row(dict[str, Any]):
     """A row that knows paths."""
 
-    __slots__ = ("asked",)
     asked: set[str]
+    keys_of_objects: frozenset[str] = _OF_TURNS
+    """An object of lists with one of these keys is read as a list of objects."""
 
     def __missing__(self, key: str) -> Any:
         found = at_path(self, key)
@@ -105,15 +109,19 @@ class Row(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         self.asked.add(key)
-        return dict.__getitem__(self, key)
+        found = dict.__getitem__(self, key)
+        return self._read(found) if type(found) is dict else found
 
     def get(self, key: str, default: Any = None) -> Any:
         """As of a dict."""
         self.asked.add(key)
-        if dict.__contains__(self, key):
-            return dict.__getitem__(self, key)
-        found = at_path(self, key)
+        found = dict.__getitem__(self, key) if dict.__contains__(self, key) else at_path(self, key)
+        if type(found) is dict:
+            return self._read(found)
         return default if found is _MISSING else found
+
+    def _read(self, value: dict[str, Any]) -> Any:
+        return value if self.keys_of_objects.isdisjoint(value) else as_objects(value)
 
     def __contains__(self, key: object) -> bool:
         return dict.__contains__(self, key) or at_path(self, key) is not _MISSING
@@ -150,6 +158,24 @@ def at_path(value: Any, path: Any) -> Any:
         else:
             return _MISSING
     return value
+
+
+def as_objects(value: Any) -> Any:
+    """An object of lists of one length as a list of objects, without nulls; anything else as it is."""
+    lists = {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else {}
+    if (
+        not lists
+        or not all(isinstance(part, list) for part in lists.values())
+        or len(set(map(len, lists.values()))) > 1
+    ):
+        return value
+    rows = (dict(zip(lists, parts, strict=True)) for parts in zip(*lists.values(), strict=True))
+    return [{key: part for key, part in row.items() if part is not None} for row in rows]
+
+
+def keys_of_objects(arguments: dict[str, Any]) -> set[str]:
+    """Keys that an object of lists may have to be read as a list of objects, by all arguments of a transform."""
+    return {*_OF_TURNS, *(name for value in arguments.values() for name in names_in(value))}
 
 
 def names_in(value: Any) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any, NotRequired, TypedDict
 
 import orjson
 
+from post_training.data.columns import as_objects
+
 ROLES = ("system", "user", "assistant", "tool")
 _TEXT_BLOCKS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _RESULT_BLOCKS = ("tool_result", "tool_response")
@@ -58,6 +60,8 @@ def normalised(turn: Any, where: str) -> Message:
         has = f"{where} has no role (it has {', '.join(map(str, turn))[:80]})"
         raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else has)
     trained = _is_trained(rest, where)
+    if isinstance(content, dict):
+        content = as_objects(content)
     if isinstance(content, list):
         content = _take_calls(content, rest, where)
     calls = _tool_calls(rest, where)
@@ -146,8 +150,7 @@ def _tool_calls(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
     calls, old = turn.pop("tool_calls", None), turn.pop("function_call", None)
     where = f"{where}.tool_calls" if calls else f"{where}.function_call"
     calls = calls or ([old] if old else [])
-    if isinstance(calls, str):
-        calls = parsed(calls, where)
+    calls = as_objects(parsed(calls, where) if isinstance(calls, str) else calls)
     if not isinstance(calls, list):
         raise InvalidRow("wrong_type", f"{where} is {type(calls).__name__}, expected a list")
     made = []

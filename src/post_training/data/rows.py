@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from post_training.data import shapes
+from post_training.data.columns import as_objects
 from post_training.data.message import ROLES, InvalidRow, Message, check_numbers, normalised, parsed, visible
 from post_training.data.shapes import PROMPTS
-from post_training.data.vendor_forms import item_kind, of_items, openai_tools, opened
+from post_training.data.vendor_forms import item_kind, of_items, of_transcript, openai_tools, opened
 
 __all__ = ["PROMPTS", "InvalidRow", "Message"]
 
@@ -104,6 +105,10 @@ def turns(row: dict[str, Any], key: str) -> list[Message]:
         if item_kind(turn):
             return turns({key: of_items(found)}, key)
         made += [normalised(one, f"{key}[{index}]") for one in opened(turn)]
+    if len(made) <= 3:
+        first = made[0]["role"] == "system" and len(made) > 1
+        if made[first]["role"] == "user" and (said := of_transcript(made[first]["content"])):
+            made[first : first + 1] = [normalised(turn, f"{key}[{first:d}]") for turn in said]
     return made
 
 
@@ -195,6 +200,7 @@ def check_tools(row: dict[str, Any]) -> Example:
         tools = parsed(tools, "tools")
         if not tools:
             return {}
+    tools = as_objects(tools)
     if not isinstance(tools, list):
         raise InvalidRow("wrong_type", f"tools is {type(tools).__name__}, expected a list of objects")
     made = []

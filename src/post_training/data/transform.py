@@ -164,6 +164,8 @@ def _remedy(task: Task, rejected: Counter[str], first: str) -> str:
         return "check what the file is: JSON Lines hold one object a line, in UTF-8; an array, or objects over several lines, have the suffix .json"
     if most == "missing_column":
         return f"name the columns as the transform's arguments (transform: {{name: {name}, ...}}) or choose another transform"
+    if most == "no_shared_prefix":
+        return f"name the prompt's column (transform: {{name: {name}, prompt: COLUMN}}), or where each answer is a transcript in one text choose preference_transcripts"
     if most == "unknown_role" and " has no role (" in first:
         return "name the keys of a turn as the transform's arguments, such as {name: messages, role: from, content: value}, or choose another transform"
     if most == "unknown_role":

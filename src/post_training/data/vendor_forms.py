@@ -1,8 +1,10 @@
-"""Messages and tools as other APIs write them (Anthropic, Bedrock, Gemini, OpenAI's Responses) -> the form that `message.py` reads.
+"""Messages and tools as other APIs and datasets write them (Anthropic, Bedrock, Gemini, OpenAI's Responses, HH's transcripts) -> the form
+that `message.py` reads.
 
 Their blocks become blocks with a `type`, and the results of tools, which there are part of a turn of the user, turns of the tool.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ _BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "functionResponse": ("tool_result", {"id": "tool_use_id", "name": "name", "response": "content"}),
 }
 
+_ASKED, _SPEAKER = "Assistant:", re.compile(r"(?:\A|\n\n)\s*(Human:|Assistant:)")
 _OF_ITEMS = ("type", "id", "status")
 """Keys of an item that say nothing of what was said."""
 
@@ -46,6 +49,17 @@ def of_items(items: list[Any]) -> list[Any]:
             made[-1]["reasoning_content"] = "\n\n".join(thoughts)
             thoughts = []
     return made
+
+
+def of_transcript(text: str) -> list[dict[str, str]]:
+    """Turns of a prompt that is all of a transcript up to the answer, `Human: ... Assistant:`; none where it is anything else."""
+    if not text[-len(_ASKED) - 4 :].rstrip().endswith(_ASKED) or not text.lstrip().startswith("Human:"):
+        return []
+    _, *parts = _SPEAKER.split(text.replace("\r\n", "\n"))
+    if parts[-2:-1] != [_ASKED] or parts[-1].strip():
+        return []
+    spoken = zip(parts[:-2:2], parts[1:-2:2], strict=True)
+    return [{"role": "assistant" if name == _ASKED else "user", "content": said.strip()} for name, said in spoken]
 
 
 def item_kind(item: Any) -> str:

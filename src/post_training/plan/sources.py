@@ -22,15 +22,17 @@ class Sources:
     def held_out(self, entry: dict[str, Any], view: dict[str, Any], key: str, rows: str) -> Stage:
         """The dataset's `eval_split`, transformed: other files where local ones are named, else a split."""
         split, split_key = entry["eval_split"], f"{key}.eval_split"
-        is_path = data_files(entry["path"], split_key, entry["split"]) is not None and bool(
-            data_files(split, split_key)
-        )
+        is_local = data_files(entry["path"], f"{key}.path", entry["split"]) is not None
+        is_path = is_local and bool(data_files(split, split_key))
         name = f"{dataset_name(entry, key)}-eval"
         held = {**entry, "name": name, "path" if is_path else "split": split}
-        return self.transform(held, view, key, rows)
+        return self.transform(held, view, key, rows, f"{key}.split" if is_path else split_key)
 
-    def transform(self, entry: dict[str, Any], view: dict[str, Any], key: str, rows: str) -> Stage:
-        """One dataset as validated conversations or preferences."""
+    def transform(
+        self, entry: dict[str, Any], view: dict[str, Any], key: str, rows: str, split_key: str | None = None
+    ) -> Stage:
+        """One dataset as validated conversations or preferences; `split_key` names its split; None = `key.split`."""
+        split_key = split_key or f"{key}.split"
         name, arguments = transform_call(entry["transform"], f"{key}.transform")
         source = self.files.transform(name, view["data"]["transform_modules"], f"{key}.transform")
         check_call(source, arguments, rows, f"{key}.transform")
@@ -42,10 +44,10 @@ class Sources:
                 "arguments": arguments,
                 "source": source.digest,
                 "rows": rows,
-                "slice": parse_split(entry["split"], f"{key}.split")[1],
+                "slice": parse_split(entry["split"], split_key)[1],
                 "last_turn": view["data"]["last_turn"],
             },
-            inputs={"raw": self.download(entry, view, key)},
+            inputs={"raw": self.download(entry, view, key, split_key)},
             runtime={
                 "file": str(source.file),
                 "max_reject_fraction": view["data"]["max_reject_fraction"],
@@ -55,13 +57,13 @@ class Sources:
         )
         return self.add(stage)
 
-    def download(self, entry: dict[str, Any], view: dict[str, Any], key: str) -> Stage:
+    def download(self, entry: dict[str, Any], view: dict[str, Any], key: str, split_key: str) -> Stage:
         """The source's rows as files on this machine; local files stay where they are."""
         require(bool(entry["path"]), f"{key}.path", "is empty; give a file or a Hugging Face dataset id")
-        files = data_files(entry["path"], f"{key}.path", entry["split"])
+        files = data_files(entry["path"], f"{key}.path", entry["split"], split_key)
         if files is None:
             hub = {part: entry[part] for part in ("path", "subset", "revision")}
-            hub["split"] = parse_split(entry["split"], f"{key}.split")[0]
+            hub["split"] = parse_split(entry["split"], split_key)[0]
             config: dict[str, Any] = {"hub": hub}
         else:
             path = recorded_as(entry["path"], entry["split"])

@@ -72,7 +72,12 @@ def error_of(config, *dotted) -> str:
         ("data.datasets[0].weight=0", "every weight is 0"),
         ("data.datasets[0].rows=0", "data.datasets[0].rows: found 0, expected 1 or more"),
         ("data.datasets[0].eval_split=none.jsonl", "datasets[0].eval_split: none.jsonl: no such file"),
-        ("data.datasets[0].eval_split=test", "found 'test', but local files are one split, train"),
+        (
+            "data.datasets[0].eval_split=test",
+            "data.datasets[0].eval_split: found 'test', but local files are one split, train",
+        ),
+        ("data.datasets[0].eval_split=te st", "data.datasets[0].eval_split: 'te st': neither a local file"),
+        ("data.datasets[0].split=test", "data.datasets[0].split: found 'test', but local files are one split, train"),
         ("data.eval_fraction=1", "data.eval_fraction: found 1.0, expected a share from 0 to below 1"),
         ("sft.overlong=cut", "sft.overlong: found 'cut'."),
         ("data.datasets[0].name=../x", "data.datasets[0].name: found '../x'; use letters"),

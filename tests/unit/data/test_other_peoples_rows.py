@@ -518,6 +518,21 @@ FORMS = {
     "Llama 2's format": ("transcript", {"user": "[INST]", "assistant": "[/INST]", "separator": "", "strip": ["<s>", "</s>"]}, {"text": "<s>[INST] q [/INST] a </s><s>[INST] q [/INST] a </s>"}, {"messages": (ASKED + SAID) * 2}),
     "Alpaca's prompt in one text": ("transcript", {"user": "Instruction:", "assistant": "Response:", "separator": "###", "preface": "system"}, {"text": "s\n\n### Instruction:\nq\n\n### Response:\na"}, {"messages": [{"role": "system", "content": "s"}, *ASKED, *SAID]}),
     "a text before the first mark": ("transcript", {}, {"text": "s\n\nHuman: q\n\nAssistant: a"}, "not_a_transcript: text does not begin with one of Human:, Assistant:"),
+    "lists of a Sequence": ("messages", {}, {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}, {"messages": ASKED + SAID}),
+    "lists of calls and tools": ("messages", {}, {"messages": {"role": ["user", "assistant", "tool", "assistant"], "content": ["q", None, "4", "a"], "tool_calls": [None, {"id": ["1"], "function": [W["function"]]}, None, None], "tool_call_id": [None, None, "1", None]}, "tools": {"type": ["function"], "function": [{"name": "w"}]}}, {**CALLED, "tools": [{"type": "function", "function": {"name": "w"}}]}),
+    "lists of blocks": ("messages", {}, {"messages": [{"role": "user", "content": {"type": ["text", "text"], "text": ["q", "r"]}}, ANSWER]}, {"messages": [{**USER, "content": "qr"}, ANSWER]}),
+    "lists under other keys": ("messages", {"role": "who", "content": "said", "roles": {"a": "user", "b": "assistant"}}, {"messages": {"who": ["a", "b"], "said": ["q", "a"]}}, {"messages": ASKED + SAID}),
+    "lists of ShareGPT": ("sharegpt", {}, {"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, {"messages": ASKED + SAID}),
+    "lists of MultiWOZ": ("task_dialogue", {"turns": "turns", "text": "utterance", "roles": {"0": "user", "1": "assistant"}}, {"turns": {"turn_id": ["0", "1"], "speaker": [0, 1], "utterance": ["q", "a"], "frames": [{}, {}]}}, {"messages": ASKED + SAID}),
+    "lists of a pair": ("preference", {}, {"chosen": {"role": ["user", "assistant"], "content": ["q", "a"]}, "rejected": {"role": ["user", "assistant"], "content": ["q", "b"]}}, PAIRED),
+    "lists of a prompt": ("unpaired_preference", {}, {"prompt": {"role": ["user"], "content": ["q"]}, "completion": {"role": ["assistant"], "content": ["a"]}, "label": 1}, LABELLED),
+    "lists of answers": ("preference_ranking", {}, {"prompt": "q", "completions": {"response": ["b", "a"], "overall_score": [1, 2]}}, PAIRED),
+    "lists that are no turns": ("question_answer", {"question": "{context[text][0]}", "answer": "answers.text[0]"}, {"context": {"title": ["t"], "text": ["q"]}, "answers": {"text": ["a"], "answer_start": [3]}}, {"messages": ASKED + SAID}),
+    "lists of different lengths": ("messages", {}, {"messages": {"role": ["user", "assistant"], "content": ["q"]}}, "wrong_type: messages is dict, expected a list of messages"),
+    "Nectar's transcripts": ("preference_ranking", {"answers": "answers", "answer": "answer", "ranks": "rank"}, {"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": text, "rank": rank, "model": "m"} for text, rank in (("b", 7.0), ("a", 1.0))]}, {**PAIRED, "prompt": ASKED + SAID + ASKED}),
+    "a transcript that is asked": ("question_answer", {"question": "prompt", "answer": "response", "system": "s"}, {"prompt": "Human: q\r\n\r\nAssistant:", "response": "a"}, {"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}),
+    "a text about a transcript": ("question_answer", {}, {"question": "Human: and Assistant:", "answer": "a"}, {"messages": [{**USER, "content": "Human: and Assistant:"}, ANSWER]}),
+    "a transcript of nothing": ("question_answer", {}, {"question": "Human: \n\nAssistant:", "answer": "a"}, "empty_content: messages[0]"),
     "a prompt as text": ("prompt", {}, {"prompt": json.dumps(ASKED)}, {"prompt": ASKED, "columns": {}}),
 }  # fmt: skip
 
@@ -580,9 +595,43 @@ def test_maps_are_objects_and_decimals_are_numbers(stages, tmp_path, capsys):
         made(stages, tmp_path / "z.parquet", "prompt", "prompts")
 
 
+def test_text_that_is_stored_as_bytes(stages, tmp_path):
+    """In a column or below one; bytes that are no text, such as a picture's, cost nothing where nothing reads them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turns = [{key.encode(): value.encode() for key, value in turn.items()} for turn in (USER, ANSWER)]
+    turn = pa.struct([("role", pa.binary()), ("content", pa.large_binary())])
+    columns = {
+        "messages": pa.array([[{k.decode(): v for k, v in one.items()} for one in turns]] * 3, pa.list_(turn)),
+        "answer": pa.array([b"a", "é".encode(), b"\xff"], pa.binary()),
+        "picture": [{"bytes": b"\x89PNG\xff", "path": None}] * 3,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    _, out, _ = made(stages, tmp_path / "x.parquet", "messages")
+    assert [row["messages"] for row in out] == [[USER, ANSWER]] * 3
+    _, out, rejects = made(stages, tmp_path / "x.parquet", "question_answer", question="messages[0].content")
+    assert [row["messages"][1]["content"] for row in out] == ["a", "é"]
+    assert [(entry["row"], entry["detail"]) for entry in rejects] == [(3, "answer is bytes, expected text")]
+
+
+def test_a_module_of_a_user_gets_what_the_source_has(stages, tmp_path):
+    module = tmp_path / "own.py"
+    module.write_text(
+        "from post_training.data.transforms import register_transform\n\n\n"
+        "@register_transform('own')\ndef own(row):\n"
+        "    turns = zip(row['messages']['role'], row['messages']['content'])\n"
+        "    return {'messages': [{'role': role, 'content': content} for role, content in turns]}\n"
+    )
+    file = write(tmp_path, [{"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}])
+    manifest = stages.transform(file, transform_name="own", source=module)
+    assert json.loads((manifest.parent / "rows.jsonl").read_text())["messages"] == [USER, ANSWER]
+
+
 @pytest.mark.parametrize(
     "rows, transform, remedy",
     [
+        ([{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}], "preference", "choose preference_transcripts"),
         ([{"question": "q", "answer": 4}], "question_answer", "a number becomes text in a template, such as '{answer}'"),
         ([{"messages": [{"from": "human", "value": "q"}]}], "messages", "such as {name: messages, role: from, content: value}"),
         (["text"], "messages", "choose a transform that fits the source"),
@@ -590,7 +639,7 @@ def test_maps_are_objects_and_decimals_are_numbers(stages, tmp_path, capsys):
 )  # fmt: skip
 def test_the_remedy_fits_what_most_rows_have(stages, tmp_path, rows, transform, remedy):
     with pytest.raises(DataError) as caught:
-        made(stages, write(tmp_path, rows), transform)
+        made(stages, write(tmp_path, rows), transform, "preference" if transform == "preference" else "messages")
     assert str(caught.value).count("nothing is left; the first: ") == 1 and remedy in str(caught.value)
 
 

@@ -1,7 +1,7 @@
 """A block of a file's records -> rows; a record that cannot be a row becomes a `Problem`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -136,6 +136,8 @@ def _rows_of_batch(batch: pa.RecordBatch) -> list[Any]:
         rows = [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
     if texts := [field for field in batch.schema if _holds_json(field.type)]:
         rows = [_parsed_columns(row, texts) for row in rows]
+    if names := [field.name for field in batch.schema if _holds(field.type, _is_binary)]:
+        rows = [row | {name: _as_text(row[name]) for name in names} if type(row) is dict else row for row in rows]
     return rows
 
 
@@ -158,14 +160,35 @@ def _maps(columns: Any) -> Any:
 
 
 def _holds_map(kind: pa.DataType) -> bool:
-    return pa.types.is_map(kind) or any(_holds_map(kind.field(index).type) for index in range(kind.num_fields))
+    return _holds(kind, pa.types.is_map)
 
 
 def _holds_json(kind: pa.DataType) -> bool:
     """Whether a column holds JSON as text at any depth, as the type `Json` of `datasets` does."""
-    if getattr(kind, "extension_name", "") == "arrow.json":
-        return True
-    return any(_holds_json(kind.field(index).type) for index in range(kind.num_fields))
+    return _holds(kind, lambda part: getattr(part, "extension_name", "") == "arrow.json")
+
+
+def _holds(kind: pa.DataType, is_wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type is a wanted one, or holds one at any depth."""
+    return is_wanted(kind) or any(_holds(kind.field(index).type, is_wanted) for index in range(kind.num_fields))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    of_values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_known(of_values) for is_known in known)
+
+
+def _as_text(value: Any) -> Any:
+    """Bytes as text where they are UTF-8, as many writers store it; others, such as a picture's, as they are."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {key: _as_text(child) for key, child in value.items()}
+    return [_as_text(child) for child in value] if isinstance(value, list) else value
 
 
 def _parsed_columns(row: dict[str, Any], fields: list[pa.Field]) -> Any:
