@@ -87,6 +87,11 @@ def test_a_reward_s_weight_reruns_select_alone_and_its_arguments_its_scores(gene
     def another(config):
         dataset(config)["score"].append({"reward": "length"})
 
+    def limit(config):
+        dataset(config)["score"][0]["limit_seconds"] = 5
+
+    assert changed(generated, limit) == {}
+    assert [one.runtime["limit_seconds"] for one in generated.plan().stages["score"].values()] == [5, 60.0]
     assert changed(generated, weight) == SELECTED
     assert changed(generated, argument) == {"score": ["round1"], **SELECTED}
     assert changed(generated, another) == {"score": ["round1"], **SELECTED}
@@ -244,6 +249,7 @@ def test_a_reward_model_is_a_stage_s_or_anybody_s(generated):
     plan = generated.plan()
     (stage,) = plan.stages["score_model"].values()
     assert stage.inputs["reward_model"] is plan.exported["sft"] and stage.config["arguments"] == {}
+    assert stage.runtime["limit_seconds"] is None
     assert kinds(generated.jobs()) == {"score_model": ["round1"], **SELECTED}
 
 
@@ -278,6 +284,7 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
         ({"score": [{"reward": "exact_match", "refrence": "x"}]}, "score[0].refrence: unknown argument of exact_match. Did you mean 'reference'"),
         ({"score": [{"reward": "format"}]}, "score[0]: format needs pattern"),
         ({"score": [{"reward": "mine", "weight": "x"}]}, "score[0].weight: found 'x', expected a number"),
+        ({"score": [{"reward": "mine", "limit_seconds": 0}]}, "score[0].limit_seconds: found 0, expected seconds above 0"),
         ({"select": {"best": 2}}, "select.best: is not of this method, whose rows are preference"),
         ({"select": {"pairs": "worst"}}, "select.pairs: found 'worst'"),
         ({"select": {"min_margin": -1.0}}, "select.min_margin: found -1.0"),

@@ -10,6 +10,7 @@ Prompts: answered greedily, without a score; those of a dataset with `score` giv
 
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from post_training.evaluation.preferences import SIDES, Result, held_out_rows, o
 from post_training.evaluation.probabilities import log_probabilities
 from post_training.evaluation.prompts import PROMPTS, planned_prompts
 from post_training.evaluation.reward_model import Scorer
-from post_training.evaluation.rewarded import load_rewards, rewarded, sampled
+from post_training.evaluation.rewarded import Weighted, load_rewards, rewarded, sampled
 from post_training.models import folder as model_folder
 from post_training.models.conversation import conversation_ids, rendered, text_ids
 from post_training.models.files import stop_tokens
@@ -51,6 +52,15 @@ def run(task: Task) -> None:
 
     Raises UserError for a dataset without a usable example.
     """
+    # Their processes start before the model is loaded: a copy of a process that uses a GPU could not use it.
+    with ExitStack() as stack:
+        rewards = {name: load_rewards(task, name) for name in task.config.get("score", {})}
+        for _, reward in (one for own in rewards.values() for one in own):
+            stack.enter_context(reward)
+        _evaluate(task, rewards)
+
+
+def _evaluate(task: Task, rewards_of: dict[str, Weighted]) -> None:
     folder = model_folder(task.inputs["model"])
     trust = bool(manifest.read(task.inputs["model"]).get("trust_remote_code"))
     model, tokenizer = load_for_inference(folder, trust_remote_code=trust), load_tokenizer(folder, trust)
@@ -73,7 +83,7 @@ def run(task: Task) -> None:
     for name in (name for name in task.inputs if name != "model" and not name.startswith(HELD_OUT)):
         rows = read_rows(task.inputs[name].parent / "rows.jsonl", task.config["max_samples"])
         rows_in += len(rows)
-        rewards = load_rewards(task, name)
+        rewards = rewards_of.get(name, [])
         asked = rows if rewards else [row for row in map(up_to_last_answer, rows) if row]
         if ranks and not any("chosen" in row for row in asked):
             dropped["no pair, for a reward model"] += len(rows)

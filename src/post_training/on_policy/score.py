@@ -1,19 +1,16 @@
 """Body of the rules `score` and `score_model`: one reward's score of every answer.
 
-An answer without a score has a reason: the reward raised for it, or gave None, NaN or infinity. Such answers never come into
-a row; where no answer has a score, or the reward cannot be loaded, the job fails with one line.
+An answer without a score has a reason: the reward raised for it, took too long, or gave None, NaN or infinity. Such answers never
+come into a row; where no answer has a score, or the reward cannot be loaded, the job fails with one line.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from post_training.core import manifest
-from post_training.core.errors import DataError, UserError, brief, located
+from post_training.core.errors import DataError
 from post_training.core.progress import Progress
 from post_training.core.task import Task
 from post_training.data.registry import TransformSource
@@ -29,6 +26,7 @@ from post_training.on_policy.answers import (
     read_lines,
     read_prompts,
 )
+from post_training.on_policy.limited_reward import LimitedReward
 from post_training.rewards import Reward, load_reward
 from post_training.run_dir.lock import take
 from post_training.run_dir.stop import REQUEST
@@ -51,14 +49,16 @@ def _run_owned(task: Task) -> int:
     file = Resumable(task.directory / SCORES, batches)
     if file.rows:
         print(f"score: resuming after {file.rows:,} of {len(keys):,} answers", flush=True)
-    progress, before, reward = Progress("score", "answers", len(keys)), file.rows, _reward(task)
-    while file.done < len(batches):
-        if (code := must_stop("score", file, len(keys))) is not None:
-            return code
-        batch = batches[file.done]
-        lines = [answers[key] for key in batch]
-        file.append([*scored(reward, [prompts[line["prompt"]] for line in lines], lines)])
-        progress.update(file.rows - before)
+    progress, before = Progress("score", "answers", len(keys)), file.rows
+    with LimitedReward(_reward(task), task.runtime.get("limit_seconds")) as limited:
+        while file.done < len(batches):
+            if (code := must_stop("score", file, len(keys))) is not None:
+                return code
+            lines = [answers[key] for key in batches[file.done]]
+            found = limited.lines([prompts[line["prompt"]] for line in lines], lines)
+            if found is not None:
+                file.append(found)
+            progress.update(file.rows - before)
     _finish(task, read_lines(file.path) if keys else [])
     return 0
 
@@ -68,47 +68,6 @@ def _reward(task: Task) -> Reward:
     if "reward_model" in task.inputs:
         arguments["model"] = str(model_folder(task.inputs["reward_model"]))
     return load_reward(task.config["reward"], Path(task.runtime["file"]), arguments | task.runtime["arguments"])
-
-
-def scored(reward: Reward, prompts: list[Line], lines: list[Line]) -> Iterator[Line]:
-    """A line of `scores.jsonl` for each answer; one by one where the reward raises for all of them together."""
-    found: list[Any]
-    try:
-        found = reward(
-            [p["prompt"] for p in prompts], [line["answer"] for line in lines], [p["columns"] for p in prompts]
-        )
-    except (Exception, SystemExit) as error:  # a reward is anybody's code
-        if isinstance(error, UserError) and not isinstance(error, DataError):
-            raise
-        found = (
-            [_alone(reward, prompt, line) for prompt, line in zip(prompts, lines, strict=True)]
-            if len(lines) > 1
-            else [error]
-        )
-    source = getattr(reward.function, "__globals__", {}).get("__file__", "")
-    for line, value in zip(lines, found, strict=True):
-        yield {"prompt": line["prompt"], "sample": line["sample"], **_value(value, source)}
-
-
-def _alone(reward: Reward, prompt: Line, line: Line) -> Any:
-    try:
-        return reward([prompt["prompt"]], [line["answer"]], [prompt["columns"]])[0]
-    except (Exception, SystemExit) as error:
-        return error
-
-
-def _value(found: Any, source: str) -> dict[str, Any]:
-    if isinstance(found, Exception | SystemExit):
-        return {"score": None, "reason": brief(found) if isinstance(found, DataError) else located(found, source)}
-    if found is None:
-        return {"score": None, "reason": "none"}
-    try:
-        number = None if isinstance(found, str | bytes) else float(found)
-    except Exception:  # whatever stands for a number in anybody's code
-        number = None
-    if number is None:
-        return {"score": None, "reason": f"not_a_number: {type(found).__name__}"}
-    return {"score": number} if math.isfinite(number) else {"score": None, "reason": "nan_or_infinite"}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

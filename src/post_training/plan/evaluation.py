@@ -114,7 +114,8 @@ def _evaluation(
             for dataset, (rewards, sampling) in scores.items()
         }
         runtime["score"] = {
-            dataset: [str(one.source.file) for one in rewards] for dataset, (rewards, _) in scores.items()
+            dataset: [[str(one.source.file), one.limit_seconds] for one in rewards]
+            for dataset, (rewards, _) in scores.items()
         }
     if prompts and view["evaluation"]["prompts"] is not None:
         file = Path(view["evaluation"]["prompts"]).expanduser()

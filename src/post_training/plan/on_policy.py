@@ -128,7 +128,7 @@ class OnPolicy:
             inputs["reward_model"], identity["reward_model"] = model, model.fingerprint
         fast = {part: arguments.pop(part) for part in _FAST if part in arguments}
         config = {"reward": reward.source.name, "arguments": arguments, "source": reward.source.digest}
-        runtime = {"file": str(reward.source.file), "arguments": fast}
+        runtime = {"file": str(reward.source.file), "arguments": fast, "limit_seconds": reward.limit_seconds}
         kind = "score_model" if place == "gpu" else "score"
         return self.data.add(Stage(kind, f"{name}-{reward.name}", config, inputs, runtime, identity))
 

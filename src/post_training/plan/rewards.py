@@ -8,6 +8,11 @@ from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.data import registry
 from post_training.data.registry import TransformSource
 
+# Keys of an entry that are no arguments of its reward.
+_OF_ENTRY = ("reward", "weight", "limit_seconds")
+LIMIT_SECONDS = 60.0
+"""How long a reward on the CPU may take for an answer, unless its entry says otherwise."""
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -18,6 +23,8 @@ class Reward:
     weight: float
     source: TransformSource
     arguments: dict[str, Any]
+    limit_seconds: float | None
+    """How long an answer may take; None = as long as it takes. Decides nothing unless it is reached."""
 
     @property
     def parameters(self) -> list[ast.arg]:
@@ -38,9 +45,18 @@ def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Rewar
             raise ConfigError(f"{own}.reward", f"no reward named {reward!r}. {did_you_mean(reward, known)} {more}")
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
         require(is_number and abs(weight) < float("inf"), f"{own}.weight", f"found {weight!r}, expected a number")
-        arguments = {name: value for name, value in entry.items() if name not in ("reward", "weight")}
         signature = known[reward].function.args
         offered = [parameter.arg for parameter in signature.kwonlyargs]
+        limit = entry.get("limit_seconds", _usual_limit(known[reward], offered))
+        is_limit = limit is None or (
+            isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= 1e6
+        )
+        require(
+            is_limit,
+            f"{own}.limit_seconds",
+            f"found {limit!r}, expected seconds above 0, up to 1000000, or null for no limit",
+        )
+        arguments = {name: value for name, value in entry.items() if name not in _OF_ENTRY}
         for name in arguments:
             if name not in offered:
                 raise ConfigError(f"{own}.{name}", f"unknown argument of {reward}. {did_you_mean(name, offered)}")
@@ -50,5 +66,11 @@ def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Rewar
         ]
         require(not missing, own, f"{reward} needs {', '.join(missing)}")
         same = sum(one.source.name == reward for one in found)
-        found.append(Reward(f"{reward}-{same + 1}" if same else reward, float(weight), known[reward], arguments))
+        found.append(Reward(f"{reward}-{same + 1}" if same else reward, float(weight), known[reward], arguments, limit))
     return found
+
+
+def _usual_limit(source: TransformSource, offered: list[str]) -> float | None:
+    """None for one that loads a model, or limits its requests itself."""
+    limits_itself = source.options.get("place") == "gpu" or "request_seconds" in offered
+    return None if limits_itself else LIMIT_SECONDS

@@ -8,12 +8,14 @@ A reward is a top-level function below `@register_reward("name")`, called as TRL
   takes it;
 - keyword-only parameters are the arguments that the configuration gives, `{reward: NAME, argument: value}`, and never columns.
 
-None is no score: the answer is left out and counted. `place="gpu"` in the decorator makes it a job with a GPU; a keyword-only
+None is no score: the answer is left out and counted. A function on the CPU runs in a process of its own, which is ended where an
+answer takes longer than `limit_seconds` of its entry. `place="gpu"` in the decorator makes it a job with a GPU; a keyword-only
 parameter `model` is the folder of a model, which the configuration names as `generate.model` is named.
 """
 
 import inspect
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,8 +67,9 @@ class Reward:
         own = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY} | {"prompts", "completions"}
         shared = [name for name in (columns[0] if columns else {}) if all(name in one for one in columns)]
         taken = [name for name in shared if name not in own and (takes_any or name in parameters)]
-        given = {name: [one[name] for one in columns] for name in taken}
-        found = self.function(prompts, completions, **self.arguments, **given)
+        # Copies: what a function does to them must not reach the next answer.
+        given = {name: [deepcopy(one[name]) for one in columns] for name in taken}
+        found = self.function([deepcopy(one) for one in prompts], completions, **deepcopy(self.arguments), **given)
         if hasattr(found, "tolist") or isinstance(found, tuple):
             found = found.tolist() if hasattr(found, "tolist") else list(found)
         if not isinstance(found, list) or len(found) != len(answers):

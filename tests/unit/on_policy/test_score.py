@@ -4,14 +4,17 @@ import doctest
 import json
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from on_policy_parts import answers, prompts, task
 
 from post_training import rewards
-from post_training.core.errors import ConfigError, DataError
+from post_training.core.errors import ConfigError, DataError, UserError
 from post_training.data import registry
+from post_training.evaluation.rewarded import rewarded
 from post_training.on_policy import score
+from post_training.on_policy.limited_reward import LimitedReward
 
 NAMES = sorted(registry.reward_names([]))
 TEXTS = [["one", "two"], ["three", "four"], ["five", "six"]]
@@ -26,13 +29,14 @@ def user_module(tmp_path, body: str) -> str:
     return str(path)
 
 
-def score_task(tmp_path, file: str, reward: str = "mine", texts=TEXTS, columns=None, **arguments):
+def score_task(tmp_path, file: str, reward: str = "mine", texts=TEXTS, columns=None, limit=60.0, **arguments):
     config = {"reward": reward, "arguments": arguments}
     inputs = {
         "prompts": prompts(tmp_path / "prompts", len(texts), **(columns or {})),
         "answers 0": answers(tmp_path / "a", texts),
     }
-    return task("score", config, {"file": file, "arguments": {}}, inputs, tmp_path / "score")
+    runtime = {"file": file, "arguments": {}, "limit_seconds": limit}
+    return task("score", config, runtime, inputs, tmp_path / "score")
 
 
 def scored(made) -> tuple[list, dict]:
@@ -136,6 +140,66 @@ def test_a_missing_score_has_a_reason(tmp_path, body, expected, reasons):
     assert facts["dropped"].items() <= reasons.items() and bool(facts["dropped"]) == bool(reasons)
     assert facts["rows_in"] == 6 and facts["rows_out"] == 6 - sum(facts["dropped"].values())
     assert (tmp_path / "score" / "source" / "mine.py").is_file(), "a user's module is kept as it was"
+
+
+TOO_SLOW = "too_slow: no score within 0.2 s (limit_seconds)"
+
+
+@pytest.mark.parametrize(
+    ("line", "reasons"),
+    [
+        ("import os; mark = __file__ + '.seen'; os.path.exists(mark) or (open(mark, 'w'), os._exit(1))", {}),
+        ("import time; time.sleep(60)", {TOO_SLOW: 1}),
+        ("sum(range(10**13))", {TOO_SLOW: 1}),  # in C, where no signal is handled
+        ("import os; os._exit(3)", {"process_ended: exit code 3": 1}),
+        ("import os; os.kill(os.getpid(), 9)", {"process_ended: SIGKILL": 1}),
+        ("raise KeyboardInterrupt('me')", {"KeyboardInterrupt: me (mine.py, line 6)": 1}),
+        ("raise ValueError('\\udcff')", {"ValueError: ? (mine.py, line 6)": 1}),
+        ("input()", {"EOFError: EOF when reading a line (mine.py, line 6)": 1}),
+    ],
+)  # fmt: skip
+def test_an_answer_that_ends_or_holds_the_reward_costs_no_other_its_score(tmp_path, line, reasons, capfd):
+    body = f"if any(c[-1]['content'] == 'two' for c in completions): {line}\n    return [1.0 for _ in completions]"
+    values, facts = scored(score_task(tmp_path, user_module(tmp_path, body), limit=0.2))
+    assert values == [1, None if reasons else 1, 1, 1, 1, 1] and facts["dropped"] == reasons
+    by_process = [reason for reason in reasons if reason.startswith(("too_slow", "process_ended"))]
+    said = capfd.readouterr().out
+    assert all(f"answer 1 to prompt 0: {reason}" in said for reason in by_process) and ("one by one" in said) == bool(
+        by_process
+    )
+
+
+def test_a_reward_that_never_returns_and_one_that_is_slow_but_does(tmp_path, capsys):
+    module = user_module(tmp_path, "import time; time.sleep(0.001 * len(completions)); return [1.0] * len(completions)")
+    texts = [[f"{n} {m}" for m in range(16)] for n in range(40)]  # three batches
+    values, _ = scored(score_task(tmp_path, module, texts=texts, limit=0.2))
+    assert values == [1.0] * 640
+    assert capsys.readouterr().out.count("now one by one") == 1, "then a batch has the time that it takes"
+    made = score_task(tmp_path / "never", user_module(tmp_path, "while True: pass"), texts=texts, limit=0.02)
+    with pytest.raises(
+        DataError, match=r"^reward mine: none of the first 10 answers has a score; no score 10: too_slow"
+    ):
+        score.run(made)
+
+
+def test_what_a_reward_does_to_its_arguments_reaches_no_other_answer(tmp_path):
+    body = "[p.append(c[0]) for p, c in zip(prompts, completions)]; columns['own'][0].append(1)\n    1 / (len(completions) == 1)\n    return [len(p) + len(columns['own'][0]) for p in prompts]"
+    for limit in (60.0, None):
+        made = score_task(
+            tmp_path / str(limit), user_module(tmp_path, body), columns={"own": [[], [], []]}, limit=limit
+        )
+        assert scored(made)[0] == [3] * 6
+
+
+def test_an_evaluation_needs_every_score(tmp_path):
+    file = user_module(tmp_path, "return [None if c[-1]['content'] == 'two' else 3 for c in completions]")
+    rows = [{"row": n, "prompt": [{"role": "user", "content": "?"}], "columns": {}} for n in range(2)]
+    samples = [{"answer": "one", "stopped": True}, {"answer": "two", "stopped": False}]
+    with LimitedReward(rewards.load_reward("mine", Path(file), {}), 60.0) as mine:
+        result, told = rewarded(rows[:1], samples[:1], [(2.0, mine)])
+        assert (result["reward"], told[0]["reward"]) == (6.0, 6.0)
+        with pytest.raises(UserError, match=r"reward mine: no score for 1 of 2 answers \(none\); .* row 1: 'two'"):
+            rewarded(rows, samples, [(1.0, mine)])
 
 
 @pytest.mark.parametrize("body", ["raise RuntimeError('broken')", "return [1.0]", "return 1.0"])

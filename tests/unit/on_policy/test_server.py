@@ -23,9 +23,10 @@ from post_training.core.errors import UserError
 from post_training.data import registry
 from post_training.models import folder as model_folder
 from post_training.models.chat_api import ChatApi
-from post_training.on_policy import generate, score
+from post_training.on_policy import generate
 from post_training.on_policy.answers import read_answers
 from post_training.on_policy.engine import Request
+from post_training.on_policy.limited_reward import scored
 from post_training.on_policy.server import Process, ServerEngine, serving
 from post_training.rewards import load_reward
 
@@ -87,6 +88,7 @@ def misbehaving():
     Handler.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield Handler
     server.shutdown()
+    server.server_close()
 
 
 def elsewhere(handler, **settings) -> ServerEngine:
@@ -277,7 +279,7 @@ def ask_judge(handler, replies: list[str], answers: list[str], **arguments) -> l
     given = {"url": handler.url, "model_name": "m", "concurrency": 1, "max_retries": 0} | arguments
     reward = load_reward("judge", source.file, given)
     columns = [{"gold": "the reference"}] * len(answers)
-    return [found["score"] for found in score.scored(
+    return [found["score"] for found in scored(
         reward, [{"prompt": ASKED.prompt, "columns": one} for one in columns],
         [{"prompt": n, "sample": 0, "answer": text} for n, text in enumerate(answers)],
     )]  # fmt: skip
