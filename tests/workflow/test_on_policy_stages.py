@@ -91,10 +91,11 @@ def test_a_reward_s_weight_reruns_select_alone_and_its_arguments_its_scores(gene
         dataset(config)["score"][0]["limit_seconds"] = 5
 
     assert changed(generated, limit) == {}
-    assert [one.runtime["limit_seconds"] for one in generated.plan().stages["score"].values()] == [5, 60.0]
     assert changed(generated, weight) == SELECTED
     assert changed(generated, argument) == {"score": ["round1"], **SELECTED}
     assert changed(generated, another) == {"score": ["round1"], **SELECTED}
+    limit(generated.config)
+    assert {one.runtime["limit_seconds"] for one in generated.plan().stages["score"].values()} == {5, 60.0}
 
 
 def test_a_reward_model_of_the_pipeline_is_trained_and_scores_again_and_answers_stay(generated):

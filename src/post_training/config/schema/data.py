@@ -37,8 +37,8 @@ class DatasetConfig:
     """Who answers them, and how."""
     score: list[Any] = field(default_factory=list)
     """Rewards of the answers, `{reward: NAME, weight: 1.0, limit_seconds: 60, argument: value}` each; an answer's score is their
-    weighted sum. One that takes longer than `limit_seconds` has no score; null = no limit, as of rewards with a GPU and of `judge`,
-    whose requests have their own. Of an evaluation dataset: rewards in place of exact match, of greedy answers or as `generate` samples them."""
+    weighted sum. One that takes longer than `limit_seconds` has no score; null = no limit, as of rewards with a GPU
+    or a server. Of an evaluation dataset: rewards in place of exact match, of greedy answers or as `generate` samples them."""
     select: SelectConfig | None = None
     """Which of the scored answers become rows. Null = its defaults."""
 
