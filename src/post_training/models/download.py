@@ -139,6 +139,9 @@ def check_loadable(folder: Path) -> None:
                 f"{path}: is a pointer of Git LFS, not the file; get it with `git lfs pull`, or copy the folder again"
             )
     if not (folder / "tokenizer.json").is_file():
+        if (folder / "tekken.json").is_file() and not (folder / "tokenizer.model").is_file():
+            remedy = "take tokenizer.json and tokenizer_config.json from the model's conversion to Transformers, or from another model with this tokenizer"
+            raise UserError(f"{folder}: has Mistral's tekken.json and no tokenizer.json; {remedy}")
         convert = f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         command = f'python -c "from transformers import AutoTokenizer; {convert}"'
         raise UserError(f"{folder}: has no tokenizer.json (the fast tokenizer); make it once with {command}")

@@ -1,9 +1,10 @@
 """Models and tokenizers for inference: the export's checks and evaluations. Imports torch when called."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,22 @@ def _padded_scores(model: Any, rows: list[list[int]], pad: int) -> list[float]:
     return scores
 
 
+@contextlib.contextmanager
+def as_asked(model: Any) -> Iterator[None]:
+    """Inside, `model.generate` does what it is asked alone.
+
+    Transformers takes what is not asked from the model's generation configuration: a penalty of repetition, forbidden tokens.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def generate(
     model: Any, prompts: list[list[int]], stop: list[int], pad: int, max_new_tokens: int, **sampling: Any
 ) -> list[list[int]]:
@@ -209,11 +226,10 @@ def generate(
     from transformers import GenerationConfig
 
     ids, mask = left_padded(prompts, pad, model.device)
-    # Our own configuration: the model's may sample.
     settings: dict[str, Any] = {"do_sample": False} | sampling
     settings |= {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
     config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
-    with torch.inference_mode():
+    with torch.inference_mode(), as_asked(model):
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     answers = output[:, ids.shape[1] :].tolist()
     ends = [next((end for end, token in enumerate(ids, 1) if token in stop), len(ids)) for ids in answers]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ Tensors = dict[str, dict[str, Any]]
 """Name of a tensor -> its `dtype` as safetensors writes it, and its `shape`."""
 _ROOM_BYTES = 2 << 30
 """Beside the weights: CUDA's context, the cache and the logits of one long answer. Batches are halved where they need more."""
+_AT_ONCE = 1 << 18
 _SPREAD = 0.9
 """Share of several GPUs' memory that layers fill, which are not cut."""
 
@@ -44,13 +46,24 @@ def read_header(path: Path) -> Tensors:
 
 
 def read_pickle(path: Path, device: str = "meta") -> dict[str, Any]:
-    """Name -> tensor of a `pytorch_model.bin`, mapped into memory where its format allows it; only tensors are read."""
+    """Name -> tensor of a `pytorch_model.bin`, mapped into memory where its format allows it; only tensors are read. Raises UserError."""
     import zipfile
+    from pickle import UnpicklingError
 
     import torch
 
-    found: dict[str, Any] = torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)
-    return found
+    try:
+        found: Any = torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)
+    except UnpicklingError:
+        problem = "is damaged, or holds objects that could run code, and is not read"
+        raise UserError(f"{path}: {problem}; get the model's safetensors, or copy the file again") from None
+    other = (
+        next((key for key, part in found.items() if not torch.is_tensor(part)), None) if isinstance(found, dict) else ""
+    )
+    if other is not None:
+        problem = f"holds more than tensors ({other})" if other else "is no collection of tensors"
+        raise UserError(f"{path}: {problem}, as a training's checkpoint does; save the model with save_pretrained")
+    return dict(found)
 
 
 def unequal(folder: Path, tied: dict[str, str]) -> tuple[str, str] | None:
@@ -68,6 +81,38 @@ def unequal(folder: Path, tied: dict[str, str]) -> tuple[str, str] | None:
             found |= {name: file.get_tensor(name) for name in wanted.intersection(file.keys())}
     both = ((one, other) for one, other in tied.items() if one in found and other in found)
     return next(((a, b) for a, b in both if not torch.equal(found[a], found[b].to(found[a].dtype))), None)
+
+
+def not_finite(folder: Path) -> str:
+    """The first stored tensor with an infinite number or NaN, and which; empty where there is none. Files are mapped into memory."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy lets other threads run
+        return next(filter(None, pool.map(_not_finite_of, weight_files(folder))), "")
+
+
+def _not_finite_of(path: Path) -> str:
+    from safetensors import safe_open
+
+    if path.suffix == ".bin":
+        return next((key for key, tensor in read_pickle(path, "cpu").items() if not _is_finite(tensor)), "")
+    with safe_open(path, "pt") as file:
+        return next((key for key in file.keys() if not _is_finite(file.get_tensor(key))), "")  # noqa: SIM118
+
+
+def _is_finite(tensor: Any) -> bool:
+    """Of floats in 16 or 32 bits: without the sign, the bits of infinities and NaN are the highest numbers. Others are taken to be."""
+    import numpy as np
+    import torch
+
+    infinity = {torch.bfloat16: 0xFF00, torch.float16: 0xF800, torch.float32: 0xFF000000}.get(tensor.dtype)
+    if infinity is None:
+        return True
+    kinds: Any = (torch.int16, np.uint16) if tensor.itemsize == 2 else (torch.int32, np.uint32)
+    bits = tensor.contiguous().view(kinds[0]).numpy().view(kinds[1]).reshape(-1)
+    shifted = np.empty(min(len(bits), _AT_ONCE), kinds[1])
+    pieces = (bits[start : start + _AT_ONCE] for start in range(0, len(bits), _AT_ONCE))
+    return all(int(np.left_shift(piece, 1, out=shifted[: len(piece)]).max()) < infinity for piece in pieces)
 
 
 def shapes(path: Path) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from post_training.models.loading import left_padded
+from post_training.models.loading import as_asked, left_padded
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,11 @@ def decode(
     rows, cache, done, tokens = list(range(len(prompts))), None, 0, _FIRST_TOKENS
     while rows:
         tokens = min(tokens, max_new_tokens - done)
-        # Our own configuration: the model's may sample.
         config = GenerationConfig(
             do_sample=False, max_new_tokens=tokens, eos_token_id=stop, pad_token_id=pad, return_dict_in_generate=True
         )  # type: ignore[no-untyped-call]
         chosen = [] if draws is None else [*filters, partial(draw, draws[rows], width)]
-        with torch.inference_mode():
+        with torch.inference_mode(), as_asked(model):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

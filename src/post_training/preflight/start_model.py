@@ -1,4 +1,5 @@
-"""The model that a training starts from against itself: its weights' names and shapes, its ids, how it stops. Weights are read where two should be one."""
+"""The model that a training starts from against itself: its weights' names and shapes, its ids, how it stops. Weights are read to see
+that they are numbers, and where two should be one."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from post_training.core import manifest
 from post_training.core.errors import ConfigError, UserError, brief
 from post_training.models import folder as model_folder
 from post_training.models.parts import NEW_KEYS, check_parts, token_ids
-from post_training.models.weights import read_header, shapes, unequal, weight_files
+from post_training.models.weights import not_finite, read_header, shapes, unequal, weight_files
 from post_training.preflight.check import Check, check, failed
 from post_training.preflight.subject import Subject
 
@@ -61,6 +62,14 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         )
         remedy = f"write tie_word_embeddings: false into config.json, or take {apart[0]} out of the weights"
         return Check(name, value, "failure", remedy)
+    if not said and (broken := not_finite(folder)):
+        value, remedy = (
+            f"{folder}: {broken} holds infinite numbers or NaN",
+            (
+                "nothing could be learned; copy the folder again, or name a copy whose weights are bfloat16 or float32: float16 ends at 65,504"
+            ),
+        )
+        return Check(name, value, "failure", remedy)
     if missing and set(missing) <= found["may_be_tied"]:
         remedy = f"write tie_word_embeddings: true into config.json if {missing[0]} is the embedding, or copy the folder again"
     return check(
@@ -79,7 +88,7 @@ def packed_tensors(folder: Path) -> str:
     for path in (path for path in weight_files(folder) if path.suffix != ".bin"):
         for key, facts in read_header(path).items():
             kind = str(facts["dtype"])
-            if kind.startswith(("F8", "F4", "F6")) or (
+            if (kind.startswith(("F8", "F4", "F6")) and kind != "F64") or (
                 len(facts["shape"]) >= 2 and kind in ("I8", "U8", "I32") and key.endswith(_PACKED)
             ):
                 return f"{key} ({kind})"
@@ -148,7 +157,10 @@ def _ids(folder: Path, trust_remote_code: bool) -> Check:
         for key in used
         if (index := getattr(named, f"{key}_id")) is not None and index >= rows
     }
-    generation = _json(folder / "generation_config.json")
+    generation = _generation(folder)
+    if not isinstance(generation, dict):
+        problem = f"{folder}/generation_config.json: is {type(generation).__name__}, expected an object"
+        return Check("model.ids", problem, "failure", "copy the file again, or take it out")
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
         found = generation.get(key)
         beyond |= {
@@ -181,8 +193,9 @@ def adapters(subject: Subject) -> Check:
     return Check(name, "; ".join([str(lora["target_modules"]), *more]))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _generation(folder: Path) -> Any:
+    """What `generation_config.json` holds; nothing where it is not there or no JSON, as Transformers takes it."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}

@@ -108,6 +108,12 @@ def test_greedy_answers_are_those_of_transformers(model_manifest):
     expected = padded_generate(engine.model, ids, stop, pad, 40)
     assert len({len(answer) for answer in expected}) > 2
     assert decode(engine.model, ids, stop, pad, [], None, 40) == expected
+    # What the model's own configuration says of answers decides none of them.
+    for name, value in {"repetition_penalty": 50.0, "num_return_sequences": 3, "suppress_tokens": plain[0]}.items():
+        setattr(engine.model.generation_config, name, value)
+    assert decode(engine.model, ids, stop, pad, [], None, 40) == expected
+    assert padded_generate(engine.model, ids, stop, pad, 40) == expected
+    assert engine.model.generation_config.repetition_penalty == 50
 
 
 def test_draws_follow_the_filtered_distribution(model_manifest):

@@ -111,6 +111,40 @@ def in_integers(found):
             found[name.replace(".weight", ".qweight")] = found.pop(name).to(torch.int32)
 
 
+def with_number(number, dtype):
+    def change(found):
+        norm = found["model.norm.weight"].to(dtype)
+        norm[3] = float(number)
+        found["model.norm.weight"] = norm
+
+    return change
+
+
+def added_token(content):
+    def change(folder):
+        found = json.loads((folder / "tokenizer.json").read_text())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        found["added_tokens"].append({"id": 5000, "content": content, "special": True, **flags})
+        (folder / "tokenizer.json").write_text(json.dumps(found))
+
+    return change
+
+
+def safetensors_in_shards(change_index):
+    def change(folder):
+        found, parts = load_file(folder / "model.safetensors"), {}
+        names = sorted(found)
+        for number, group in enumerate((names[::2], names[1::2]), 1):
+            file = f"model-0000{number}-of-00002.safetensors"
+            save_file({name: found[name] for name in group}, folder / file, {"format": "pt"})
+            parts |= dict.fromkeys(group, file)
+        change_index(parts)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+        (folder / "model.safetensors").unlink()
+
+    return change
+
+
 def narrow_norm(found):
     found["model.norm.weight"] = found["model.norm.weight"].bfloat16()
 
@@ -136,6 +170,10 @@ SOUND = {
     "a generation configuration that is no JSON": text("generation_config.json", "{"),
     "one matrix, written twice": with_head(torch.clone),
     "one matrix, pickled twice": lambda folder: [with_head(torch.clone)(folder), pickled(folder)],
+    "64 bits": tensors(lambda found: found.update({name: tensor.double() for name, tensor in found.items()})),
+    "an index that names another shard": safetensors_in_shards(lambda parts: parts.update({min(parts): max(parts.values())})),
+    "an index of too much": safetensors_in_shards(lambda parts: parts.update({"left.over": max(parts.values())})),
+    "the inner model's names": tensors(lambda found: [found.update({name.removeprefix("model."): found.pop(name)}) for name in list(found)]),
     "the same weights again, under another name": lambda folder: shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors"),
 }  # fmt: skip
 REFUSED = {
@@ -168,6 +206,15 @@ REFUSED = {
     "an end of generation that is not there": (keys(generation_config__eos_token_id=[2, 300]), "eos_token_id of generation_config.json (300)"),
     "only one of two matrices": (tensors(lambda found: found.pop("lm_head.weight")), "1 missing (lm_head.weight); write tie_word_embeddings: true into config.json if lm_head.weight is the embedding"),
     "two matrices said to be one": (with_head(torch.zeros_like), "says tie_word_embeddings: true, and lm_head.weight and model.embed_tokens.weight are different matrices; write tie_word_embeddings: false"),
+    "a token beyond the embedding": (added_token("<|new|>"), "ids are not below 272, the rows of the embedding: <|new|> (272)"),
+    "tekken.json alone": (renamed("tokenizer.json", "tekken.json"), "has Mistral's tekken.json and no tokenizer.json; take tokenizer.json"),
+    "a generation configuration that is a list": (text("generation_config.json", "[1]"), "generation_config.json: is list, expected an object"),
+    "an infinite number in 16 bits": (tensors(with_number("inf", torch.float16)), "model.norm.weight holds infinite numbers or NaN; nothing could be learned"),
+    "an infinite number below 0": (tensors(with_number("-inf", torch.bfloat16)), "model.norm.weight holds infinite numbers or NaN"),
+    "NaN, pickled": (lambda f: [tensors(with_number("nan", torch.float32))(f), pickled(f)], "model.norm.weight holds infinite numbers or NaN"),
+    "a checkpoint of a training": (lambda f: [torch.save({"model": {}, "epoch": 3}, f / "pytorch_model.bin"), (f / "model.safetensors").unlink()], "pytorch_model.bin: holds more than tensors (model), as a training's checkpoint does; save the model with save_pretrained"),
+    "objects, pickled": (lambda f: [torch.save({"a": added_token}, f / "pytorch_model.bin"), (f / "model.safetensors").unlink()], "is damaged, or holds objects that could run code, and is not read"),
+    "bitsandbytes": (quantised("quantization_config", "bitsandbytes"), "quantised (bitsandbytes)"),
     "two matrices said to be one, pickled": (lambda folder: [with_head(torch.zeros_like)(folder), pickled(folder)], "are different matrices"),
 }  # fmt: skip
 
