@@ -82,7 +82,7 @@ class ChatApi:
     def _asked(self, body: dict[str, Any]) -> Reply:
         url = _endpoint(self._url())
         try:
-            response = self._client.post(url, json=body)
+            response = self._sent(url, body)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise UserError(f"server: {url}: {brief(error)}; give a url such as http://host:8000/v1") from None
         except httpx.TimeoutException:
@@ -98,7 +98,9 @@ class ChatApi:
                 f"server: {url} refuses the key of {self._settings['api_key_variable']} ({response.status_code})"
             )
         if response.is_redirect:
-            raise UserError(f"server: {url} has moved to {response.headers['location']}; give that as url")
+            raise UserError(
+                f"server: {url} has moved to {response.headers.get('location', 'another address')}; give that as url"
+            )
         if response.text.lstrip()[:1] == "<" and response.status_code in (200, 404):
             raise UserError(
                 f"server: {url} answers with a web page and is not OpenAI's chat API; give another url: {said}"
@@ -112,6 +114,18 @@ class ChatApi:
             wish = response.headers.get("retry-after", "")
             raise Gone(f"{url} answers {response.status_code}: {said}", float(wish) if wish.isdecimal() else 0.0)
         return _reply(response)
+
+    def _sent(self, url: str, body: dict[str, Any]) -> httpx.Response:
+        """The complete response. A server that sends a little now and then has no more time than one that sends nothing."""
+        deadline = time.monotonic() + self._settings["request_seconds"]
+        with self._client.stream("POST", url, json=body) as response:
+            content = bytearray()
+            for part in response.iter_bytes():
+                content += part
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer has no end")
+        headers = [(name, value) for name, value in response.headers.multi_items() if name != "content-encoding"]
+        return httpx.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
 
 
 def _endpoint(url: str) -> str:
@@ -132,12 +146,13 @@ def _is_certificate(error: BaseException | None) -> bool:
 def _reply(response: httpx.Response) -> Reply:
     try:
         content = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Gone(f"an answer is cut off or no JSON: {brief(Exception(response.text), 200)}") from None
     try:
         choice = content["choices"][0]
         text = choice["message"].get("content") or ""
         tokens = int((content.get("usage") or {}).get("completion_tokens") or 0)
-        return Reply(text.strip(), tokens, choice.get("finish_reason") == "stop")
+        # JSON may spell half of a character, which no file holds.
+        return Reply(text.encode(errors="replace").decode().strip(), tokens, choice.get("finish_reason") == "stop")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f"server: the answer is not in OpenAI's form: {brief(Exception(response.text), 200)}") from None

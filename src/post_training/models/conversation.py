@@ -7,7 +7,7 @@ template writes it, once, whether or not the tokenizer adds one to other text.
 
 from typing import Any
 
-from post_training.core.errors import DataError
+from post_training.core.errors import DataError, brief
 
 Messages = list[dict[str, Any]]
 
@@ -40,7 +40,7 @@ def conversation_ids(
     try:
         text = rendered(tokenizer, messages, template, tools, add_generation_prompt)
     except Exception as error:  # a template may raise anything
-        raise DataError(f"the chat template refuses a conversation: {error}") from None
+        raise DataError(f"the chat template refuses a conversation: {brief(error)}") from None
     return text_ids(tokenizer, text)
 
 

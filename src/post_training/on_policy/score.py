@@ -13,7 +13,7 @@ from post_training.core import manifest
 from post_training.core.errors import DataError
 from post_training.core.progress import Progress
 from post_training.core.task import Task
-from post_training.data.registry import TransformSource
+from post_training.data.registry import REWARDS, TransformSource
 from post_training.models import folder as model_folder
 from post_training.on_policy.answers import (
     PATIENCE_SECONDS,
@@ -67,7 +67,10 @@ def _reward(task: Task) -> Reward:
     arguments = dict(task.config["arguments"])
     if "reward_model" in task.inputs:
         arguments["model"] = str(model_folder(task.inputs["reward_model"]))
-    return load_reward(task.config["reward"], Path(task.runtime["file"]), arguments | task.runtime["arguments"])
+    reward = load_reward(task.config["reward"], Path(task.runtime["file"]), arguments | task.runtime["arguments"])
+    if (reward.name, Path(task.runtime["file"]).parent) == ("reward_model", REWARDS):
+        reward([], [], [])  # loads the model, or says once why not, and not for each answer
+    return reward
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

@@ -24,8 +24,8 @@ import httpx
 from post_training.core.errors import UserError
 from post_training.models.chat_api import ChatApi
 from post_training.on_policy.engine import Answer, Request, stream_seed
-from post_training.run_dir.parent import SNAKEMAKE
-from post_training.run_dir.stop import die_with_parent
+from post_training.run_dir.parent import SNAKEMAKE, snakemake_is_gone
+from post_training.run_dir.stop import REQUEST, die_with_parent
 
 _POLL_SECONDS, _STOP_SECONDS = 0.5, 20.0
 _RESTARTS = 3
@@ -51,7 +51,8 @@ class Process:
         self._starter = ThreadPoolExecutor(1)
 
     def start(self) -> None:
-        """Start it and wait until it is healthy. Raises UserError, with the end of its output, where it ends or never is."""
+        """Start it and wait until it is healthy, or this process is to stop. Raises UserError, with the end of its output,
+        where it ends or never is."""
         self._starter.submit(self._start).result()
 
     def _start(self) -> None:
@@ -76,7 +77,7 @@ class Process:
             ) from None
         print(f"server: {shlex.join(words)}; output: {self.log}", flush=True)
         deadline = time.monotonic() + self.startup_seconds
-        while not self._healthy():
+        while not (self._healthy() or REQUEST.wanted or snakemake_is_gone()):
             if self._process.poll() is not None:
                 raise UserError(
                     f"server: ended with code {self._process.returncode} before it was ready: {self._last_lines()}"

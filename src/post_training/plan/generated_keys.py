@@ -58,8 +58,12 @@ def check_entry(entry: dict[str, Any], key: str) -> None:
 def check_sampling(section: dict[str, Any], key: str) -> None:
     """Raise ConfigError for values that cannot work."""
     for name, holds, expected in (
-        ("n", section["n"] >= 1, "1 or more"),
-        ("temperature", 0 <= section["temperature"] < float("inf"), "0 or more"),
+        ("n", 1 <= section["n"] <= 10_000, "1 to 10000"),
+        (
+            "temperature",
+            section["temperature"] == 0 or 0.001 <= section["temperature"] <= 1000,
+            "0 (greedy) or 0.001 to 1000",
+        ),
         ("top_p", 0 < section["top_p"] <= 1, "a probability above 0, up to 1"),
         ("top_k", section["top_k"] >= 0, "0 (all) or more"),
         ("max_new_tokens", section["max_new_tokens"] >= 1, "1 or more"),

@@ -40,6 +40,8 @@ def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Rewar
         if not isinstance(entry, dict) or not isinstance(entry.get("reward"), str):
             raise ConfigError(own, f"found {entry!r}, expected {{reward: NAME, argument: value}}")
         reward, weight = entry["reward"], entry.get("weight", 1.0)
+        problem = f"found {reward!r}, which is no name for a folder; give another one to register_reward"
+        require("/" not in reward and not reward.startswith("."), f"{own}.reward", problem)
         if reward not in known:
             more = "(or name your module in data.transform_modules)"
             raise ConfigError(f"{own}.reward", f"no reward named {reward!r}. {did_you_mean(reward, known)} {more}")
@@ -65,8 +67,11 @@ def rewards_of(entries: list[Any], view: dict[str, Any], key: str) -> list[Rewar
             parameter.arg for parameter, default in defaults if default is None and parameter.arg not in arguments
         ]
         require(not missing, own, f"{reward} needs {', '.join(missing)}")
-        same = sum(one.source.name == reward for one in found)
-        found.append(Reward(f"{reward}-{same + 1}" if same else reward, float(weight), known[reward], arguments, limit))
+        name, number, taken = reward, 1, {one.name for one in found}
+        while name in taken:
+            number += 1
+            name = f"{reward}-{number}"
+        found.append(Reward(name, float(weight), known[reward], arguments, limit))
     return found
 
 

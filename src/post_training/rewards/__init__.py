@@ -1,7 +1,7 @@
 """Rewards: answers -> scores. The folder is the registry: one file each, found by its being there.
 
 A reward is a top-level function below `@register_reward("name")`, called as TRL calls its reward functions:
-`fn(prompts, completions, **columns) -> list[float | None]`, where
+`fn(prompts, completions, **columns) -> list[float | None]`, or without the prompts `fn(completions, **columns)`, where
 
 - `prompts` are lists of messages, and `completions` lists of one message, the assistant's, of as many answers;
 - each column that all their prompts have is passed as a keyword, a list with a value for each answer, as far as the function
@@ -69,7 +69,13 @@ class Reward:
         taken = [name for name in shared if name not in own and (takes_any or name in parameters)]
         # Copies: what a function does to them must not reach the next answer.
         given = {name: [deepcopy(one[name]) for one in columns] for name in taken}
-        found = self.function([deepcopy(one) for one in prompts], completions, **deepcopy(self.arguments), **given)
+        given |= deepcopy(self.arguments)
+        asked = [deepcopy(one) for one in prompts]
+        if next(iter(parameters), "") == "completions":  # as TRL allows, which passes both by name
+            given |= {"prompts": asked} if takes_any or "prompts" in parameters else {}
+            found = self.function(completions, **given)
+        else:
+            found = self.function(asked, completions, **given)
         if hasattr(found, "tolist") or isinstance(found, tuple):
             found = found.tolist() if hasattr(found, "tolist") else list(found)
         if not isinstance(found, list) or len(found) != len(answers):

@@ -6,13 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from on_policy_parts import SAMPLING, generate_task, prompts
+from on_policy_parts import SAMPLING, generate_task, prompts, task
 from tiny import TEMPLATE
 
 from post_training.core.errors import DataError
+from post_training.data import registry
 from post_training.models import folder as model_folder
 from post_training.models.loading import generate as padded_generate
-from post_training.on_policy import generate
+from post_training.on_policy import generate, score
 from post_training.on_policy.answers import read_answers
 from post_training.on_policy.decoding import decode, draw
 from post_training.on_policy.engine import Engine, Request, uniforms
@@ -160,3 +161,12 @@ def test_a_model_without_a_template_is_one_line(model_manifest, monkeypatch):
     )
     with pytest.raises(DataError, match=r"generate\.model: the tokenizer in .* has no chat template"):
         Engine.load(model_folder(model_manifest), None, SAMPLING, False)
+
+
+def test_a_reward_model_that_cannot_be_used_is_one_line_before_any_answer(undisturbed, asked, model_manifest, tmp_path):
+    inputs = {"prompts": asked, "answers 0": undisturbed.output, "reward_model": model_manifest}
+    runtime = {"file": str(registry.reward_names([])["reward_model"].file), "arguments": {}}
+    made = task("score_model", {"reward": "reward_model", "arguments": {}}, runtime, inputs, tmp_path / "score")
+    with pytest.raises(DataError, match=r"its tokenizer has no chat template; use a reward model for conversations$"):
+        score.run(made)
+    assert not (made.directory / "scores.jsonl").exists()

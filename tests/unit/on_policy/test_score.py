@@ -269,11 +269,12 @@ def test_a_killed_job_continues_without_scoring_again(tmp_path):
     assert (made.directory / "scores.jsonl").read_bytes() == expected
 
 
-def test_a_reward_in_trl_s_form(tmp_path):
+@pytest.mark.parametrize("parameters", ["prompts, completions", "completions", "completions, prompts"])
+def test_a_reward_in_trl_s_form(tmp_path, parameters):
     path = tmp_path / "trl_reward.py"
     path.write_text(
         "from post_training.rewards import register_reward\n\n@register_reward('brief')\n"
-        "def brief(prompts, completions, answer, **kwargs):\n"
+        f"def brief({parameters}, answer, **kwargs):\n"
         "    return [float(len(c[0]['content']) < len(a)) for c, a in zip(completions, answer)]\n"
     )
     made = score_task(tmp_path, str(path), "brief", columns={"answer": ["four", "five5", "x"]})

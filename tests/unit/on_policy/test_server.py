@@ -29,6 +29,7 @@ from post_training.on_policy.engine import Request
 from post_training.on_policy.limited_reward import scored
 from post_training.on_policy.server import Process, ServerEngine, serving
 from post_training.rewards import load_reward
+from post_training.run_dir.stop import REQUEST
 
 SETTINGS = {
     "command": None, "url": None, "model_name": None, "api_key_variable": "TEST_SERVER_API_KEY", "concurrency": 4,
@@ -64,6 +65,13 @@ def misbehaving():
             code, text = self.replies.pop(0) if self.replies else (200, None)
             if code == "hang":
                 time.sleep(3)
+                return
+            if code == "drip":
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(20):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
                 return
             good = {
                 "choices": [{"message": {"content": " 3 "}, "finish_reason": "stop"}],
@@ -190,6 +198,7 @@ def test_a_request_is_openai_s_and_has_a_seed_of_its_own(misbehaving, monkeypatc
         (200, "\n<!DOCTYPE html>", r"answers with a web page"),
         (200, '{"choices":\n[]}', r"the answer is not in OpenAI's form: {\"choices\": \[\]}"),
         (307, "", r"has moved to https://else/v1; give that as url"),
+        (302, "", r"has moved to another address; give that as url"),
     ],
 )
 def test_what_a_repetition_cannot_change_is_one_line_at_once(misbehaving, code, text, message):
@@ -212,9 +221,27 @@ def test_failures_are_repeated_and_then_one_line(misbehaving, no_pause):
 
 
 def test_a_server_that_hangs_is_one_line(misbehaving, no_pause):
-    misbehaving.replies += [("hang", None)] * 2
-    with pytest.raises(UserError, match=r"no answer within 0\.2 s \(request_seconds\)"):
-        elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
+    for kind in ("hang", "drip"):
+        misbehaving.replies[:] = [(kind, None)] * 2
+        with pytest.raises(UserError, match=r"no answer within 0\.2 s \(request_seconds\)"):
+            elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
+
+
+def test_half_a_character_is_no_text_and_endless_json_no_answer(misbehaving, no_pause):
+    half = '{"choices": [{"message": {"content": "a\\ud800b"}, "finish_reason": "stop"}]}'
+    misbehaving.replies += [(200, "[" * 100_000), (200, half)]
+    assert elsewhere(misbehaving).answers([ASKED])[0].text == "a?b"
+
+
+def test_a_job_that_is_to_stop_does_not_wait_until_its_server_is_ready(tmp_path):
+    command = f"{sys.executable} -c 'import time; time.sleep(60)' {{model}} {{port}}"
+    REQUEST.received.append(signal.SIGUSR1)
+    try:
+        with serving(tmp_path, "", SAMPLING, SETTINGS | {"command": command}, tmp_path / "log") as engine:
+            assert engine.process._process.poll() is None
+    finally:
+        REQUEST.received.clear()
+    assert engine.process._process.poll() is not None
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/v1/", "/v1/chat/completions"])

@@ -61,7 +61,7 @@ class GenerateConfig:
     n: int = 4
     """Answers to each prompt."""
     temperature: float = 1.0
-    """0 = greedy, with `n: 1`."""
+    """0 = greedy, with `n: 1`; else from 0.001."""
     top_p: float = 1.0
     """Sample from the most probable tokens that together have this probability."""
     top_k: int = 0
