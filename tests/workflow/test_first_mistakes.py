@@ -79,6 +79,17 @@ def said(function, *arguments) -> str:
         ),
         ("run_name: ${method\n", "run_name: no `${...}` that can be read", "write ${section.key}"),
         ("~: 3\nmethod: sft\n", "a key is empty or no text", "quote it"),
+        (
+            'data:\n  path: "C:\\Users\\me"\n',
+            "line 2, column 14: a backslash within double quotes",
+            "write single quotes",
+        ),
+        ("run_name: a: b\n", "line 1, column 12: a second colon in one line", "quote the value"),
+        ("run_name: {{ name }}\n", "line 1, column 12: a list or mapping stands where a name belongs", "quote text"),
+        ("data:\n  datasets:\n    - name: a\n     path: b\n", "line 4, column 6: the indentation fits no", "alike"),
+        ("method: sft\nrun_name: a\x0bb\n", "line 2: a control character (U+000B)", "delete it"),
+        ("700\n", "not a YAML mapping: found '700'", "expected lines of `key: value`"),
+        ("a: " + "[" * 2000 + "]" * 2000, "is nested too deeply for a configuration", ""),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
@@ -86,6 +97,31 @@ def test_a_file_that_is_no_configuration(tmp_path, text, where, remedy):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     line = said(load_file, path)
     assert line.startswith(f"config error: {path}: {where}") and remedy in line, line
+
+
+def test_sections_that_are_no_mapping(project):
+    for section, value, expected in (
+        (
+            "training",
+            [{"max_steps": 3}],
+            "training: found [{'max_steps': 3}], expected a mapping of keys; a dash begins a list",
+        ),
+        ("training", "max_steps 3", "expected a mapping of keys; write max_steps: 3"),
+        (
+            "data",
+            {"datasets": {"path": "a.jsonl"}},
+            "expected a list of datasets; each begins with a dash: `- path: ...`",
+        ),
+        ("data", {"datasets": ["a.jsonl"]}, "expected a mapping with path and transform, such as `- path: a.jsonl`"),
+        ("debug", True, "debug: found True, expected a mapping of keys, such as {enabled: True}"),
+        (
+            "training.max_steps",
+            3,
+            "unknown key; dots are for --config set=...; in a file write training: {max_steps: ...}",
+        ),
+        ("extends", "base.yaml", "Files are merged by --configfile base.yaml my.yaml; leave it out"),
+    ):
+        assert expected in said(resolve_runs, {**project.config, section: value})
 
 
 def test_files_of_other_editors_are_read(tmp_path):
@@ -156,7 +192,7 @@ def test_command_lines_that_work_are_left_alone(project):
     [
         ("training.micro_batch_size=2", "Here it is training.per_device_train_batch_size"),
         ("training.gradient_accumulation_steps=2", "Here it is training.effective_batch_size: devices x"),
-        ("training.eval_steps=5", "Here it is data.eval_fraction"),
+        ("training.eval_steps=5", "Here it is evaluation.during_training_steps"),
         ("training.lr=1e-5", "Here it is training.learning_rate"),
         ("training.optim=adamw", "Here it is training.trainer_args: {optim: ...}"),
         ("training.epochs=3", "Here it is training.num_train_epochs"),
@@ -171,6 +207,18 @@ def test_command_lines_that_work_are_left_alone(project):
         ("learning_rate=1e-5", "Here it is training.learning_rate"),
         ("datasets=[]", "Here it is data.datasets or evaluation.datasets"),
         ("training.learning_rat=1", "Did you mean 'learning_rate'?"),
+        ("cutoff_len=2048", "Here it is sft.max_seq_length or dpo.max_seq_length"),
+        ("max_seq_length=2048", "or sft.max_seq_length"),
+        ("seed=3", "Here it is training.seed for dropout, data.seed for the order"),
+        ("template=qwen", "Here it is data.chat_template"),
+        ("finetuning_type=lora", "Here it is model.lora"),
+        ("dataset=alpaca_en", "Here it is data.datasets, a list"),
+        ("training.evals_per_epoch=4", "Here it is evaluation.during_training_steps"),
+        ("model.lora.use_dora=true", "Adapters are plain LoRA; leave it out"),
+        ("fsdp=full_shard", "Here it is deepspeed.config_path: zero3"),
+        ("data.hf_token=x", "Secrets come from the environment only: export HF_TOKEN"),
+        ("enable_activation_checkpointing=true", "Here it is training.gradient_checkpointing"),
+        ("slurm.time=4h", "Here it is slurm.wall_time"),
     ],
 )
 def test_a_key_that_is_called_something_else_here(project, key, expected):
@@ -204,6 +252,61 @@ def test_a_key_that_is_called_something_else_here(project, key, expected):
         ("paths.output_base=a.jsonl/out", "paths.output_base: a.jsonl: is a file, expected a folder"),
         (f"run_name={'a' * 120}", "run_name: has 120 characters, at most 100 are possible"),
         ("run_name=a/b", "run_name: found 'a/b'; use letters, digits"),
+        ("training.learning_rate=-1e-5", "training.learning_rate: found -1e-05, expected a number above 0"),
+        ("training.weight_decay=-1", "training.weight_decay: found -1.0, expected 0 or more"),
+        ("training.lr_scheduler_type=Cosine", "training.lr_scheduler_type: found 'Cosine'. Did you mean 'cosine'?"),
+        ("training.lr_scheduler_type=[cosine]", "training.lr_scheduler_type: found ['cosine'], expected text"),
+        ("training.per_device_train_batch_size=4.0", "found 4.0, expected a number or auto"),
+        ("training.trainer_args=[optim]", "training.trainer_args: found ['optim'], expected a mapping"),
+        ("training.early_stopping=true", "found True, expected a mapping, or null for off; `early_stopping: {}` has"),
+        ("training.num_train_epochs=2epochs", "training.num_train_epochs: found '2epochs', expected float; write 2"),
+        ("training.max_steps=1e3", "training.max_steps: found 1000.0, expected integer; write 1000"),
+        ("training.max_steps=7,000", "training.max_steps: found '7,000', expected integer; write 7000"),
+        ("sft.max_seq_length=4k", "sft.max_seq_length: found '4k', expected integer; write 4000 or 4096"),
+        ("data.datasets[0].tokens=1B", "found '1B', expected integer; write 1000000000"),
+        ("logging.report_to=tensorboard,wandb", "expected a list, such as [tensorboard, wandb]"),
+        ("logging.report_to=[none,wandb]", "logging.report_to: found ['none', 'wandb']; none is alone"),
+        ("deepspeed=zero3", "deepspeed: found 'zero3', expected a mapping of keys, such as {config_path: zero3}"),
+        ("deepspeed.config_path=conf/z3.json", "conf/z3.json: no such file; there is no folder conf"),
+        (
+            "deepspeed.config.zero_optimization=3",
+            "found zero_optimization: 3, expected a mapping with a stage from 0 to 3",
+        ),
+        ("accelerate.num_processes=0", "accelerate.num_processes: found 0, expected 1 or more"),
+        ("export.max_shard_size=5", "export.max_shard_size: found '5', expected a size such as 5GB"),
+        ("evaluation.max_samples=0", "evaluation.max_samples: found 0, expected 1 or more"),
+        ("evaluation.prompts=p.json", "evaluation.prompts: p.json: no such file"),
+        ("checkpointing.inference_checkpoint_path=~/c", f"found '~/c'; write it out: {Path.home()}/c"),
+        (
+            "slurm.gpu_model=H100",
+            "slurm.gpu_model: found 'H100'. Of the h100 there are h100-pcie, h100-94, h100-64, h100-80",
+        ),
+        ("data.chat_template=my/template.jinja", "my/template.jinja: no such file; there is no folder my"),
+        ("data.chat_template=templates/llama3", "data.chat_template: no template named 'templates/llama3'"),
+        ("data.datasets[0].path=a.json", "data.datasets[0].path: a.json: no such file or folder"),
+        ("data.datasets[0].path=a.json", ". Did you mean 'a.jsonl'?"),
+        ("data.datasets[0].path=a.jsonl,b.jsonl", "several files are a list: [a.jsonl, b.jsonl]"),
+        (
+            "data.datasets[0].path=~/nowhere.jsonl",
+            f"~/nowhere.jsonl: no such file or folder (= {Path.home()}/nowhere.jsonl)",
+        ),
+        (
+            "data.datasets[0].path=C:\\Users\\me\\a.jsonl",
+            "a path of Windows; in WSL the file is /mnt/c/Users/me/a.jsonl",
+        ),
+        ("data.datasets[0].path=data/*.csv", "data.datasets[0].path: data/*.csv: no file matches"),
+        (
+            "data.datasets[0].path=https://huggingface.co/datasets/org/name/tree/main",
+            "expected a file or a dataset on the Hugging Face Hub; write org/name",
+        ),
+        ("model.name_or_path=org/name@v1", "the revision is a key of its own: model.revision=v1"),
+        ("model.name_or_path=https://hf.co/org/name", "no such folder; the model on the Hugging Face Hub is org/name"),
+        ("model.name_or_path=models/a.Q4_K_M.gguf", "a GGUF file is made for inference; name the model that"),
+        (
+            "dpo.init_from=outputs/sft/model",
+            "a folder or a Hub model goes into model.name_or_path, with init_from: base",
+        ),
+        ("sweep.training.learning_rate=1e-4,2e-4", "expected a list of values, such as [1e-4, 2e-4]"),
         (
             "data.datasets[0].transform.column=a",
             "data.datasets[0].transform.column: transform is 'first', not a mapping",
@@ -222,6 +325,8 @@ def test_a_key_that_is_called_something_else_here(project, key, expected):
     ],
 )
 def test_a_value_that_cannot_work(project, dotted, expected):
+    if dotted.startswith("model.name_or_path"):
+        project.config["model"].pop("from_scratch")
     line = said(lambda: make_graph(resolve_runs(project.config, {"set": dotted})))
     assert expected in line, line
     offered = line.rpartition("On offer: ")[2].split(", ")
@@ -243,6 +348,12 @@ def test_a_value_that_cannot_work(project, dotted, expected):
             "max_steps",
             "${trainin.seed}",
             "Interpolation key 'trainin.seed' not found; write ${section.key}",
+        ),
+        (
+            "training",
+            "seed",
+            "${SLURM_JOB_ID}",
+            "seed: the key SLURM_JOB_ID is not there; an environment variable is ${oc.env:",
         ),
         ("training", "max_steps", "${eval:2*3}", "Unsupported interpolation type eval; write ${section.key} or"),
     ],

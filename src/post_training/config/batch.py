@@ -102,8 +102,6 @@ def check_length(view: dict[str, Any], method: str) -> None:
     else:
         at_least(1, per_device, key)
     at_least(1, training["effective_batch_size"], "training.effective_batch_size")
-    ratio = training["warmup_ratio"]
-    require(0 <= ratio < 1, "training.warmup_ratio", f"found {ratio}, expected a share from 0 to below 1")
 
 
 def batch_plan(view: dict[str, Any], method: str, topology: Topology) -> BatchPlan:

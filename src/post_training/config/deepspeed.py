@@ -1,11 +1,13 @@
 """DeepSpeed's configuration: a shipped or own YAML with inline keys over it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from post_training.config.trees import copied, merge_into
 from post_training.config.yaml_file import load_file
 from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.paths import missing_path
 
 PLAIN = "ddp"
 """Strategy without DeepSpeed; others are `zero0` to `zero3`."""
@@ -21,6 +23,12 @@ def deepspeed_config(view: dict[str, Any]) -> dict[str, Any] | None:
         return None
     merged = merged_config(section)
     zero = merged.setdefault("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        found = f"found zero_optimization: {zero!r}, expected a mapping with a stage from 0 to 3, such as {{stage: 3}}"
+        raise ConfigError(
+            "deepspeed.config" if "zero_optimization" in section["config"] else "deepspeed.config_path", found
+        )
     if zero.get("stage") == 3:
         # Without it a checkpoint has shards only, and the export has no weights.
         gathers = zero.setdefault("stage3_gather_16bit_weights_on_model_save", True)
@@ -56,7 +64,8 @@ def deepspeed_file(given: str | None) -> Path | None:
         if path.is_file():
             return path
     shipped = [path.stem for path in (here / "config" / "deepspeed").glob("*.yaml")]
-    raise ConfigError("deepspeed.config_path", f"{given}: no such file. {did_you_mean(Path(given).stem, shipped)}")
+    problem = missing_path(given, "no such file") if re.search(r"[/\\$]", given) else f"{given}: no such file"
+    raise ConfigError("deepspeed.config_path", f"{problem}. {did_you_mean(Path(given).stem, shipped)}")
 
 
 def strategy(view: dict[str, Any]) -> str:

@@ -128,8 +128,9 @@ def _views(*layers: Tree) -> dict[str, Tree]:
             circle = " -> ".join((*after[after.index(stage) :], stage))
             raise ConfigError(key, f"{stage} cannot start from itself ({circle}); use base or another stage")
         if stage not in stages:
+            elsewhere = "; a folder or a Hub model goes into model.name_or_path, with init_from: base" * ("/" in stage)
             offered = did_you_mean(stage, ["auto", "base", *stages])
-            raise ConfigError(key, f"found {stage!r}, expected base or a stage. {offered}")
+            raise ConfigError(key, f"found {stage!r}, expected base or a stage{elsewhere}. {offered}")
         if stage in views:
             return
         view = stage_view(stage, stages[stage], *layers)
@@ -194,6 +195,10 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
     """Raise ConfigError for unknown sections, and for list entries, whose errors have no path in OmegaConf."""
     offered = [*GLOBAL, *SHARED, *stages]
     for key, value in layer.items():
+        if key.partition(".")[0] in offered and "." in key:
+            section_of_it, _, rest = key.partition(".")
+            nested = f"dots are for --config set=...; in a file write {section_of_it}: {{{rest}: ...}}"
+            raise ConfigError(key, f"unknown key; {nested}")
         if key not in offered:
             raise ConfigError(key, unknown_key(key, offered, key))
         if key not in ("method", "run_name", "offline") and not isinstance(value, dict):
@@ -205,20 +210,21 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
                 shown = f"{key}.{unknown[0]}"
                 raise ConfigError(shown, unknown_key(unknown[0], [*own, *SHARED], shown))
     for prefix in ("", *(f"{name}." for name in stages)):
-        for part in ("from_scratch", "lora", "quantization"):
-            given = get(layer, f"{prefix}model.{part}".split("."))
+        for path in ("model.from_scratch", "model.lora", "model.quantization", "training.early_stopping"):
+            given = get(layer, f"{prefix}{path}".split("."))
             if given is not None and not isinstance(given, dict):
+                part = path.rpartition(".")[2]
                 default = "" if part == "from_scratch" else f"; `{part}: {{}}` has the defaults"
-                raise ConfigError(
-                    f"{prefix}model.{part}", f"found {given!r}, expected a mapping, or null for off{default}"
-                )
+                raise ConfigError(f"{prefix}{path}", f"found {given!r}, expected a mapping, or null for off{default}")
         for holder in ("data", "evaluation"):
             path = f"{prefix}{holder}.datasets"
             entries = get(layer, path.split("."))
             if entries is not None and not isinstance(entries, list):
-                raise ConfigError(path, f"found {entries!r}, expected a list of datasets")
+                remedy = "; each begins with a dash: `- path: ...`"
+                raise ConfigError(path, f"found {entries!r}, expected a list of datasets{remedy}")
             for index, entry in enumerate(entries or []):
                 if not isinstance(entry, dict):
-                    problem = f"found {entry!r}, expected a mapping with path and transform"
+                    written = f", such as `- path: {entry}`" if isinstance(entry, str) else ""
+                    problem = f"found {entry!r}, expected a mapping with path and transform{written}"
                     raise ConfigError(f"{path}[{index}]", problem)
                 section(DatasetConfig, [(f"{path}[{index}].{{}}", entry)])

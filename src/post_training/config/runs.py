@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from post_training.config.trees import Tree
-from post_training.core.errors import ConfigError, did_you_mean, require
+from post_training.core.errors import ConfigError, did_you_mean, require, written_as_list
 from post_training.core.fingerprint import is_safe_name, slug
 
 KEYS = ("runs", "sweep", "run")
@@ -107,7 +107,7 @@ def _grid(sweep: Any) -> list[tuple[str, Tree]]:
     points = []
     for key, values in axes.items():
         where, is_list = f"sweep.{key}", isinstance(values, list)
-        require(is_list, where, f"found {values!r}, expected a list of values, such as [{values}]")
+        require(is_list, where, f"found {values!r}, expected a list of values, such as {written_as_list(values)}")
         require(bool(values), where, "is an empty list; give values, or leave the key out")
         texts = [short[key] + _text(value, index) for index, value in enumerate(values)]
         twice = [value for index, value in enumerate(values) if texts[index] in texts[:index]]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -14,7 +14,7 @@ from post_training.config.hints import unknown_key
 from post_training.config.schema import GLOBAL, SHARED, GlobalSections, SharedSections
 from post_training.config.trees import Tree, check_finite, copied, get
 from post_training.config.yaml_file import load_file
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean, written_as_list
 from post_training.core.secrets import find_in
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
@@ -25,15 +25,25 @@ _SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(SharedSec
 _merged: dict[tuple[type, str], Any] = {}
 _plain: dict[tuple[type, str], Tree] = {}
 # Parts of OmegaConf's messages about a wrong type, and what to say instead.
+_LIST = "a list"
 _EXPECTED = {
     "not a valid bool": "true or false",
-    "is not a ListConfig": "a list, such as [value]",
+    "is not a ListConfig": _LIST,
     "to Dict[": "a mapping",
     "is not a subclass": "a mapping",
+    "'ListConfig' to string": "text",
+    "'DictConfig' to string": "text",
+    "Union[int, str]": "a number or auto",
     "Incompatible value 'None'": "a value; leave it out for the default",
     "is not Optional": "a value; leave it out for the default",
 }
 _UNITS = {"%": 0.01, "k": 1e3, "m": 1e6, "b": 1e9}
+_COUNTED = r"(?:step|epoch|token|row|sample|example|sequence|pair|gpu|node|core|day|second)s?"
+# The key of a section that is meant when the section is given as one value: `deepspeed: zero3`.
+_MEANT = {
+    "model": "name_or_path", "deepspeed": "config_path", "slurm": "cluster", "paths": "output_base", "debug": "enabled",
+    "publish": "hub_model_id",
+}  # fmt: skip
 
 
 def stage_view(stage: str, method: str, *layers: Tree) -> Tree:
@@ -144,6 +154,8 @@ def _unresolved(said: str) -> str:
     """Why a `${...}` has no value, and what to do."""
     if found := re.search(r"Environment variable '(.*?)' not found", said):
         return f"the environment variable {found[1]} is not set; export it, or write ${{oc.env:{found[1]},default}}"
+    if found := re.search(r"Interpolation key '([A-Z][A-Z0-9_]*)' not found", said):
+        return f"the key {found[1]} is not there; an environment variable is ${{oc.env:{found[1]}}}"
     if "Recursive interpolation" in said:
         return "refers to itself in a circle of ${...}; write one of the values out"
     if "Unsupported interpolation type" in said:
@@ -157,16 +169,26 @@ def no_mapping(key: str, found: Any) -> str:
         return "is empty; give its keys below it, indented, or leave it out"
     if isinstance(found, str) and (written := re.match(r"([a-z_]\w*):(?=\S)", found)):
         return f"found {found!r}, expected a mapping of keys; a space follows the colon: {written[1]}: ..."
-    name = f", such as {{name_or_path: {found}}}" if key == "model" and isinstance(found, str) else ""
-    return f"found {found!r}, expected a mapping of keys{name}"
+    if isinstance(found, str) and (written := re.fullmatch(r"([a-z_]\w*)(?: +|=)(\S+)", found)):
+        return f"found {found!r}, expected a mapping of keys; write {written[1]}: {written[2]}"
+    if isinstance(found, list):
+        return f"found {found!r}, expected a mapping of keys; a dash begins a list: leave it out"
+    name = key.rpartition(".")[2]
+    fits = isinstance(found, bool if name == "debug" else str)
+    such_as = f", such as {{{_MEANT[name]}: {str(found).strip()}}}" if name in _MEANT and fits else ""
+    return f"found {found!r}, expected a mapping of keys{such_as}"
 
 
 def _merge(typed: Any, layer: Tree, shown: str) -> Any:
     """OmegaConf's typed merge with its errors in one line."""
     try:
         return OmegaConf.merge(typed, OmegaConf.create(layer))
+    except TypeError:
+        key = _no_container(OmegaConf.get_type(typed), layer)
+        problem = f"found {get(layer, key.split('.'))!r}, expected a mapping"
+        raise ConfigError(shown.format(key), problem) from None
     except OmegaConfBaseException as error:
-        key = str(error.full_key or error.key)
+        key = str(error.full_key or error.key or _no_container(OmegaConf.get_type(typed), layer))
         if isinstance(error, ConfigKeyError | ConfigAttributeError):
             offered = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
             name = key.rpartition(".")[2]
@@ -176,14 +198,36 @@ def _merge(typed: Any, layer: Tree, shown: str) -> Any:
             kind = said.rpartition(" to ")[2].lower() if "could not be converted to" in said else said
             expected = next((words for part, words in _EXPECTED.items() if part in said), kind)
             found = get(layer, key.split("."))
-            problem = f"found {found!r}, expected {expected}{_without_unit(found, expected)}"
+            if expected == _LIST:
+                expected = f"a list, such as {written_as_list(found)}"
+            problem = f"found {found!r}, expected {expected}{_as_number(found, expected, key)}"
         raise ConfigError(shown.format(key), problem) from None
 
 
-def _without_unit(found: Any, expected: str) -> str:
-    """`; write 2000`, of `2k` where a number is expected."""
-    number = re.fullmatch(r"(\d[\d_]*\.?\d*) ?([kmb%])", str(found).lower())
-    return f"; write {float(number[1]) * _UNITS[number[2]]:g}" if number and expected in ("integer", "float") else ""
+def _no_container(schema: Any, layer: Tree) -> str:
+    """The first key below which the schema has keys and the layer has none, which OmegaConf does not name."""
+    hints = get_type_hints(schema)
+    for key, value in layer.items():
+        kinds = [hints[key], *get_args(hints[key])] if key in hints else []
+        below = next((kind for kind in kinds if is_dataclass(kind)), None)
+        if not isinstance(value, dict) and value is not None and (below or get_origin(hints.get(key)) is dict):
+            return key
+        if below and isinstance(value, dict) and (found := _no_container(below, value)):
+            return f"{key}.{found}"
+    return ""
+
+
+def _as_number(found: Any, expected: str, key: str) -> str:
+    """`; write 2000`, of `2k`, `2,000`, `2000 steps` and `2e3` where a number is expected."""
+    text = str(found).lower()
+    number = re.fullmatch(rf"(\d+(?:,\d{{3}})*(?:\.\d+)?(?:e[+-]?\d+)?) ?([kmb%x]|{_COUNTED})?", text)
+    if not number or expected not in ("integer", "float") or isinstance(found, bool):
+        return ""
+    value = float(number[1].replace(",", "")) * _UNITS.get(number[2] or "", 1)
+    if expected == "integer" and not value.is_integer():
+        return ""
+    binary = f" or {int(value) * 1024 // 1000}" if number[2] == "k" and key.endswith(("seq_length", "tokens")) else ""
+    return f"; write {int(value) if value.is_integer() else f'{value:g}'}{binary}"
 
 
 def _first_line(error: Exception) -> str:

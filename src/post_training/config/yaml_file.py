@@ -23,6 +23,10 @@ def load_file(path: str | Path) -> dict[str, Any]:
         tree = OmegaConf.to_container(loaded, resolve=False)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"config error: {path}: {_yaml_problem(text, error)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        problem = f"line {line}: a control character (U+{ord(text[error.position]):04X}), which YAML forbids; delete it"
+        raise UserError(f"config error: {path}: {problem}") from None
     except KeyValidationError:
         problem = "a key is empty or no text; give it a name, or quote it"
         raise UserError(f"config error: {path}: {problem}") from None
@@ -30,7 +34,10 @@ def load_file(path: str | Path) -> dict[str, Any]:
         problem = f"{error.full_key}: no `${{...}}` that can be read; write ${{section.key}}"
         raise UserError(f"config error: {path}: {problem}") from None
     except Exception as error:  # YAML and OmegaConf raise many kinds; all are the file's fault
-        raise UserError(f"config error: {path}: not a YAML mapping: {brief(error, 2000)}") from None
+        if "recursion depth" in str(error):
+            raise UserError(f"config error: {path}: is nested too deeply for a configuration") from None
+        problem = brief(error, 2000) or f"found {text.strip()[:40]!r}, expected lines of `key: value`"
+        raise UserError(f"config error: {path}: not a YAML mapping: {problem}") from None
     if not isinstance(tree, dict) or (tree and ":" not in text):
         kind = "a list" if isinstance(tree, list) else f"the text {text.strip().splitlines()[0][:40]!r}"
         raise UserError(f"config error: {path}: found {kind}, expected a mapping: lines of `key: value`")
@@ -61,7 +68,10 @@ def _text(path: str | Path) -> str:
 
 def _yaml_problem(text: str, error: yaml.MarkedYAMLError) -> str:
     """What is wrong in which line and column, and what to do."""
-    begun = "while scanning a simple key" in (error.context or "") or "quoted scalar" in (error.context or "")
+    escape = any(part in (error.problem or "") for part in ("escape", "hexdecimal"))
+    begun = not escape and any(
+        part in (error.context or "") for part in ("while scanning a simple key", "quoted scalar")
+    )
     mark = (error.context_mark if begun else None) or error.problem_mark or error.context_mark
     if mark is None:
         return brief(error)
@@ -84,9 +94,12 @@ def _yaml_problem(text: str, error: yaml.MarkedYAMLError) -> str:
             return f"line {number + 1}: {_invisible(lines[number])}"
     if "expected ',' or '}'" in problem and "${" in line:
         return f'{where}: a `${{...}}` within {{ }} needs quotes: "${{section.key}}"'
+    if problem.startswith("mapping values") and ": " in line[: mark.column]:
+        return f"{where}: a second colon in one line ({shown}); quote the value"
     before = lines[mark.line - 1] if mark.line else ""
     if problem.startswith("mapping values") and re.match(r"\s*(- )?[a-z_]\w*:[^\s/]", before):
         return f"line {mark.line}: no `key: value` ({before.strip()[:60]!r}); a space follows the colon"
+    problem = "escape" if escape else problem
     for part, words in _PROBLEMS.items():
         if part in problem or (begun and part in str(error.context)):
             return f"{where}: {words.format(line=shown, character=line[mark.column : mark.column + 1])}"
@@ -99,6 +112,9 @@ _PROBLEMS = {
     "did not find expected key": _INDENTATION,
     "mapping values are not allowed": _INDENTATION,
     "block end": _INDENTATION,
+    "'-' indicator": _INDENTATION,
+    "escape": "a backslash within double quotes begins an escape ({line}); write single quotes",
+    "unhashable key": "a list or mapping stands where a name belongs ({line}); quote text that begins with {{ or [",
     "quoted scalar": "the quote that begins here has no end ({line}); close it",
     "could not find expected ':'": "no `key: value` ({line}); a space follows the colon",
     "cannot start any token": "{character!r} cannot begin a value; quote it, as in 'text'",

@@ -51,7 +51,10 @@ _UNKNOWN = Device("unknown GPU")
 def known_gpu(name: str) -> Device:
     """A device of the table. Raises ConfigError for `slurm.gpu_model`."""
     if name not in KNOWN:
-        raise ConfigError("slurm.gpu_model", f"found {name!r}. {did_you_mean(name, KNOWN)}")
+        family = re.split(r"[^a-z0-9]", name.lower())[0]
+        boards = [one for one in KNOWN if one.partition("-")[0] == family]
+        offered = f"Of the {family} there are {', '.join(boards)}" if len(boards) > 1 else did_you_mean(name, KNOWN)
+        raise ConfigError("slurm.gpu_model", f"found {name!r}. {offered}")
     gib, teraflops = KNOWN[name]
     return Device(name, int(gib * GIB), teraflops * 1e12)
 

@@ -1,12 +1,15 @@
 """Errors for the user, one line each: key or file, what was found, what was expected, how to fix it."""
 
 import difflib
+import re
 import traceback
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from post_training.core.secrets import mask
+
+_BETWEEN = r"[,;\s]+"
 
 
 class UserError(Exception):
@@ -69,6 +72,11 @@ def located(error: BaseException, file: str) -> str:
 def at_least(least: int, found: Any, key: str) -> None:
     """Raise `ConfigError(key, ...)` for a number below the least; None is allowed."""
     require(found is None or found >= least, key, f"found {found}, expected {least} or more")
+
+
+def written_as_list(value: Any) -> str:
+    """`[a, b]`, of `a`, `a,b` and `a b`, as it would be written in YAML."""
+    return f"[{', '.join(re.split(_BETWEEN, str(value).strip()))}]"
 
 
 def brief(error: BaseException, longest: int = 300) -> str:

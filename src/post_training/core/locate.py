@@ -14,6 +14,7 @@ from typing import Any
 
 from post_training.core.errors import ConfigError, did_you_mean, require
 from post_training.core.fingerprint import FileHashes, digest
+from post_training.core.paths import hub_id_of, missing_path
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 DATA_SUFFIXES = (*(text + packed for text in _TEXT_SUFFIXES for packed in ("", ".gz", ".zst")), ".parquet", ".arrow")
@@ -36,9 +37,11 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # Of a model's folder: notes, and weights in formats that are not loaded.
 _NOT_MODEL = (".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx")
+_MADE_FROM = "name the model that it was made from"
 _NO_MODEL = "a folder without config.json is not a model"
 _SPLITS = "dataset_dict.json"
 _ONLY_LOCAL = ("/", "./", "../", "~")
+_SHELL = re.compile(r"[\\$%]|^[A-Za-z]:/")
 _SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
@@ -128,11 +131,11 @@ def _files_of(path: Any, key: str, split: str, split_key: str) -> list[Path] | N
     elif os.path.isfile(expanded):
         found = [Path(expanded)]
     elif "://" in path:
-        remedy = "fetch it and name the file, or the dataset on the Hugging Face Hub as org/name"
-        raise ConfigError(key, f"{path}: is an address, expected a file; {remedy}")
-    elif path.startswith(_ONLY_LOCAL) or data_suffix(path):
-        problem = "not a regular file" if os.path.lexists(expanded) else "no such file or folder"
-        raise ConfigError(key, f"{path}: {problem} (relative to {os.getcwd()})")
+        remedy = f"write {named}" if (named := hub_id_of(path)) else "fetch it and name the file"
+        raise ConfigError(key, f"{path}: is an address, expected a file or a dataset on the Hugging Face Hub; {remedy}")
+    elif path.startswith(_ONLY_LOCAL) or data_suffix(path.strip()) or _SHELL.search(path):
+        problem = f"{path}: not a regular file" if os.path.lexists(expanded) else missing_path(path)
+        raise ConfigError(key, problem)
     else:
         hub_id = _HUB_ID.fullmatch(path)
         require(bool(hub_id), key, f"{path!r}: neither a local file nor a Hugging Face dataset id (org/name)")
@@ -205,24 +208,30 @@ def model_folder(path: str, key: str) -> Path | None:
 
     Raises ConfigError for a folder without a model, and for what is neither.
     """
+    require(bool(path.strip()), key, "is empty; give a folder or the id of a model on the Hugging Face Hub")
     folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         known = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         gguf = next(folder.glob("*.gguf"), None)
-        what = (
-            f"holds {gguf.name}, which is made for inference; name the model that it was made from"
-            if gguf
-            else _NO_MODEL
-        )
+        what = f"holds {gguf.name}, which is made for inference; {_MADE_FROM}" if gguf else _NO_MODEL
         require(known, key, f"{path}: {what}")
         return folder
     problem = f"{path}: a file; name the folder of a model, with config.json, weights and tokenizer"
     require(not folder.is_file(), key, problem)
-    only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1
-    require(not only_local, key, f"{path}: no such folder (relative to {os.getcwd()})")
-    hub_id = _HUB_ID.fullmatch(path)
-    require(bool(hub_id), key, f"{path!r}: neither a local folder nor a Hugging Face model id (org/name)")
+    named = hub_id_of(path) or (path.rstrip("/") if _HUB_ID.fullmatch(path.rstrip("/")) else None)
+    require(named in (path, None), key, f"{path}: no such folder; the model on the Hugging Face Hub is {named}")
+    require(not path.lower().endswith(".gguf"), key, f"{path}: a GGUF file is made for inference; {_MADE_FROM}")
+    only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1 or _SHELL.search(path)
+    require(not only_local, key, missing_path(path, "no such folder"))
+    revision = path.partition("@")[2]
+    of_revision = f"; the revision is a key of its own: {_beside(key, 'revision')}={revision}" if revision else ""
+    problem = f"{path!r}: neither a local folder nor a Hugging Face model id (org/name){of_revision}"
+    require(bool(_HUB_ID.fullmatch(path)), key, problem)
     return None
+
+
+def _beside(key: str, name: str) -> str:
+    return f"{key.rpartition('.')[0]}.{name}"
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -15,8 +15,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, did_you_mean
+from post_training.core.errors import ConfigError, brief, did_you_mean
 from post_training.core.fingerprint import write_atomically
+from post_training.core.paths import missing_path
 
 PACKAGE = Path(__file__).parents[1]
 TRANSFORMS = PACKAGE / "data" / "transforms"
@@ -144,9 +145,10 @@ def chat_template_text(name: str) -> str:
     """
     if name == OWN_TEMPLATE:
         return name
-    path = Path(name) if name.endswith(".jinja") else CHAT_TEMPLATES / f"{name}.jinja"
+    own = name.endswith(".jinja")
+    path = Path(name).expanduser() if own else CHAT_TEMPLATES / f"{name}.jinja"
     known = [*chat_template_names(), OWN_TEMPLATE]
-    if path.parent == CHAT_TEMPLATES and name not in known:
+    if not own and name not in known:
         raise ConfigError(
             "data.chat_template",
             f"no template named {name!r}. {did_you_mean(name, known)} (or the path of a .jinja file)",
@@ -154,7 +156,8 @@ def chat_template_text(name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("data.chat_template", f"{name}: cannot be read ({error})") from None
+        problem = f"{name}: cannot be read ({brief(error)})" if path.exists() else missing_path(name, "no such file")
+        raise ConfigError("data.chat_template", problem) from None
     if not can_mask(text):
         raise ConfigError(
             "data.chat_template",

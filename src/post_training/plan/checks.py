@@ -1,5 +1,6 @@
 """What can be said about a configuration without its data, models and devices."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from post_training import methods
 from post_training.config import batch
 from post_training.config.deepspeed import deepspeed_config
 from post_training.config.load import Pipeline
+from post_training.config.optimiser import check_optimiser
 from post_training.core.devices import known_gpu
 from post_training.core.errors import ConfigError, at_least, one_of, require
 from post_training.core.fingerprint import LONGEST_NAME, is_safe_name
@@ -35,6 +37,7 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     method = view["method"]
     try:
         batch.check_length(view, method)
+        check_optimiser(view["training"])
         methods.load(method).check(view)
     except ConfigError as error:
         # A method knows its keys by its own name, the user by the stage's.
@@ -55,11 +58,20 @@ def check_view(name: str, pipeline: Pipeline) -> None:
     )
     for section, key in (("checkpointing", "save_steps"), ("logging", "logging_steps"), ("data", "num_proc")):
         at_least(1, view[section][key], f"{section}.{key}")
+    for key in ("max_samples", "max_new_tokens", "batch_size"):
+        at_least(1, view["evaluation"][key], f"evaluation.{key}")
+    at_least(1, view["accelerate"]["num_processes"], "accelerate.num_processes")
     for section in ("training", "data"):
         seed = view[section]["seed"]
         require(0 <= seed < 2**32, f"{section}.seed", f"found {seed}, expected a number from 0 to {2**32 - 1:,}")
-    for target in view["logging"]["report_to"]:
+    targets = view["logging"]["report_to"]
+    for target in targets:
         one_of(target, (*TRACKERS, "none"), "logging.report_to")
+    problem = f"found {targets}; none is alone, take it out or the others"
+    require("none" not in targets or len(targets) == 1, "logging.report_to", problem)
+    largest = view["export"]["max_shard_size"]
+    fits = re.fullmatch(r"\s*0*[1-9]\d*(\.\d+)?\s*[KMGT]B\s*", largest, re.IGNORECASE) is not None
+    require(fits, "export.max_shard_size", f"found {largest!r}, expected a size such as 5GB (KB, MB, GB or TB)")
     _check_types(view)
     one_of(view["data"]["special_tokens_in_content"], POLICIES, "data.special_tokens_in_content")
     fraction = view["data"]["max_reject_fraction"]
@@ -120,8 +132,15 @@ def check_paths(view: dict[str, Any]) -> None:
         forbidden = sorted(set(path) & set("\"'`$;&|<>(){}*?[]\\\n\t\0 "))
         problem = f"found {path!r}; use a path without spaces and shell characters"
         require(bool(path) and not forbidden, f"paths.{key}", problem)
-        require(not path.startswith("~"), f"paths.{key}", f"found {path!r}; write it out: {Path(path).expanduser()}")
+        _check_written_out(path, f"paths.{key}")
         file = next((one for one in (Path(path), *Path(path).parents) if one.exists()), Path())
         require(file.is_dir(), f"paths.{key}", f"{file}: is a file, expected a folder; give another one")
+    _check_written_out(view["checkpointing"]["inference_checkpoint_path"], "checkpointing.inference_checkpoint_path")
     problem = "true needs debug.enabled=true: only debug runs are ever wiped"
     require(not view["debug"]["override_existing"] or view["debug"]["enabled"], "debug.override_existing", problem)
+
+
+def _check_written_out(path: str | None, key: str) -> None:
+    """A folder that is made must not be called `~` or `$SCRATCH`."""
+    require(not path or path[0] != "~", key, f"found {path!r}; write it out: {Path(path or '').expanduser()}")
+    require(not path or "$" not in path, key, f"found {path!r}; write it out, or ${{oc.env:NAME}}")

@@ -83,7 +83,7 @@ def error_of(config, *dotted) -> str:
         ("data.datasets[0].name=../x", "data.datasets[0].name: found '../x'; use letters"),
         ("data.datasets[4].path=x", "the list data.datasets has 1 entries, so index 4 does not exist"),
         ("data.chat_template=chatlm", "data.chat_template: no template named 'chatlm'."),
-        ("data.chat_template=none.jinja", "data.chat_template: none.jinja: cannot be read"),
+        ("data.chat_template=none.jinja", "data.chat_template: none.jinja: no such file"),
         (
             "data.transform_modules=[nowhere]",
             "data.transform_modules: 'nowhere': neither a .py file nor an importable module",
