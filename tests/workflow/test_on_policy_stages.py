@@ -211,6 +211,46 @@ def test_rounds_are_a_chain_and_share_their_start(generated):
     assert (jobs["select"], jobs["train"]) == (["round2"], ["dpo"])
 
 
+def test_what_is_read_and_how_it_is_asked_decide_the_answers_and_what_is_taken_select_alone(project):
+    """Keys beside those whose jobs are planned above, by the names of the stages."""
+    best = copy.deepcopy(ROUND) | {"score": [{"reward": "exact_match"}], "select": {"best": 2}}
+    labels = copy.deepcopy(best) | {"name": "labels", "select": {"threshold": 0.5}}
+    project.config["sft2"] = {"method": "sft", "init_from": "sft", "data": {"datasets": [best]}}
+    project.config["kto"] = {"init_from": "sft2", "data": {"datasets": [labels]}}
+    project.config |= {
+        "method": "kto",
+        "training": {"max_steps": 10, "effective_batch_size": 4, "per_device_train_batch_size": 2},
+    }
+    (project.path / "other.jinja").write_text((project.path / "template.jinja").read_text() + "\n")
+
+    def names() -> dict[str, set[str]]:
+        stages = project.plan().stages
+        return {kind: set(stages[kind]) for kind in ("prompts", "generate", "score", "select")}
+
+    def of(stage: str) -> dict:
+        return project.config[stage]["data"]["datasets"][0]
+
+    before = names()
+    every = {"prompts", "generate", "score", "select"}
+    for place, values, expected in (
+        (lambda: of("sft2")["select"], {"best": 1}, {"select"}),
+        (lambda: of("sft2")["select"], {"threshold": 0.1}, {"select"}),
+        (lambda: of("kto")["select"], {"threshold": 0.6}, {"select"}),
+        (lambda: of("kto")["prompts"], {"transform": {"name": "prompt", "system": "Be brief."}}, every),
+        (lambda: of("kto")["prompts"], {"path": "h.jsonl"}, every),
+        (lambda: of("kto")["prompts"], {"split": "train[:1]"}, every),
+        (lambda: project.config["data"], {"chat_template": "other.jinja"}, every - {"prompts"}),
+        (lambda: project.config["kto"].setdefault("training", {}), {"learning_rate": 1e-5}, set()),
+        (lambda: of("kto")["score"][0], {"limit_seconds": None}, set()),
+        (lambda: of("kto")["generate"], {"shards": 2, "batch_size": 1}, set()),
+    ):
+        was = copy.deepcopy(project.config)
+        place().update(values)
+        changed_kinds = {kind for kind, own in names().items() if own != before[kind]}
+        assert changed_kinds == expected, values
+        project.config = was
+
+
 def test_a_margin_is_select_s_alone_and_without_one_all_is_as_it_was(project):
     project.config["reward"] = {"init_from": "sft", "data": {"datasets": [copy.deepcopy(ROUND)]}}
     project.config["reward"]["data"]["datasets"][0]["score"] = [{"reward": "exact_match"}]

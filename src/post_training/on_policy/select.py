@@ -195,8 +195,9 @@ def _finish(
         flush=True,
     )
     if not examples:
+        reach = f"scores from {min(usable):g} to {max(usable):g}" if usable else "no scores"
         raise DataError(
-            f"select: none of {total:,} prompts gives a row{said}; answers: {dict(counts)}; see {task.directory}/{CANDIDATES}, "
+            f"select: none of {total:,} prompts gives a row{said}; answers: {dict(counts)}; {reach}; see {task.directory}/{CANDIDATES}, "
             "and change the rewards, select, or sample more and longer answers"
         )
     if task.config["rows"] == "unpaired" and len(lengths) < 2:

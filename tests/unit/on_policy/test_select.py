@@ -142,6 +142,9 @@ def test_labels_of_one_kind_are_one_line(tmp_path):
 
 
 def test_no_row_at_all_is_one_line(tmp_path):
-    with pytest.raises(DataError, match=r"none of 7 prompts gives a row, .*small_margin 2.*candidates\.jsonl"):
+    with pytest.raises(
+        DataError,
+        match=r"none of 7 prompts gives a row, .*small_margin 2.*; scores from 0 to 1; see .*candidates\.jsonl",
+    ):
         run(tmp_path, PAIRS | {"min_margin": 5.0})
     assert not (tmp_path / "select" / "manifest.json").exists()
