@@ -40,6 +40,7 @@ _NOT_MODEL = (".md", ".txt", ".gguf", ".msgpack", ".h5", ".onnx")
 _MADE_FROM = "name the model that it was made from"
 _NO_MODEL = "a folder without config.json is not a model"
 _SPLITS = "dataset_dict.json"
+_OF_DATASETS = (_SPLITS, "state.json", "dataset_info.json", "dataset_infos.json")
 _ONLY_LOCAL = ("/", "./", "../", "~")
 _SHELL = re.compile(r"[\\$%]|^[A-Za-z]:/")
 _SPLIT = re.compile(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -162,9 +163,20 @@ def _folder_files(folder: Path, path: str, key: str, split: str, split_key: str)
     if (folder / "state.json").is_file():
         return _saved_files(folder, key)
     found = [p for p in sorted(folder.iterdir()) if data_suffix(p) and not p.name.startswith(("cache-", "."))]
-    found = [p for p in found if p.name not in ("state.json", "dataset_info.json", _SPLITS)]
-    deeper = f"a glob such as {path}/**/*.jsonl looks deeper"
+    found = [p for p in found if p.name not in _OF_DATASETS]
+    below = next(
+        (str(data_suffix(p)) for p in sorted(folder.rglob("[!.]*")) if p.parent != folder and data_suffix(p)), ".jsonl"
+    )
+    deeper = f"a glob such as {path}/**/*{below} looks deeper"
     require(bool(found), key, f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); {deeper}")
+    formats: dict[str, list[str]] = {}
+    for name, suffix in ((p.name, str(data_suffix(p))) for p in found):
+        formats.setdefault(name[: -len(suffix)], []).append(suffix)
+    stem, twice = next(((stem, some) for stem, some in formats.items() if len(some) > 1), ("", []))
+    problem = (
+        f"{path}: holds {stem} in several formats ({', '.join(twice)}), and rows that are in both would count twice"
+    )
+    require(not twice, key, f"{problem}; name those of one, such as {path}/*{''.join(twice[:1])}")
     splits = sorted(
         {_SPLIT_NAMES[word] for p in found if (word := re.split(r"[-_.]", p.name.lower())[0]) in _SPLIT_NAMES}
     )

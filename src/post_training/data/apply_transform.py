@@ -1,5 +1,6 @@
 """A block of rows -> lines of `rows.jsonl` and of `rejects.jsonl`."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -251,7 +252,8 @@ def rejection(error: Exception, row: Any) -> Rejection:
         has = f" (the row has {', '.join(map(_shown, row))})" if isinstance(row, dict) else ""
         return "missing_column", f"{error}{has}", False
     if isinstance(error, TypeError | AttributeError):
-        return ("nested_too_deeply" if "ecursion" in str(error) else "wrong_type"), str(error), False
+        detail = re.sub(r"^'(\w+)' object is not iterable$", r"found \1, expected a list", str(error))
+        return ("nested_too_deeply" if "ecursion" in detail else "wrong_type"), detail, False
     if isinstance(error, RecursionError):
         return "nested_too_deeply", "nested more deeply than can be read", False
     if isinstance(error, ValueError):

@@ -57,11 +57,12 @@ def normalised(turn: Any, where: str) -> Message:
     rest = {key: value for key, value in turn.items() if value is not None}
     role, content = rest.pop("role", None), rest.pop("content", None)
     if role not in ROLES:
-        has = f"{where} has no role (it has {', '.join(map(str, turn))[:80]})"
+        keys = [key for key in turn if key in rest or (key == "content" and content is not None)]
+        has = f"{where} has no role (it has {', '.join(map(str, keys))[:80]})"
         raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else has)
     trained = _is_trained(rest, where)
-    if isinstance(content, dict):
-        content = as_objects(content)
+    if isinstance(content, dict) and (role == "tool" or "type" in content):
+        content = as_objects(content) if "type" in content else orjson.dumps(content, default=str).decode()
     if isinstance(content, list):
         content = _take_calls(content, rest, where)
     calls = _tool_calls(rest, where)

@@ -147,6 +147,32 @@ def end_with_assistant(turns: list[Message], rules: Rules) -> list[Message]:
     return turns[:size]
 
 
+def without_repeats(row: dict[str, Any], answers: tuple[str, ...]) -> dict[str, Any]:
+    """The row; where its answers are conversations that repeat the prompt, they begin after it, and what they begin with belongs to it."""
+    asked: Any = row.get("prompt")
+    said: list[Any] = [row.get(key) for key in answers]
+    if not isinstance(asked, list) or not asked or not all(isinstance(one, list) and len(one) > 1 for one in said):
+        return row
+    first = said[0]
+    if _role(first[0]) not in ("system", "user"):
+        return row
+    size = next(
+        (n for n, turns in enumerate(zip(*said, strict=False)) if any(t != turns[0] for t in turns)), len(first)
+    )
+    size = min(size, *(len(one) - 1 for one in said))
+    system = asked[: _role(asked[0]) == "system"]
+    core, own = asked[len(system) :], first[: _role(first[0]) == "system"]
+    end = next((n for n in range(size, len(core) - 1, -1) if first[n - len(core) : n] == core), 0)
+    if not core or not end or (system and own and system != own):
+        return row
+    cut = {key: one[end:] for key, one in zip(answers, said, strict=True)}
+    return {**row, "prompt": [*([] if own else system), *first[:end]], **cut}
+
+
+def _role(turn: Any) -> Any:
+    return turn.get("role") if isinstance(turn, dict) else None
+
+
 def prompt(row: dict[str, Any]) -> list[Message]:
     """The messages that are asked, none of which is trained on."""
     made = turns(row, "prompt")

@@ -28,6 +28,7 @@ from post_training.data.apply_transform import Application, BlockResult
 from post_training.data.pool import Pool, allowed
 from post_training.data.reading.readers import BLOCK_BYTES, read_blocks, unreadable
 from post_training.data.reading.records import Block
+from post_training.data.reasons import REMEDIES
 from post_training.data.registry import TransformSource
 from post_training.data.row_groups import apply_to_groups
 
@@ -149,17 +150,19 @@ def _check(task: Task, total: BlockResult, rejects: Path, files: list[Path]) -> 
     found = f"{rejects}: {rejected.total():,} of {rows_in:,} rows rejected ({rejected.total() / rows_in:.1%})"
     first = f"; the first: {total.first_rejection}" if total.first_rejection else ""
     if total.rows_out == 0:
-        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left{first}; {_remedy(task, rejected, first)}")
+        remedy = _remedy(task, rejected, first, rows_in)
+        raise DataError(f"{found}{_reasons(total.dropped)}; nothing is left{first}; {remedy}")
     if rejected.total() / rows_in > tolerated:
-        raise DataError(
-            f"{found}{_reasons(rejected)}; more than data.max_reject_fraction={tolerated:g}{first}; {_remedy(task, rejected, first)}, "
-            "fix the source, or raise the limit"
-        )
+        remedy = _remedy(task, rejected, first, rows_in)
+        limit = f"more than data.max_reject_fraction={tolerated:g}"
+        raise DataError(f"{found}{_reasons(rejected)}; {limit}{first}; {remedy}, fix the source, or raise the limit")
 
 
-def _remedy(task: Task, rejected: Counter[str], first: str) -> str:
+def _remedy(task: Task, rejected: Counter[str], first: str, rows_in: int) -> str:
     name = task.config["transform"]
     most = next(iter(rejected.most_common(1)), ("",))[0]
+    if rows_in == 1 and most == "missing_column" and re.search(r"\.json(\.gz|\.zst)?: row 1: ", first):
+        return "the file is one object, which is one row: where its rows are below a key, write their list as the file"
     if most == "undecodable_line" and ".json" in first.partition(": row ")[0]:
         return "check what the file is: JSON Lines hold one object a line, in UTF-8; an array, or objects over several lines, have the suffix .json"
     if most == "missing_column":
@@ -174,7 +177,7 @@ def _remedy(task: Task, rejected: Counter[str], first: str) -> str:
         )
     if most == "wrong_type" and (column := re.search(r"wrong_type: (\S+) is (?:int|float), expected text", first)):
         return f"a number becomes text in a template, such as '{{{column[1]}}}', or choose a transform that fits the source"
-    return "choose a transform that fits the source"
+    return REMEDIES.get(most, "look at these rows")
 
 
 def _summary(total: BlockResult) -> str:

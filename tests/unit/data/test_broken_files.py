@@ -233,6 +233,17 @@ BROKEN_FILES = {
     "wrapped.jsonl": (b"[" + b",\n".join(LINES.splitlines()) + b"]", "is a JSON array, not JSON Lines"),
     "objects.jsonl": (json.dumps(GOOD, indent=1).encode() * 2, "is JSON objects over several lines, not JSON Lines"),
     "lines.json": (LINES, {}),
+    "joined.jsonl": (
+        LINES[:700].rpartition(b"\n")[0] + b"\n\xef\xbb\xbf" + LINES[LINES.rindex(b"\n", 0, 700) + 1 :],
+        {},
+    ),
+    "below_a_key.json": (
+        json.dumps({"version": 1, "data": ROWS}).encode(),
+        "where its rows are below a key, write their list as the file",
+    ),
+    "latin.csv": ("question,answer\nq,é\n".encode("latin-1"), "save the file as UTF-8"),
+    "comment.csv": (b"# export\nquestion,answer\nq,a\n", "that the first line names the columns"),
+    "not_a_number.jsonl": (LINES.replace(b'"q', b'"x": NaN, "y": "q'), "not_a_number 40; nothing is left"),
     "array.json": (json.dumps(ROWS, indent=1).encode(), {}),
     "one.json": (json.dumps(GOOD, indent=1).encode(), {}),
     "empty.json": (b" ", "line 1, column 1: is empty, expected JSON"),
@@ -382,6 +393,17 @@ def test_folders_and_lists(tmp_path):
     for name in ("train-0.jsonl", "train-1.jsonl", "README.md"):
         (tmp_path / name).write_bytes(LINES)
     assert [f.name for f in data_files(str(tmp_path), "path")] == ["train-0.jsonl", "train-1.jsonl"]
+    (tmp_path / "dataset_infos.json").write_text("{}")  # as repositories of the Hub have it
+    assert len(data_files(str(tmp_path), "path")) == 2
+    (tmp_path / "train-1.jsonl.gz").write_bytes(GZIP)
+    assert (
+        "holds train-1 in several formats (.jsonl, .jsonl.gz), and rows that are in both would count twice"
+        in problem_of(str(tmp_path))
+    )
+    (tmp_path / "train-1.jsonl.gz").unlink()
+    (tmp_path / "deeper" / "data").mkdir(parents=True)
+    (tmp_path / "deeper" / "data" / "train.parquet").write_bytes(PARQUET)
+    assert "/deeper/**/*.parquet looks deeper" in problem_of(str(tmp_path / "deeper"))
     (tmp_path / "test-0.jsonl").write_bytes(LINES)
     assert "several splits (test, train)" in problem_of(str(tmp_path))
     given = [str(tmp_path / "train-1.jsonl"), f"{tmp_path}/t*t-*.jsonl"]

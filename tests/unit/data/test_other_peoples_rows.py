@@ -533,6 +533,18 @@ FORMS = {
     "a transcript that is asked": ("question_answer", {"question": "prompt", "answer": "response", "system": "s"}, {"prompt": "Human: q\r\n\r\nAssistant:", "response": "a"}, {"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}),
     "a text about a transcript": ("question_answer", {}, {"question": "Human: and Assistant:", "answer": "a"}, {"messages": [{**USER, "content": "Human: and Assistant:"}, ANSWER]}),
     "a transcript of nothing": ("question_answer", {}, {"question": "Human: \n\nAssistant:", "answer": "a"}, "empty_content: messages[0]"),
+    "a prompt, and conversations with a system prompt": ("preference", {}, {"prompt": "q", **{key: [{"role": "system", "content": "s"}, *turns] for key, turns in zip(("chosen", "rejected"), WHOLE, strict=True)}}, {**PAIRED, "prompt": [{"role": "system", "content": "s"}, USER]}),
+    "a system prompt of its own, and conversations without": ("preference", {"system": "system"}, {"system": "s", "prompt": "q", "chosen": WHOLE[0], "rejected": WHOLE[1]}, {**PAIRED, "prompt": [{"role": "system", "content": "s"}, USER]}),
+    "the last question, and conversations of several": ("preference", {}, {"prompt": "q", **{key: [*ASKED, *SAID, *turns] for key, turns in zip(("chosen", "rejected"), WHOLE, strict=True)}}, {**PAIRED, "prompt": [*ASKED, *SAID, *ASKED]}),
+    "a question, and a labelled conversation of several": ("unpaired_preference", {}, {"prompt": "q", "completion": [{"role": "system", "content": "s"}, *WHOLE[0]], "label": True}, {**LABELLED, "prompt": [{"role": "system", "content": "s"}, USER]}),
+    "another question than the conversations'": ("preference", {}, {"prompt": "p", "chosen": WHOLE[0], "rejected": WHOLE[1]}, "role_order: turn 1: user after user"),
+    "OpenAI's preferences": ("preference", {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output", "tools": "input.tools"}, {"input": {"messages": ASKED, "tools": []}, "preferred_output": SAID, "non_preferred_output": PAIRED["rejected"]}, PAIRED),
+    "LLaMA-Factory's pairs": ("preference", {"prompt": "conversations"}, {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, PAIRED),
+    "the arena's votes": ("preference_votes", {"first": "conversation_a", "second": "conversation_b", "first_wins": "model_a", "second_wins": "model_b", "ties": ["tie", "tie (bothbad)"]}, {"conversation_a": WHOLE[0], "conversation_b": WHOLE[1], "winner": "model_a"}, PAIRED),
+    "summaries": ("preference_votes", {"prompt": "info.post", "first": "summaries.text[0]", "second": "summaries.text[1]", "votes": "choice", "first_wins": 0, "second_wins": 1}, {"info": {"post": "q"}, "summaries": {"text": ["b", "a"], "policy": ["x", "y"]}, "choice": 1}, PAIRED),
+    "a result that is an object": ("messages", {}, {"messages": [*CALLED["messages"][:2], {**RESULT, "content": {"t": [4]}}, ANSWER]}, {"messages": [*CALLED["messages"][:2], {**RESULT, "content": '{"t":[4]}'}, ANSWER]}),
+    "keys of turns that nobody named": ("sharegpt", {}, {"conversations": [{"user": "human", "text": "q"}]}, "unknown_role: messages[0] has no role (it has user, text)"),
+    "a number for messages": ("messages", {}, {"messages": 3}, "wrong_type: found int, expected a list"),
     "a prompt as text": ("prompt", {}, {"prompt": json.dumps(ASKED)}, {"prompt": ASKED, "columns": {}}),
 }  # fmt: skip
 
@@ -634,7 +646,9 @@ def test_a_module_of_a_user_gets_what_the_source_has(stages, tmp_path):
         ([{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}], "preference", "choose preference_transcripts"),
         ([{"question": "q", "answer": 4}], "question_answer", "a number becomes text in a template, such as '{answer}'"),
         ([{"messages": [{"from": "human", "value": "q"}]}], "messages", "such as {name: messages, role: from, content: value}"),
-        (["text"], "messages", "choose a transform that fits the source"),
+        (["text"], "messages", "a row is an object with the names of its columns"),
+        ([{"messages": "hi"}], "messages", "best written again as JSON Lines or Parquet"),
+        ([{"messages": [USER]}], "messages", "; look at these rows"),
     ],
 )  # fmt: skip
 def test_the_remedy_fits_what_most_rows_have(stages, tmp_path, rows, transform, remedy):

@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+_BOM = b"\xef\xbb\xbf"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -93,6 +95,8 @@ def parse(line: bytes) -> dict[str, Any] | Problem:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if line[:3] == _BOM:  # of files that were joined
+            return parse(line[3:])
         reason = "not_a_number" if b"NaN" in line or b"Infinity" in line else "undecodable_line"
         return Problem(reason, f"{error.msg} at column {error.colno}", line[:200].decode(errors="replace"))
     if type(value) is not dict:

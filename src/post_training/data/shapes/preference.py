@@ -9,7 +9,17 @@ from typing import Any, NotRequired
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, differ_in_blanks, prompt
+from post_training.data.rows import (
+    Example,
+    InvalidRow,
+    Message,
+    Rules,
+    answer,
+    check_tools,
+    differ_in_blanks,
+    prompt,
+    without_repeats,
+)
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
@@ -32,6 +42,7 @@ class Pair(Example):
 
 def validate(row: dict[str, Any], rules: Rules) -> Pair:
     """Two different answers, each of which ends the conversation that the prompt began. Raises InvalidRow."""
+    row = without_repeats(row, ("chosen", "rejected"))
     asked = prompt(row)
     chosen, rejected = (answer(row, key, asked, rules) for key in ("chosen", "rejected"))
     if chosen == rejected:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, prompt
+from post_training.data.rows import Example, InvalidRow, Message, Rules, answer, check_tools, prompt, without_repeats
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
 
@@ -25,6 +25,7 @@ class LabelledCompletion(Example):
 
 def validate(row: dict[str, Any], rules: Rules) -> LabelledCompletion:
     """A completion that ends the conversation, and a label that is true or false, not 1 or 0. Raises InvalidRow."""
+    row = without_repeats(row, ("completion",))
     asked = prompt(row)
     completion = answer(row, "completion", asked, rules)
     label = row.get("label")
