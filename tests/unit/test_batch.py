@@ -97,3 +97,37 @@ def test_local_devices(monkeypatch):
     assert devices.count_gpus() == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert batch.local_topology(view()) == Topology(1, 1, "CPU")
+
+
+@pytest.mark.parametrize(
+    "files,count",
+    [
+        ({"/proc/driver/nvidia/gpus/0000:01:00.0": None, "/dev/nvidia0": "", "/dev/nvidiactl": ""}, 1),
+        ({"/dev/nvidia0": "", "/dev/nvidia1": "", "/dev/nvidiactl": ""}, 2),
+        ({"/dev/dxg": "", "/usr/lib/wsl/lib/nvidia-smi": "#!/bin/sh\necho 'GPU 0: A'\necho 'GPU 1: B'\n"}, 2),
+        ({"/dev/dxg": ""}, 0),
+        ({"/dev/kfd": "", "/sys/class/kfd/kfd/topology/nodes/0/gpu_id": "0\n", "/sys/class/kfd/kfd/topology/nodes/1/gpu_id": "7\n"}, 1),
+        ({"/sys/class/kfd/kfd/topology/nodes/1/gpu_id": "7\n"}, 0),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_machine(monkeypatch, tmp_path, files, count):
+    """On trees as NVIDIA's driver, a sandbox without its folder, WSL, AMD's driver and a container without the device have."""
+    for path, text in files.items():
+        file = tmp_path / path[1:]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.mkdir() if text is None else file.write_text(text)
+        file.chmod(0o755)
+    for name in ("CUDA", "ROCR", "HIP"):
+        monkeypatch.delenv(f"{name}_VISIBLE_DEVICES", raising=False)
+    found, exists = devices.glob.glob, devices.os.path.exists
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(devices, "_WSL_SMI", str(tmp_path / "usr/lib/wsl/lib/nvidia-smi"))
+    monkeypatch.setattr(devices.glob, "glob", lambda path: found(f"{tmp_path}{path}"))
+    monkeypatch.setattr(
+        devices.os.path, "exists", lambda path: exists(f"{tmp_path}{path}" if str(path).startswith("/dev/") else path)
+    )
+    devices._gpus_of_wsl.cache_clear()
+    try:
+        assert devices.count_gpus() == count
+    finally:
+        devices._gpus_of_wsl.cache_clear()

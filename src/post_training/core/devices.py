@@ -9,8 +9,11 @@ boards of Leonardo and MareNostrum 5; an MI250X counts as the two devices that i
 import glob
 import os
 import re
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -46,6 +49,7 @@ CAPABILITIES: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 """Compute capabilities of NVIDIA's families, from its table at developer.nvidia.com/cuda-gpus."""
 _UNKNOWN = Device("unknown GPU")
+_WSL_SMI = "/usr/lib/wsl/lib/nvidia-smi"
 
 
 def known_gpu(name: str) -> Device:
@@ -133,11 +137,30 @@ def count_gpus() -> int:
     ]
     if counts:
         return min(counts)
-    nvidia = len(glob.glob("/proc/driver/nvidia/gpus/*"))
+    # A sandbox may hide the driver's folder, and WSL has neither it nor the device files.
+    nvidia = len(glob.glob("/proc/driver/nvidia/gpus/*")) or len(glob.glob("/dev/nvidia[0-9]*")) or _gpus_of_wsl()
     if nvidia:
         return nvidia
     amd = 0
-    for path in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/gpu_id"):
+    # A container sees the list also of what it was not given; then the device file is missing.
+    for path in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/gpu_id") if os.path.exists("/dev/kfd") else ():
         with open(path) as handle:
             amd += handle.read().strip() not in ("", "0")
     return amd
+
+
+@cache
+def _gpus_of_wsl() -> int:
+    """NVIDIA's GPUs in the Windows Subsystem for Linux, which `nvidia-smi` alone counts there."""
+    if not os.path.exists("/dev/dxg"):
+        return 0
+    try:
+        done = subprocess.run([nvidia_smi(), "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def nvidia_smi() -> str:
+    """The driver's program: of the PATH, or where WSL has it, which is not in every PATH."""
+    return shutil.which("nvidia-smi") or (_WSL_SMI if os.path.exists(_WSL_SMI) else "nvidia-smi")

@@ -8,6 +8,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from post_training.core.devices import nvidia_smi
+
 
 @dataclass(frozen=True)
 class Node:
@@ -65,7 +67,7 @@ def _nvidia_smi() -> tuple[str | None, str | None, tuple[int, int] | None]:
     said = []
     for options in ([], ["--query-gpu=compute_cap", "--format=csv,noheader"]):
         try:
-            done = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, timeout=60)
+            done = subprocess.run([nvidia_smi(), *options], capture_output=True, text=True, timeout=60)
             said.append(done.stdout)
         except (OSError, subprocess.SubprocessError):
             return None, None, None
