@@ -342,6 +342,7 @@ def test_prompts_of_a_dataset_leave_out_what_is_held_out(project):
         ({"generate": {"model": "sft", "server": {"command": "a {model} {port}", "url": "http://x"}}}, "generate.server.command: found command and url"),
         ({"generate": {"model": "m", "server": {"url": "localhost:1"}}}, "generate.server.url: found 'localhost:1'"),
         ({"generate": {"model": "m", "server": {"url": "http://x", "concurrency": 0}}}, "generate.server.concurrency: found 0"),
+        ({"generate": {"model": "m", "server": {"url": "http://x", "concurrency": 5000}}}, "generate.server.concurrency: found 5000, expected at most"),
         ({"prompts": {}}, "prompts.path: is empty"),
         ({"prompts": {"path": "nowhere.jsonl"}}, "prompts.path: nowhere.jsonl: no such file"),
         ({"prompts": {"path": "p.jsonl", "rows": 0}}, "prompts.rows: found 0"),

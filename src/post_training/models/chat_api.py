@@ -14,6 +14,7 @@ import httpx
 from post_training.core.errors import UserError, brief
 
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _LONGEST_WISH_SECONDS = 1.0, 30.0, 300.0
+_FOREVER_SECONDS = 1e6  # sockets take no infinity
 
 
 class Gone(Exception):
@@ -51,7 +52,11 @@ class ChatApi:
         if not key.isascii() or not key.isprintable():
             raise UserError(f"{settings['api_key_variable']}: holds characters that no key has; set it again")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(timeout=settings["request_seconds"], headers=headers)
+        timeout = min(settings["request_seconds"], _FOREVER_SECONDS)
+        limits = httpx.Limits(
+            max_connections=settings["concurrency"], max_keepalive_connections=settings["concurrency"]
+        )
+        self._client = httpx.Client(timeout=timeout, headers=headers, limits=limits)
 
     def ask_all(self, bodies: list[dict[str, Any]]) -> list[Reply]:
         """The reply to each request, in their order. Raises UserError where the server cannot answer at all."""

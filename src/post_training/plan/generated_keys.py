@@ -101,6 +101,8 @@ def server_keys(section: dict[str, Any] | None, key: str, usual: str) -> dict[st
         require(section["url"].startswith(("http://", "https://")), f"{key}.url", problem)
     for name, least in (("concurrency", 1), ("startup_seconds", 1), ("request_seconds", 1), ("max_retries", 0)):
         at_least(least, section[name], f"{key}.{name}")
+    most = section["concurrency"] <= 4096
+    require(most, f"{key}.concurrency", f"found {section['concurrency']}, expected at most 4096: each has a thread")
     return section
 
 

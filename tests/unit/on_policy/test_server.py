@@ -50,7 +50,7 @@ def no_pause(monkeypatch):
 
 
 @pytest.fixture
-def misbehaving():
+def misbehaving(monkeypatch):
     """A server that answers as `replies` say, one after the other, and then well."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,6 +90,7 @@ def misbehaving():
             pass
 
     Handler.replies, Handler.requests, Handler.paths = [], [], []
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -225,6 +226,20 @@ def test_a_server_that_hangs_is_one_line(misbehaving, no_pause):
         misbehaving.replies[:] = [(kind, None)] * 2
         with pytest.raises(UserError, match=r"no answer within 0\.2 s \(request_seconds\)"):
             elsewhere(misbehaving, request_seconds=0.2, max_retries=1).answers([ASKED])
+
+
+def test_as_many_requests_as_asked_are_under_way_for_as_long_as_it_takes(misbehaving, monkeypatch):
+    count = 110
+    together = threading.Barrier(count, timeout=20)
+    reply = misbehaving.do_POST
+
+    def all_at_once(self):
+        together.wait()
+        reply(self)
+
+    monkeypatch.setattr(misbehaving, "do_POST", all_at_once)
+    engine = elsewhere(misbehaving, concurrency=count, request_seconds=float("inf"), max_retries=0)
+    assert [answer.text for answer in engine.answers([ASKED] * count)] == ["3"] * count
 
 
 def test_half_a_character_is_no_text_and_endless_json_no_answer(misbehaving, no_pause):
