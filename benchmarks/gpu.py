@@ -43,7 +43,7 @@ LARGE = {
     "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 16, "num_attention_heads": 12,
     "num_key_value_heads": 4, "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY = {"entries": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 WARM_UP = 3
 
 
@@ -70,6 +70,11 @@ def variants(gpu: bool) -> dict[str, dict[str, Any]]:
     if missing:
         print(f"gpu: not installed, and left out: {', '.join(missing)}", flush=True)
     return found
+
+
+def make_model(folder: Path, tiny: bool) -> Path:
+    """Made by the first variant there is time for."""
+    return model_folder(folder / "model", **(TINY if tiny else LARGE))
 
 
 def make_task(folder: Path, model: Path, variant: dict[str, Any], size: dict[str, Any], steps: int, dtype: str) -> Any:
@@ -236,16 +241,16 @@ def run(
         raise SystemExit(f"gpu: --only: no variant {', '.join(sorted(unknown))}; there are: {', '.join(order)}")
     order = [name for name in order if only is None or name in only]
     try:
-        model = model_folder(folder / "model", **(TINY if tiny else LARGE))
         for name in order:
             left = deadline - time.monotonic()
             if left <= 0:
                 results["left_out"].append(name)
                 print(f"gpu: {name}: left out, {minutes:g} minutes are over", flush=True)
             elif name.startswith("agreement"):
-                method = name.split()[1]
+                method, model = name.split()[1], make_model(folder, tiny)
                 results["cpu_agreement"][method] = compare_with_cpu(folder, model, method, size, left)
             else:
+                model = make_model(folder, tiny)
                 variant = chosen[name]
                 task = make_task(folder, model, variant, size, steps, "bfloat16")
                 seen = train(folder, name, variant, task, gpu, left)

@@ -20,12 +20,12 @@ from post_training.data.view import open_rows
 from post_training.plan import make_plan
 
 
-def model_folder(folder: Path, **architecture: Any) -> Path:
-    """A Llama of random weights (float32) with a tokenizer of real size; made once."""
+def model_folder(folder: Path, entries: int | None = None, **architecture: Any) -> Path:
+    """A Llama of random weights (float32) with a tokenizer of real size, or of so many entries; made once."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     if not (folder / "model.safetensors").is_file():
-        name = build_tokenizer(folder)
+        name = build_tokenizer(folder, entries)
         print(f"benchmarks: tokenizer {name}", flush=True)
         entries = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
         set_seed(0)

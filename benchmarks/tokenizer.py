@@ -8,6 +8,7 @@ tokenizer of 32k entries is trained on the Python library's own text, and says s
 
 import base64
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -17,18 +18,23 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 NAMED = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|im_start|>", 4: "<|im_end|>", 5: "<|endoftext|>"}
 
 
-def build_tokenizer(folder: Path) -> str:
-    """Write tokenizer.json, tokenizer_config.json and config.json once; returns what the vocabulary is."""
+def build_tokenizer(folder: Path, entries: int | None = None) -> str:
+    """Write tokenizer.json, tokenizer_config.json and config.json once; returns what the vocabulary is.
+
+    With `entries` a small one is trained in a moment: to see that a benchmark works, not how fast anything is.
+    """
     folder = Path(folder)
     name = folder / "name.txt"
     if name.is_file():
         return name.read_text()
     folder.mkdir(parents=True, exist_ok=True)
-    bundled = importlib.util.find_spec("mistral_common")
-    if bundled is not None and bundled.origin is not None:
+    bundled = None if entries else importlib.util.find_spec("mistral_common")
+    if entries:
+        tokenizer, what = trained(entries, texts=50), f"trained here, {entries:,} entries"
+    elif bundled is not None and bundled.origin is not None:
         tokenizer, what = tekken(Path(bundled.origin).parent / "data" / "tekken_240911.json"), "tekken, 131,072 entries"
     else:
-        tokenizer, what = trained(), "trained here, 32,000 entries (mistral-common is not installed)"
+        tokenizer, what = trained(32_000), "trained here, 32,000 entries (mistral-common is not installed)"
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -89,8 +95,8 @@ def as_characters(token: bytes) -> str:
     return "".join(_CHARACTERS[byte] for byte in token)
 
 
-def trained() -> Tokenizer:
-    """Byte-level BPE of the Python library's own text."""
+def trained(entries: int, texts: int | None = None) -> Tokenizer:
+    """Byte-level BPE of the Python library's own text, or of so many files of it."""
     from corpus import library_text
 
     tokenizer = Tokenizer(models.BPE())
@@ -99,9 +105,9 @@ def trained() -> Tokenizer:
     special = list(NAMED.values())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=32_000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=entries, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(library_text(), trainer)
+    tokenizer.train_from_iterator(itertools.islice(library_text(), texts), trainer)
     return tokenizer
 
 

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py from end to end at a tiny size: it must be right before there is a GPU to run it on."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,10 @@ def test_ours_and_a_plain_script_run_on_the_cpu(tmp_path):
     assert all(found["agrees"] for found in results["cpu_agreement"].values())
 
 
-def test_what_there_is_no_time_for_is_left_out(tmp_path):
-    command = [sys.executable, str(BENCHMARK), "--tiny", "--minutes", "0", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "dpo stored ours: left out, 0 minutes are over" in done.stdout
+def test_what_there_is_no_time_for_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    results = runpy.run_path(str(BENCHMARK))["run"](quick=True, minutes=0, output=tmp_path)
+    assert "dpo stored ours: left out, 0 minutes are over" in capsys.readouterr().out
     (path,) = tmp_path.glob("gpu-*.json")
-    results = json.loads(path.read_text())
+    assert json.loads(path.read_text()) == results
     assert results["variants"] == {} and len(results["left_out"]) == 7

@@ -61,8 +61,8 @@ def normalised(turn: Any, where: str) -> Message:
         has = f"{where} has no role (it has {', '.join(map(str, keys))[:80]})"
         raise InvalidRow("unknown_role", f"{where}: {role!r}" if role is not None else has)
     trained = _is_trained(rest, where)
-    if isinstance(content, dict) and (role == "tool" or "type" in content):
-        content = as_objects(content) if "type" in content else orjson.dumps(content, default=str).decode()
+    if isinstance(content, dict):
+        content = _of_object(content, role)
     if isinstance(content, list):
         content = _take_calls(content, rest, where)
     calls = _tool_calls(rest, where)
@@ -87,6 +87,14 @@ def normalised(turn: Any, where: str) -> Message:
         extra["train"] = False
     message: Any = {"role": role, "content": content, **rest, **extra, **({"tool_calls": calls} if calls else {})}
     return message  # type: ignore[no-any-return]
+
+
+def _of_object(content: dict[str, Any], role: str) -> Any:
+    """Content that is one block, an object of the lists of several, or what a tool gave, which becomes JSON text; else as it is."""
+    blocks = as_objects(content) if "type" in content else content
+    if isinstance(blocks, dict) and blocks.get("type") in ("text", "input_text", "output_text"):
+        return [blocks]
+    return orjson.dumps(blocks, default=str).decode() if isinstance(blocks, dict) and role == "tool" else blocks
 
 
 def _is_trained(turn: dict[str, Any], where: str) -> bool:

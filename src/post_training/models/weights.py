@@ -17,6 +17,8 @@ Tensors = dict[str, dict[str, Any]]
 """Name of a tensor -> its `dtype` as safetensors writes it, and its `shape`."""
 _ROOM_BYTES = 2 << 30
 """Beside the weights: CUDA's context, the cache and the logits of one long answer. Batches are halved where they need more."""
+_READ_AT_MOST_BYTES = 20 << 30
+"""A model of 10 billion parameters in 16 bits."""
 _AT_ONCE = 1 << 18
 _SPREAD = 0.9
 """Share of several GPUs' memory that layers fill, which are not cut."""
@@ -84,9 +86,14 @@ def unequal(folder: Path, tied: dict[str, str]) -> tuple[str, str] | None:
 
 
 def not_finite(folder: Path) -> str:
-    """The first stored tensor with an infinite number or NaN, and which; empty where there is none. Files are mapped into memory."""
+    """The first stored tensor with an infinite number or NaN; empty where there is none. Files are mapped into memory.
+
+    Those of large models would take minutes, and are not read: training compares its first loss with the model's own.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
+    if sum(path.stat().st_size for path in weight_files(folder)) > _READ_AT_MOST_BYTES:
+        return ""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy lets other threads run
         return next(filter(None, pool.map(_not_finite_of, weight_files(folder))), "")
 

@@ -1,8 +1,8 @@
 """Body of the rule `preflight_checks`: all checks that need no GPU, in seconds and on the CPU.
 
-Reads manifests, the mix's index, configurations and templates; no tokens; of weights only whether they are numbers. A failure ends the job with a line each, so
-that no GPU rule starts; `preflight.only_warn` turns one into a warning. The findings, also of a preflight that failed, are in
-`preflight.json` beside the manifest:
+Reads manifests, the mix's index, configurations and templates; no tokens; of weights, up to 20 GiB, only whether they are
+numbers. A failure ends the job with a line each, so that no GPU rule starts; `preflight.only_warn` turns one into a warning.
+The findings, also of a preflight that failed, are in `preflight.json` beside the manifest:
 
     {"verdict": "ok" | "warning" | "failure",
      "place": "local" | "slurm",
