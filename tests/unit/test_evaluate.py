@@ -216,7 +216,7 @@ def test_a_bad_line_of_the_prompts_is_named(tmp_path, line, expected):
 
 
 def test_a_file_of_prompts_must_be_there_and_hold_some(tmp_path):
-    with pytest.raises(UserError, match=r"evaluation.prompts: .*absent.jsonl: cannot be read"):
+    with pytest.raises(UserError, match=r"evaluation.prompts: .*absent.jsonl: no such file; give a JSON Lines file"):
         read_prompts(tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match="has no prompt; expected"):

@@ -267,7 +267,7 @@ def test_devices_of_an_allocation(subject_of):
     view["slurm"]["gpu_model"] = "a100-64"
     assert devices.on_slurm(view, ["gpu:8"]).memory_bytes == 64 * GIB
     view["slurm"]["gpu_model"] = "a100-63"
-    with pytest.raises(Exception, match=r"slurm\.gpu_model: found 'a100-63'\. Did you mean 'a100-64'"):
+    with pytest.raises(Exception, match=r"slurm\.gpu_model: found 'a100-63'\. Of the a100 there are a100-40, a100-64"):
         devices.on_slurm(view, [])
 
 
