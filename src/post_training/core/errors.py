@@ -28,7 +28,10 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A file or row that cannot be read or used. The message names both."""
+    """A file or row that cannot be read or used. The message names both; line breaks of what it shows of them are blanks in it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", message))
 
 
 def did_you_mean(word: str, offered: Iterable[str]) -> str:

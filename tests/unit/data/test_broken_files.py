@@ -272,6 +272,7 @@ BROKEN_FILES = {
     "latin1.csv": (CSV + "é,a\n".encode("latin-1"), {"undecodable_line": 1}),
     "quote.csv": (CSV + b'"q,a\n' + CSV, "check the quotes around it"),
     "names.csv": (b"question,question\nq,a\n", "two columns have one name (question, question); rename one"),
+    "lines.csv": (b'"a\n\nb","a\n\nb"\nq,a\n', "line 1: two columns have one name (a b, a b); rename one"),
     "nul.csv": (CSV + b"q\x00,a\n", {"nul_character": 1}),
     "crlf_bom.csv": (b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"), {}),
     "tabs.csv": (
