@@ -5,6 +5,7 @@ import pytest
 from tiny import view_of
 
 from post_training.config.batch import Topology, batch_plan
+from post_training.config.optimiser import SCHEDULERS
 from post_training.core.errors import ConfigError
 from post_training.training import arguments
 
@@ -58,6 +59,12 @@ def test_number_formats(template, tmp_path):
     assert arguments.load_dtype(sharded) == "bfloat16"  # DeepSpeed keeps that copy itself
     with pytest.raises(ConfigError, match=r"model\.dtype: float16 needs a GPU"):
         made(template, tmp_path, model__dtype="float16")
+
+
+def test_schedulers_are_those_of_transformers():
+    from transformers import SchedulerType
+
+    assert set(SCHEDULERS) == {kind.value for kind in SchedulerType}
 
 
 def test_liger_and_schedulers_are_checked_before_training(template, tmp_path):

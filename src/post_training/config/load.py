@@ -195,9 +195,9 @@ def _check_layer(layer: Tree, stages: dict[str, str]) -> None:
     """Raise ConfigError for unknown sections, and for list entries, whose errors have no path in OmegaConf."""
     offered = [*GLOBAL, *SHARED, *stages]
     for key, value in layer.items():
-        if key.partition(".")[0] in offered and "." in key:
-            section_of_it, _, rest = key.partition(".")
-            nested = f"dots are for --config set=...; in a file write {section_of_it}: {{{rest}: ...}}"
+        first, dot, rest = key.partition(".")
+        if dot and first in offered:
+            nested = f"dots are for --config set=...; in a file write {first}: {{{rest}: ...}}"
             raise ConfigError(key, f"unknown key; {nested}")
         if key not in offered:
             raise ConfigError(key, unknown_key(key, offered, key))

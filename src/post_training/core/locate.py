@@ -164,11 +164,11 @@ def _folder_files(folder: Path, path: str, key: str, split: str, split_key: str)
         return _saved_files(folder, key)
     found = [p for p in sorted(folder.iterdir()) if data_suffix(p) and not p.name.startswith(("cache-", "."))]
     found = [p for p in found if p.name not in _OF_DATASETS]
-    below = next(
-        (str(data_suffix(p)) for p in sorted(folder.rglob("[!.]*")) if p.parent != folder and data_suffix(p)), ".jsonl"
-    )
-    deeper = f"a glob such as {path}/**/*{below} looks deeper"
-    require(bool(found), key, f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); {deeper}")
+    if not found:
+        below = (p for p in sorted(folder.rglob("[!.]*")) if p.parent != folder)
+        suffix = next(filter(None, map(data_suffix, below)), ".jsonl")
+        deeper = f"a glob such as {path}/**/*{suffix} looks deeper"
+        raise ConfigError(key, f"{path}: a folder without data files ({', '.join(DATA_SUFFIXES)}); {deeper}")
     formats: dict[str, list[str]] = {}
     for name, suffix in ((p.name, str(data_suffix(p))) for p in found):
         formats.setdefault(name[: -len(suffix)], []).append(suffix)
@@ -236,14 +236,10 @@ def model_folder(path: str, key: str) -> Path | None:
     only_local = path.startswith(_ONLY_LOCAL) or path.count("/") > 1 or _SHELL.search(path)
     require(not only_local, key, missing_path(path, "no such folder"))
     revision = path.partition("@")[2]
-    of_revision = f"; the revision is a key of its own: {_beside(key, 'revision')}={revision}" if revision else ""
-    problem = f"{path!r}: neither a local folder nor a Hugging Face model id (org/name){of_revision}"
+    own_key = f"; the revision is a key of its own: {key.rpartition('.')[0]}.revision={revision}"
+    problem = f"{path!r}: neither a local folder nor a Hugging Face model id (org/name){own_key if revision else ''}"
     require(bool(_HUB_ID.fullmatch(path)), key, problem)
     return None
-
-
-def _beside(key: str, name: str) -> str:
-    return f"{key.rpartition('.')[0]}.{name}"
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from post_training.core.errors import closest
+from post_training.core.errors import brief, closest
 
 _HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/)?([\w.-]+/[\w.-]+)(?:/.*)?")
 
@@ -28,6 +28,12 @@ def missing_path(path: str, what: str = "no such file or folder") -> str:
         return f"{path}: {what}; there is no folder {gone}{_from_here(path)}"
     meant = closest(expanded.name, beside, 0.75)
     return f"{path}: {what}{_from_here(path)}" + (f". Did you mean {meant!r}?" if meant else "")
+
+
+def unreadable(path: str, error: Exception) -> str:
+    """The problem with a file that could not be read: what the library says of it, or that there is none."""
+    is_there = Path(path).expanduser().exists()
+    return f"{path}: cannot be read ({brief(error)})" if is_there else missing_path(path, "no such file")
 
 
 def hub_id_of(address: str) -> str | None:

@@ -50,7 +50,6 @@ REASONS = {
     "no_trained_token": "when tokenised: the template marks no token of this example",
 }
 
-_CHOOSE = "choose a transform that fits the source"
 REMEDIES = {
     "undecodable_line": "save the file as UTF-8, or fetch it again",
     "not_a_number": "write null for it",
@@ -59,10 +58,10 @@ REMEDIES = {
     "wrong_number_of_cells": "check the separator, the quotes, and that the first line names the columns",
     "not_json": "lists in CSV are JSON text; a file that Python's own notation is in is best written again as JSON Lines or Parquet",
     **dict.fromkeys(
-        ("wrong_type", "wrong_shape", "unknown_role", "not_a_transcript", "missing_column", "no_parent"), _CHOOSE
+        ("wrong_type", "wrong_shape", "not_a_transcript", "no_parent"), "choose a transform that fits the source"
     ),
 }
-"""Reason -> what to do where most rows have it; for others it is to look at the rows."""
+"""Reason -> what to do where most rows have it, where that needs no more than the reason; see `transform.py` for the others."""
 
 
 def table() -> str:

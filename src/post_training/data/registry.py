@@ -15,9 +15,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import ConfigError, brief, did_you_mean
+from post_training.core.errors import ConfigError, did_you_mean
 from post_training.core.fingerprint import write_atomically
-from post_training.core.paths import missing_path
+from post_training.core.paths import unreadable
 
 PACKAGE = Path(__file__).parents[1]
 TRANSFORMS = PACKAGE / "data" / "transforms"
@@ -156,8 +156,7 @@ def chat_template_text(name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"{name}: cannot be read ({brief(error)})" if path.exists() else missing_path(name, "no such file")
-        raise ConfigError("data.chat_template", problem) from None
+        raise ConfigError("data.chat_template", unreadable(name if own else str(path), error)) from None
     if not can_mask(text):
         raise ConfigError(
             "data.chat_template",

@@ -20,6 +20,7 @@ _BLOCKS: dict[str, tuple[str, dict[str, str]]] = {
     "functionResponse": ("tool_result", {"id": "tool_use_id", "name": "name", "response": "content"}),
 }
 
+_TRANSCRIPT = re.compile(r"\s*Human:(?s:.*)\n\s*Assistant:")
 _ASKED, _SPEAKER = "Assistant:", re.compile(r"(?:\A|\n\n)\s*(Human:|Assistant:)")
 _OF_ITEMS = ("type", "id", "status")
 """Keys of an item that say nothing of what was said."""
@@ -60,6 +61,11 @@ def of_transcript(text: str) -> list[dict[str, str]]:
         return []
     spoken = zip(parts[:-2:2], parts[1:-2:2], strict=True)
     return [{"role": "assistant" if name == _ASKED else "user", "content": said.strip()} for name, said in spoken]
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text is turns of a transcript, `Human: ... Assistant: ...`."""
+    return _TRANSCRIPT.match(text) is not None
 
 
 def item_kind(item: Any) -> str:

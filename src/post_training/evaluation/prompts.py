@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from post_training.core.errors import DataError, UserError, brief
+from post_training.core.errors import DataError, UserError
 from post_training.core.fingerprint import file_sha256
-from post_training.core.paths import missing_path
+from post_training.core.paths import unreadable
 
 PROMPTS = "prompts"
 """Their name among the datasets of `samples.jsonl`."""
@@ -24,10 +24,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        problem = (
-            f"{path}: cannot be read ({brief(error)})" if path.exists() else missing_path(str(path), "no such file")
-        )
-        raise DataError(f"evaluation.prompts: {problem}; give a JSON Lines file") from None
+        raise DataError(f"evaluation.prompts: {unreadable(str(path), error)}; give a JSON Lines file") from None
     found = [_prompt(line, f"{path}: row {row:,}") for row, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise DataError(f"evaluation.prompts: {path}: has no prompt; {_EXPECTED}, one a line")

@@ -92,10 +92,11 @@ def not_finite(folder: Path) -> str:
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    if sum(path.stat().st_size for path in weight_files(folder)) > _READ_AT_MOST_BYTES:
+    files = weight_files(folder)
+    if sum(path.stat().st_size for path in files) > _READ_AT_MOST_BYTES:
         return ""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy lets other threads run
-        return next(filter(None, pool.map(_not_finite_of, weight_files(folder))), "")
+        return next(filter(None, pool.map(_not_finite_of, files)), "")
 
 
 def _not_finite_of(path: Path) -> str:

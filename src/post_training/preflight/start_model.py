@@ -63,13 +63,9 @@ def _weights(folder: Path, trust_remote_code: bool) -> Check:
         remedy = f"write tie_word_embeddings: false into config.json, or take {apart[0]} out of the weights"
         return Check(name, value, "failure", remedy)
     if not said and (broken := not_finite(folder)):
-        value, remedy = (
-            f"{folder}: {broken} holds infinite numbers or NaN",
-            (
-                "nothing could be learned; copy the folder again, or name a copy whose weights are bfloat16 or float32: float16 ends at 65,504"
-            ),
-        )
-        return Check(name, value, "failure", remedy)
+        other = "name a copy whose weights are bfloat16 or float32: float16 ends at 65,504"
+        remedy = f"nothing could be learned; copy the folder again, or {other}"
+        return Check(name, f"{folder}: {broken} holds infinite numbers or NaN", "failure", remedy)
     if missing and set(missing) <= found["may_be_tied"]:
         remedy = f"write tie_word_embeddings: true into config.json if {missing[0]} is the embedding, or copy the folder again"
     return check(

@@ -18,7 +18,8 @@ from typing import Any
 from post_training import methods
 from post_training.config.batch import BatchPlan
 from post_training.config.deepspeed import deepspeed_config
-from post_training.core.errors import ConfigError, guess, one_of
+from post_training.config.optimiser import check_scheduler
+from post_training.core.errors import ConfigError, guess
 
 # Arguments of TRL that a key of ours decides.
 _OURS = {
@@ -67,6 +68,7 @@ def trainer_arguments(
         raise ConfigError("model.dtype", "float16 needs a GPU; use float32 or bfloat16 on the CPU")
     if training["use_liger_kernel"]:
         _check_liger(on_cpu)
+    check_scheduler(training["lr_scheduler_type"])
     backend = view["accelerate"]["dynamo_backend"].lower()
     shared = {
         "output_dir": str(directory / "checkpoints"),
@@ -77,7 +79,7 @@ def trainer_arguments(
         "learning_rate": training["learning_rate"],
         # A float in [0, 1) is a share of the steps; `warmup_ratio` is gone from Transformers 5.
         "warmup_steps": float(training["warmup_ratio"]),
-        "lr_scheduler_type": _scheduler(training["lr_scheduler_type"]),
+        "lr_scheduler_type": training["lr_scheduler_type"],
         "lr_scheduler_kwargs": scheduler_kwargs(training),
         "weight_decay": training["weight_decay"],
         "max_grad_norm": training["max_grad_norm"],
@@ -128,13 +130,6 @@ def _report_to(targets: list[str]) -> list[str]:
         problem = f"{target} is not installed; pip install {_PACKAGES.get(target, target)}, or take it out"
         raise ConfigError("logging.report_to", problem)
     return [target for target in targets if target != "none"] or ["none"]
-
-
-def _scheduler(name: str) -> str:
-    from transformers import SchedulerType
-
-    one_of(name, [kind.value for kind in SchedulerType], "training.lr_scheduler_type")
-    return name
 
 
 def scheduler_kwargs(training: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 A pair may have a `margin`, a number that says by how much it is better, which reward models are trained by.
 """
 
-import re
 from collections import Counter
 from typing import Any, NotRequired
 
@@ -23,13 +22,13 @@ from post_training.data.rows import (
 )
 from post_training.data.tokens.encode import Encoded, Ids, Lists, Mask, common_prefix, prompt_and_answer, sizes
 from post_training.data.tokens.engine import flat
+from post_training.data.vendor_forms import is_transcript
 
 KEY = "chosen"
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)])
 OPTIONAL = ("margin",)
 """The bits of a float32."""
-_TRANSCRIPT = re.compile(r"\s*Human:(?s:.*)\n\s*Assistant:")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -47,7 +46,7 @@ def validate(row: dict[str, Any], rules: Rules) -> Pair:
     row = without_repeats(row, ("chosen", "rejected"))
     asked = prompt(row)
     chosen, rejected = (answer(row, key, asked, rules) for key in ("chosen", "rejected"))
-    if all(len(turns) == 1 and _TRANSCRIPT.match(str(turns[0]["content"])) for turns in (chosen, rejected)):
+    if all(len(turns) == 1 and is_transcript(str(turns[0]["content"])) for turns in (chosen, rejected)):
         raise InvalidRow("no_shared_prefix", "both answers are transcripts, Human: ... Assistant: ...")
     if chosen == rejected:
         raise InvalidRow("identical_pair")
